@@ -1,0 +1,155 @@
+//! Answers at once with an error when the service inside is not ready, instead of letting requests wait.
+//!
+//! [`LoadShed`] is always ready. A request that comes while the inner service is not gets
+//! [`Overloaded`]; this keeps a queue from growing where the caller has something better to do.
+//!
+//! # Differences from tower
+//!
+//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit beneath
+//!   enqueues nobody, and a permit that is returned later goes to a request that is there.
+//! - The error is an enum, [`Error`], and not a box.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::{ServiceBuilder, ServiceExt, load_shed};
+//!
+//! # #[cfg(feature = "std")]
+//! # futures::executor::block_on(async {
+//! let service = ServiceBuilder::new()
+//!     .load_shed()
+//!     .concurrency_limit(1)
+//!     .service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n));
+//!
+//! let first = service.clone().ready_oneshot().await.unwrap(); // takes the one permit, and keeps it
+//! let error = service.clone().oneshot(2).await.unwrap_err();
+//! assert!(matches!(error, load_shed::Error::Overloaded(_)));
+//!
+//! drop(first);
+//! assert_eq!(service.oneshot(3).await.unwrap(), 3);
+//! # });
+//! ```
+
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::{Layer, Service, sync::attempt};
+
+/// A layer of [`LoadShed`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadShedLayer(());
+
+impl LoadShedLayer {
+    /// A layer that sheds what the inner service is not ready for.
+    pub const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl<S> Layer<S> for LoadShedLayer {
+    type Service = LoadShed<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        LoadShed::new(inner)
+    }
+}
+
+/// A service that is always ready, and sheds what the inner service is not ready for.
+///
+/// See the [module](self) for an example.
+#[derive(Debug)]
+pub struct LoadShed<S> {
+    inner: S,
+    is_ready: bool,
+}
+
+impl<S> LoadShed<S> {
+    /// Sheds what `inner` is not ready for.
+    pub const fn new(inner: S) -> Self {
+        Self {
+            inner,
+            is_ready: false,
+        }
+    }
+
+    accessors!(S);
+}
+
+// A clone was never polled ready, whatever its original was.
+impl<S: Clone> Clone for LoadShed<S> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone())
+    }
+}
+
+impl<S, Request> Service<Request> for LoadShed<S>
+where
+    S: Service<Request>,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error>;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.is_ready = match attempt(|cx| self.inner.poll_ready(cx)) {
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Service(error))),
+            polled => polled.is_ready(),
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let admitted = core::mem::take(&mut self.is_ready);
+        ResponseFuture {
+            inner: admitted.then(|| self.inner.call(request)),
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`LoadShed`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F> {
+        // `None`: shed.
+        #[pin]
+        inner: Option<F>,
+    }
+}
+
+impl<F, T, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match self.project().inner.as_pin_mut() {
+            Some(inner) => ready!(inner.poll(cx)).map_err(Error::Service),
+            None => Err(Error::Overloaded(Overloaded::new())),
+        })
+    }
+}
+
+/// How a [`LoadShed`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The inner service was not ready.
+    Overloaded(Overloaded),
+    /// The inner service failed.
+    Service(E),
+}
+
+flatten!(Error: Overloaded);
+
+leaf_error! {
+    /// A request was shed: the inner service was not ready for it.
+    Overloaded, "service overloaded"
+}
+
+/// The failures of this middleware, at the path where tower has them.
+pub mod error {
+    pub use super::Overloaded;
+}

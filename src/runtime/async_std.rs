@@ -1,0 +1,36 @@
+//! async-std: this crate's tree with [`AsyncStd`] as the runtime.
+//!
+//! `use campanile::async_std as tower;` makes tower's code compile on async-std.
+//!
+//! | what | runs a task | time |
+//! |---|---|---|
+//! | [`AsyncStd`] | [`async_std::task::spawn`], on its global executor | async-io, which async-std's own sleep uses |
+//!
+//! [`async_std::task::spawn`]: ::async_std::task::spawn
+
+use core::time::Duration;
+
+use ::async_std::task;
+
+pub use super::async_io::Sleep;
+use super::{async_io::async_io_timer, std_clock};
+use crate::{Executor, Instant, Timer};
+
+/// async-std's global executor, and async-io's timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AsyncStd;
+
+impl<F> Executor<F> for AsyncStd
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(task::spawn(future));
+    }
+}
+
+impl Timer for AsyncStd {
+    async_io_timer!();
+}
+
+mirror!(AsyncStd);

@@ -1,0 +1,171 @@
+//! Runtimes: the two traits that middleware asks for, and an adapter per runtime.
+//!
+//! [`Executor`] runs a task in the background; [`Timer`] tells the time and waits for it. A middleware
+//! asks for what it uses: a [`Buffer`](crate::buffer) for an executor, a [`Timeout`](crate::timeout)
+//! for a timer, most for neither.
+//!
+//! | runtime | feature | module | executors | timers |
+//! |---|---|---|---|---|
+//! | tokio | `tokio` | `campanile::tokio` | `Tokio`, `TokioLocal`, `Handle`, `LocalSet` | `Tokio`, `TokioLocal`, `Handle` |
+//! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
+//! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
+//! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
+//!
+//! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
+//! origin together.
+//!
+//! A runtime's module mirrors the tree of this crate with the runtime filled in, so that
+//! `use campanile::smol as tower;` makes code compile that was written for tower.
+//!
+//! # How to write an adapter
+//!
+//! Implement [`Executor`] and [`Timer`] for a type that is `Clone` and, if it can be had out of
+//! nothing, `Default`; then hand it to [`ServiceBuilder::with_runtime`] or to a middleware's
+//! `with_executor` and `with_timer`. This is the whole of it, for `futures`' thread pool and a timer
+//! of threads that sleep:
+//!
+//! ```
+//! use campanile::{Executor, Instant, ServiceBuilder, ServiceExt, Timer};
+//! use std::pin::Pin;
+//! use std::sync::{Arc, Mutex};
+//! use std::task::{Context, Poll, Waker};
+//! use std::time::Duration;
+//!
+//! #[derive(Clone, Copy, Debug, Default)]
+//! struct Threads;
+//!
+//! impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Threads {
+//!     fn execute(&self, future: F) {
+//!         std::thread::spawn(move || futures::executor::block_on(future));
+//!     }
+//! }
+//!
+//! /// The epoch: the first time that somebody asks.
+//! fn epoch() -> std::time::Instant {
+//!     static EPOCH: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+//!     *EPOCH.get_or_init(std::time::Instant::now)
+//! }
+//!
+//! /// Ready from `deadline` on; a thread sleeps until then and wakes the last task that asked.
+//! #[derive(Debug)]
+//! struct Sleep {
+//!     deadline: Instant,
+//!     waker: Option<Arc<Mutex<Waker>>>,
+//! }
+//!
+//! impl Future for Sleep {
+//!     type Output = ();
+//!     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+//!         let left = self.deadline.saturating_duration_since(Threads.now());
+//!         if left.is_zero() {
+//!             return Poll::Ready(());
+//!         }
+//!         match &self.waker {
+//!             Some(waker) => waker.lock().unwrap().clone_from(cx.waker()),
+//!             None => {
+//!                 let waker = Arc::new(Mutex::new(cx.waker().clone()));
+//!                 self.waker = Some(waker.clone());
+//!                 std::thread::spawn(move || {
+//!                     std::thread::sleep(left);
+//!                     let waker = waker.lock().unwrap().clone();
+//!                     waker.wake();
+//!                 });
+//!             }
+//!         }
+//!         Poll::Pending
+//!     }
+//! }
+//!
+//! impl Timer for Threads {
+//!     type Sleep = Sleep;
+//!     type Alarm = Sleep;
+//!     fn now(&self) -> Instant {
+//!         Instant::from_nanos(epoch().elapsed().as_nanos() as u64)
+//!     }
+//!     fn sleep_until(&self, deadline: Instant) -> Sleep {
+//!         Sleep { deadline, waker: None }
+//!     }
+//!     fn alarm_until(&self, deadline: Instant) -> Sleep {
+//!         self.sleep_until(deadline)
+//!     }
+//! }
+//!
+//! # #[cfg(feature = "std")]
+//! # futures::executor::block_on(async {
+//! let service = ServiceBuilder::with_runtime(Threads)
+//!     .buffer(16)
+//!     .timeout(Duration::from_millis(10))
+//!     .service_fn(|name: &'static str| async move {
+//!         Threads.sleep(Duration::from_secs(if name == "slow" { 3600 } else { 0 })).await;
+//!         Ok::<_, std::io::Error>(name.len())
+//!     });
+//!
+//! assert_eq!(service.clone().oneshot("hello").await.unwrap(), 5);
+//! assert_eq!(service.oneshot("slow").await.unwrap_err().to_string(), "request timed out");
+//! # });
+//! ```
+//!
+//! [`ServiceBuilder::with_runtime`]: crate::builder::ServiceBuilder::with_runtime
+
+mod executor;
+mod timer;
+
+#[macro_use]
+mod mirror;
+#[cfg(any(feature = "smol", feature = "async-std"))]
+mod async_io;
+#[cfg(feature = "async-std")]
+pub mod async_std;
+#[cfg(feature = "futures-timer")]
+pub mod futures_timer;
+#[cfg(feature = "smol")]
+pub mod smol;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+
+pub use executor::Executor;
+pub(crate) use timer::forward_timer;
+#[cfg(feature = "std")]
+pub(crate) use timer::std_clock;
+pub use timer::{Instant, Timer};
+
+/// No runtime: what the builder at the crate's root carries. It is neither an executor nor a timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoRuntime;
+
+/// An executor and a timer as one runtime.
+///
+/// ```
+/// # #[cfg(all(feature = "tokio", feature = "smol"))] {
+/// use campanile::{Runtime, ServiceBuilder, smol::Smol, tokio::Tokio};
+///
+/// // Tasks on tokio, time from async-io.
+/// let builder = ServiceBuilder::with_runtime(Runtime::new(Tokio, Smol));
+/// # let _ = builder;
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runtime<E, T> {
+    /// What runs tasks.
+    pub executor: E,
+    /// What tells the time.
+    pub timer: T,
+}
+
+impl<E, T> Runtime<E, T> {
+    /// Puts the two together.
+    pub const fn new(executor: E, timer: T) -> Self {
+        Self { executor, timer }
+    }
+}
+
+impl<E: Executor<F>, T, F> Executor<F> for Runtime<E, T> {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        self.executor.execute(future);
+    }
+}
+
+impl<E, T: Timer> Timer for Runtime<E, T> {
+    forward_timer!(self => &self.timer, T);
+}

@@ -1,0 +1,85 @@
+//! smol: this crate's tree with [`Smol`] as the runtime.
+//!
+//! `use campanile::smol as tower;` makes tower's code compile on smol.
+//!
+//! | what | runs a task | time |
+//! |---|---|---|
+//! | [`Smol`] | [`smol::spawn`], on smol's global executor | async-io |
+//! | [`smol::Executor`] | its `spawn` | async-io |
+//! | [`smol::LocalExecutor`] | its `spawn`; `!Send` tasks too | async-io |
+//!
+//! An executor is handed over as it is, or behind `&`, `Rc` or `Arc`:
+//!
+//! ```
+//! use campanile::{ServiceBuilder, ServiceExt};
+//! use std::{rc::Rc, time::Duration};
+//!
+//! let executor = Rc::new(smol::LocalExecutor::new());
+//! let greeting = Rc::new("hello"); // not `Send`
+//! let service = ServiceBuilder::with_runtime(executor.clone())
+//!     .buffer(16)
+//!     .timeout(Duration::from_secs(1))
+//!     .service_fn(move |name: String| {
+//!         let greeting = greeting.clone();
+//!         async move { Ok::<_, std::convert::Infallible>(format!("{greeting}, {name}")) }
+//!     });
+//! let answer = smol::block_on(executor.run(service.oneshot("smol".to_owned())));
+//! assert_eq!(answer.unwrap(), "hello, smol");
+//! ```
+//!
+//! [`smol::spawn`]: ::smol::spawn
+//! [`smol::Executor`]: ::smol::Executor
+//! [`smol::LocalExecutor`]: ::smol::LocalExecutor
+
+use core::time::Duration;
+
+use ::smol::{Executor as SmolExecutor, LocalExecutor};
+
+pub use super::async_io::Sleep;
+use super::{async_io::async_io_timer, std_clock};
+use crate::{Executor, Instant, Timer};
+
+/// smol's global executor, and async-io's timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Smol;
+
+impl<F> Executor<F> for Smol
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        ::smol::spawn(future).detach();
+    }
+}
+
+impl Timer for Smol {
+    async_io_timer!();
+}
+
+impl<'a, F> Executor<F> for SmolExecutor<'a>
+where
+    F: Future<Output = ()> + Send + 'a,
+{
+    fn execute(&self, future: F) {
+        self.spawn(future).detach();
+    }
+}
+
+impl Timer for SmolExecutor<'_> {
+    async_io_timer!();
+}
+
+impl<'a, F> Executor<F> for LocalExecutor<'a>
+where
+    F: Future<Output = ()> + 'a,
+{
+    fn execute(&self, future: F) {
+        self.spawn(future).detach();
+    }
+}
+
+impl Timer for LocalExecutor<'_> {
+    async_io_timer!();
+}
+
+mirror!(Smol);

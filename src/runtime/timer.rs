@@ -1,0 +1,203 @@
+use core::time::Duration;
+
+/// A moment: nanoseconds since an epoch that the timer chose.
+///
+/// Moments of one timer can be compared; those of two timers cannot. All arithmetic saturates: the
+/// last moment, 584 years after the epoch, stands for "never".
+///
+/// ```
+/// use campanile::Instant;
+/// use core::time::Duration;
+///
+/// let start = Instant::from_nanos(1_000);
+/// let later = start.saturating_add(Duration::from_micros(1));
+/// assert_eq!(later.saturating_duration_since(start), Duration::from_micros(1));
+/// assert_eq!(start.saturating_duration_since(later), Duration::ZERO);
+/// assert_eq!(start.saturating_add(Duration::MAX), Instant::MAX);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The last moment, which a timer never reaches.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// The moment `nanos` nanoseconds after the epoch.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the epoch.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `duration` later, at most [`Instant::MAX`].
+    #[must_use]
+    pub const fn saturating_add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(saturating_nanos(duration)))
+    }
+
+    /// The moment `duration` earlier, at least the epoch.
+    #[must_use]
+    pub const fn saturating_sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(saturating_nanos(duration)))
+    }
+
+    /// The time from `earlier` to this moment, or zero if `earlier` is the later one.
+    #[must_use]
+    pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// `duration` in nanoseconds, at most `u64::MAX` (584 years).
+pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
+    let nanos = duration.as_nanos();
+    if nanos > u64::MAX as u128 {
+        u64::MAX
+    } else {
+        nanos as u64
+    }
+}
+
+/// Tells the time and waits for it.
+///
+/// All time that middleware knows comes from its timer, `now` included, so a timer that is moved by
+/// hand moves the whole stack.
+///
+/// # Contract
+///
+/// - Making a timer, and asking it for `now`, works anywhere. A sleep may need the runtime's context;
+///   it may panic for want of it, at the caller's line, when it is made or first polled, not before.
+/// - A sleep or alarm whose deadline has passed is ready at its next poll. It may be late, never early:
+///   when it is ready, `now() >= deadline`.
+/// - A deadline beyond what the runtime can represent is one that never comes.
+/// - A sleep that is dropped leaves nothing behind.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no timer, and this middleware needs one",
+    label = "a timer is needed, and `{Self}` is not one",
+    note = "import the builder or the middleware from a runtime's module: `campanile::tokio::ServiceBuilder`, `campanile::smol::ServiceBuilder`, `campanile::async_std::ServiceBuilder`",
+    note = "or name a timer yourself: `ServiceBuilder::with_runtime(..)`, `TimeoutLayer::with_timer(..)`"
+)]
+pub trait Timer {
+    /// A wait inside a response future. It is pinned there, and making one does not allocate.
+    type Sleep: Future<Output = ()>;
+
+    /// A wait inside a service, polled from `poll_ready(&mut self)`.
+    type Alarm: Future<Output = ()> + Unpin;
+
+    /// The moment it is.
+    fn now(&self) -> Instant;
+
+    /// Waits until `deadline`.
+    fn sleep_until(&self, deadline: Instant) -> Self::Sleep;
+
+    /// Waits until `deadline`, movable.
+    fn alarm_until(&self, deadline: Instant) -> Self::Alarm;
+
+    /// Waits for `duration`. Zero is over at once; [`Duration::MAX`] never is.
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.sleep_until(self.now().saturating_add(duration))
+    }
+
+    /// Sets `alarm` to another deadline, in place where the runtime can.
+    fn reset(&self, alarm: &mut Self::Alarm, deadline: Instant) {
+        *alarm = self.alarm_until(deadline);
+    }
+}
+
+/// The methods of a [`Timer`] that hands everything on to `$inner`.
+macro_rules! forward_timer {
+    ($self:ident => $inner:expr, $timer:ty) => {
+        type Sleep = <$timer as $crate::Timer>::Sleep;
+        type Alarm = <$timer as $crate::Timer>::Alarm;
+
+        fn now(&$self) -> $crate::Instant {
+            $crate::Timer::now($inner)
+        }
+
+        #[track_caller]
+        fn sleep_until(&$self, deadline: $crate::Instant) -> Self::Sleep {
+            $crate::Timer::sleep_until($inner, deadline)
+        }
+
+        #[track_caller]
+        fn alarm_until(&$self, deadline: $crate::Instant) -> Self::Alarm {
+            $crate::Timer::alarm_until($inner, deadline)
+        }
+
+        #[track_caller]
+        fn sleep(&$self, duration: core::time::Duration) -> Self::Sleep {
+            $crate::Timer::sleep($inner, duration)
+        }
+
+        #[track_caller]
+        fn reset(&$self, alarm: &mut Self::Alarm, deadline: $crate::Instant) {
+            $crate::Timer::reset($inner, alarm, deadline);
+        }
+    };
+}
+pub(crate) use forward_timer;
+
+impl<T: Timer + ?Sized> Timer for &T {
+    forward_timer!(self => &**self, T);
+}
+
+#[cfg(feature = "alloc")]
+impl<T: Timer + ?Sized> Timer for alloc::rc::Rc<T> {
+    forward_timer!(self => &**self, T);
+}
+
+#[cfg(feature = "std")]
+impl<T: Timer + ?Sized> Timer for std::sync::Arc<T> {
+    forward_timer!(self => &**self, T);
+}
+
+/// Our moments as std's and back.
+#[cfg(feature = "std")]
+#[allow(dead_code, reason = "each adapter uses the half it needs")]
+pub(crate) mod std_clock {
+    use core::time::Duration;
+    use std::sync::OnceLock;
+
+    use super::Instant;
+
+    /// Where the epoch lies on our scale. tokio's paused clock can lie before the moment at which the
+    /// epoch was first asked for, so there have to be 146 years of room before it.
+    const EPOCH: Instant = Instant::from_nanos(1 << 62);
+
+    /// "Never", where the platform's clock cannot represent the deadline: a century.
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+    fn epoch() -> std::time::Instant {
+        static FIRST: OnceLock<std::time::Instant> = OnceLock::new();
+        *FIRST.get_or_init(std::time::Instant::now)
+    }
+
+    pub(crate) fn now() -> Instant {
+        from_std(std::time::Instant::now())
+    }
+
+    pub(crate) fn from_std(moment: std::time::Instant) -> Instant {
+        let epoch = epoch();
+        if moment >= epoch {
+            EPOCH.saturating_add(moment.duration_since(epoch))
+        } else {
+            EPOCH.saturating_sub(epoch.duration_since(moment))
+        }
+    }
+
+    pub(crate) fn to_std(moment: Instant) -> std::time::Instant {
+        let epoch = epoch();
+        let after = moment.saturating_duration_since(EPOCH);
+        let before = EPOCH.saturating_duration_since(moment);
+        epoch
+            .checked_add(after)
+            .or_else(|| epoch.checked_add(FAR))
+            .and_then(|moment| moment.checked_sub(before))
+            .unwrap_or(epoch)
+    }
+}

@@ -13,6 +13,8 @@ mod macros;
 
 mod sync;
 
+#[cfg(feature = "std")]
+pub mod buffer;
 pub mod error;
 pub mod filter;
 pub mod layer;

@@ -1,4 +1,18 @@
-//! Building blocks of the middleware: no allocator, no runtime, no unsafe code.
+//! Building blocks of the middleware: readiness that is only tried, a gate with a line, and on top of
+//! it the semaphore and the queue. No runtime, no unsafe code.
+//!
+//! The state machines know no lock: `gate` and `slab` are plain values, and `semaphore` and `queue` put
+//! a lock around them. What belongs to the user (wakers, requests, responses) is woken and dropped
+//! outside of it, always.
+
+#[cfg(feature = "std")]
+pub(crate) mod gate;
+#[cfg(feature = "std")]
+pub(crate) mod queue;
+#[cfg(feature = "std")]
+pub(crate) mod semaphore;
+#[cfg(feature = "std")]
+pub(crate) mod slab;
 
 use core::task::{Context, Waker};
 

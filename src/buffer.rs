@@ -1,0 +1,792 @@
+//! Lets many handles share one service, through a queue of bounded length and a worker.
+//!
+//! A [`Buffer`] is cheap to clone whatever the service inside is. Its [`Worker`], a task on an
+//! [`Executor`], owns the service: it takes requests out of the queue one at a time, waits until the
+//! service is ready, calls it, and hands the response's future back to the handle that asked. Responses
+//! are driven by those who wait for them, not by the worker.
+//!
+//! # Readiness
+//!
+//! By default `poll_ready` reserves room in the queue, as tower's does: a handle that was polled ready
+//! keeps its room until it calls or is dropped, and handles that idle in that state can keep the others
+//! waiting. After [`unreserved`](Buffer::unreserved) readiness reserves nothing, and a request waits for
+//! room in its response future instead.
+//!
+//! A handle that is called without having been polled ready waits for room in the response future, too.
+//!
+//! # Differences from tower
+//!
+//! - It runs on any executor.
+//! - The bound is exact: at most `bound` requests wait. tower's worker holds one more in its hand.
+//! - A request whose future is dropped leaves the queue at once, also while the service is not ready.
+//! - Failure, panic and closing are told apart: see [`Error`]. When the service fails, every handle
+//!   sees the error, also those with a reservation, and the service is dropped at once.
+//! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.
+//! - The worker gives way to other tasks after 32 requests.
+//! - A request allocates nothing. The queue's table grows with the number of requests that are under
+//!   way at once, and never shrinks.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::buffer::Buffer;
+//!
+//! // Not `Clone`, and one for all.
+//! struct Counter(u32);
+//!
+//! let mut counter = Counter(0);
+//! let service = campanile::service_fn(move |n: u32| {
+//!     counter.0 += n;
+//!     std::future::ready(Ok::<_, std::convert::Infallible>(counter.0))
+//! });
+//!
+//! let buffer = Buffer::new(service, 16);
+//! assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
+//! assert_eq!(buffer.oneshot(3).await.unwrap(), 5);
+//! # });
+//! ```
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::sync::gate::Place;
+use crate::sync::queue::{End, Queue, Work};
+use crate::sync::slab::Index;
+use crate::{Executor, Layer, NoRuntime, Service};
+
+/// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
+/// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
+const REQUESTS_PER_POLL: u32 = 32;
+
+/// A layer of [`Buffer`], whose workers run on an `X`.
+pub struct BufferLayer<Request, X> {
+    bound: usize,
+    unreserved: bool,
+    executor: X,
+    request: PhantomData<fn(Request)>,
+}
+
+impl<Request, X: Default> BufferLayer<Request, X> {
+    /// At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(bound: usize) -> Self {
+        Self::with_executor(bound, X::default())
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `bound` is 0.
+    pub fn try_new(bound: usize) -> Result<Self, InvalidBound> {
+        InvalidBound::check(bound)?;
+        Ok(Self::new(bound))
+    }
+}
+
+impl<Request, X> BufferLayer<Request, X> {
+    /// At most `bound` requests wait; workers run on `executor`.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub const fn with_executor(bound: usize, executor: X) -> Self {
+        InvalidBound::assert(bound);
+        Self {
+            bound,
+            unreserved: false,
+            executor,
+            request: PhantomData,
+        }
+    }
+
+    /// See [`Buffer::unreserved`].
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.unreserved = true;
+        self
+    }
+}
+
+impl<S, Request, X> Layer<S> for BufferLayer<Request, X>
+where
+    S: Service<Request>,
+    X: Executor<Worker<S, Request>>,
+{
+    type Service = Buffer<Request, S::Future, S::Error, X>;
+
+    #[track_caller]
+    fn layer(&self, service: S) -> Self::Service {
+        let mut buffer = Buffer::with_executor(service, self.bound, &self.executor);
+        buffer.unreserved = self.unreserved;
+        buffer
+    }
+}
+
+impl<Request, X: Clone> Clone for BufferLayer<Request, X> {
+    fn clone(&self) -> Self {
+        Self {
+            bound: self.bound,
+            unreserved: self.unreserved,
+            executor: self.executor.clone(),
+            request: PhantomData,
+        }
+    }
+}
+
+impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferLayer")
+            .field("bound", &self.bound)
+            .field("unreserved", &self.unreserved)
+            .field("executor", &self.executor)
+            .finish()
+    }
+}
+
+/// A handle to a service that a [`Worker`] owns.
+///
+/// `F` and `E` are the future and the error of that service. `X` is the executor that
+/// [`new`](Self::new) starts the worker on; a runtime's module has an alias that fills in `E` and `X`,
+/// such as `campanile::smol::buffer::Buffer<Request, F>`.
+///
+/// See the [module](self) for an example.
+pub struct Buffer<Request, F, E, X = NoRuntime> {
+    queue: Arc<Queue<Request, F, E>>,
+    place: Place,
+    unreserved: bool,
+    executor: PhantomData<fn(X)>,
+}
+
+impl<Request, F, E, X> Buffer<Request, F, E, X> {
+    /// Starts a worker for `service`. At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new<S>(service: S, bound: usize) -> Self
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>> + Default,
+    {
+        Self::with_executor(service, bound, &X::default())
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn try_new<S>(service: S, bound: usize) -> Result<Self, InvalidBound>
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>> + Default,
+    {
+        InvalidBound::check(bound)?;
+        Ok(Self::new(service, bound))
+    }
+
+    /// Starts a worker for `service` on `executor`. At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn with_executor<S>(service: S, bound: usize, executor: &X) -> Self
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>>,
+    {
+        let (buffer, worker) = Self::pair(service, bound);
+        executor.execute(worker);
+        buffer
+    }
+
+    /// A handle, and the worker for the caller to run. See also [`pair`](fn@pair).
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn pair<S>(service: S, bound: usize) -> (Self, Worker<S, Request>)
+    where
+        S: Service<Request, Future = F, Error = E>,
+    {
+        InvalidBound::assert(bound);
+        let queue = Arc::new(Queue::new(bound));
+        let buffer = Self {
+            queue: Arc::clone(&queue),
+            place: Place::Outside,
+            unreserved: false,
+            executor: PhantomData,
+        };
+        let worker = Worker {
+            service: Some(service),
+            closer: Closer {
+                queue,
+                in_poll: false,
+            },
+        };
+        (buffer, worker)
+    }
+
+    /// Reserves nothing when polled ready: a request waits for room in its response future.
+    ///
+    /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
+    /// queue, so that a `LoadShed` around it has nothing to go by.
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.queue.unreserve(&mut self.place);
+        self.unreserved = true;
+        self
+    }
+
+    /// Accepts no more requests, from any handle, and waits until the worker has served those that
+    /// were accepted and has dropped the service.
+    ///
+    /// The queue is closed when this is called, whether the future is polled or not. Reservations are
+    /// revoked. Responses still under way stay with those who wait for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing about the shutdown.
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use campanile::{ServiceExt, buffer, service_fn, smol::buffer::Buffer};
+    ///
+    /// let buffer = Buffer::new(service_fn(async |n: u32| Ok::<_, std::io::Error>(n)), 16);
+    /// let handle = buffer.clone();
+    /// buffer.shutdown().await;
+    /// assert!(matches!(handle.oneshot(1).await, Err(buffer::Error::Closed(_))));
+    /// # });
+    /// ```
+    pub fn shutdown(&self) -> Shutdown<Request, F, E> {
+        self.queue.shut_down();
+        Shutdown {
+            queue: Arc::clone(&self.queue),
+            place: Place::Outside,
+        }
+    }
+
+    /// Whether requests are no longer accepted.
+    pub fn is_closed(&self) -> bool {
+        self.queue.end().is_some()
+    }
+}
+
+/// A handle, and the worker for the caller to run: a [`Buffer`] that needs no executor.
+///
+/// # Panics
+///
+/// If `bound` is 0.
+///
+/// ```
+/// use campanile::{ServiceExt, buffer, service_fn};
+///
+/// let (buffer, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, std::io::Error>(n * 2)), 16);
+/// futures::executor::block_on(async {
+///     // The worker ends when the last handle is gone.
+///     let (answer, ()) = futures::join!(buffer.oneshot(21), worker);
+///     assert_eq!(answer.unwrap(), 42);
+/// });
+/// ```
+#[track_caller]
+pub fn pair<S, Request>(
+    service: S,
+    bound: usize,
+) -> (Buffer<Request, S::Future, S::Error>, Worker<S, Request>)
+where
+    S: Service<Request>,
+{
+    Buffer::pair(service, bound)
+}
+
+impl<Request, F, T, E, X> Service<Request> for Buffer<Request, F, E, X>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Response = T;
+    type Error = Error<E>;
+    type Future = ResponseFuture<Request, F, E>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.unreserved {
+            return Poll::Ready(self.queue.end().map_or(Ok(()), |end| Err(end.into())));
+        }
+        let room = ready!(self.queue.poll_reserve(&mut self.place, cx));
+        Poll::Ready(room.map_err(Error::from))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let mut admission = Admission {
+            queue: Arc::clone(&self.queue),
+            place: core::mem::take(&mut self.place),
+        };
+        let state = match admission.place {
+            Place::Inside => admission.send(request),
+            _ => State::Waiting {
+                request: Some(request),
+                admission,
+            },
+        };
+        ResponseFuture { state }
+    }
+}
+
+impl<Request, F, E, X> Clone for Buffer<Request, F, E, X> {
+    fn clone(&self) -> Self {
+        self.queue.add_handle();
+        Self {
+            queue: Arc::clone(&self.queue),
+            place: Place::Outside,
+            unreserved: self.unreserved,
+            executor: PhantomData,
+        }
+    }
+}
+
+impl<Request, F, E, X> Drop for Buffer<Request, F, E, X> {
+    fn drop(&mut self) {
+        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle();
+    }
+}
+
+impl<Request, F, E, X> fmt::Debug for Buffer<Request, F, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("is_closed", &self.is_closed())
+            .field("unreserved", &self.unreserved)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The task that owns the service of a [`Buffer`].
+///
+/// It ends when the last handle is gone or the buffer was [shut down](Buffer::shutdown), once it has
+/// served what was accepted; and when the service fails. Dropped before that, it closes the queue.
+#[must_use = "a buffer answers nothing unless its worker runs"]
+pub struct Worker<S: Service<Request>, Request> {
+    // `None` once it has ended: then the service is gone, and need not wait for the executor.
+    service: Option<S>,
+    closer: Closer<Request, S::Future, S::Error>,
+}
+
+impl<S: Service<Request>, Request> Future for Worker<S, Request> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        // A panic leaves this set, and the drop that follows finds it.
+        this.closer.in_poll = true;
+        let polled = this.work(cx);
+        this.closer.in_poll = false;
+        polled
+    }
+}
+
+impl<S: Service<Request>, Request> Worker<S, Request> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(service) = &mut self.service else {
+            return Poll::Ready(());
+        };
+        let queue = &self.closer.queue;
+        let mut end = End::Closed;
+        for _ in 0..REQUESTS_PER_POLL {
+            // A request stays in the queue until the service is ready for it, and can be cancelled
+            // there. The service is not asked before there is a request, since its readiness may
+            // reserve what others wait for.
+            match queue.poll_work(cx) {
+                Work::Waiting => match ready!(service.poll_ready(cx)) {
+                    Ok(()) => {
+                        if let Some(request) = queue.take() {
+                            queue.answer(service.call(request));
+                        }
+                        continue;
+                    }
+                    Err(error) => end = End::Failed(Arc::new(error)),
+                },
+                Work::None => return Poll::Pending,
+                Work::Ended => {}
+            }
+            // The service goes first: who learns of the end may rely on it.
+            self.service = None;
+            self.closer.queue.close(end);
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+// The service and its futures are moved and never pinned here.
+impl<S: Service<Request>, Request> Unpin for Worker<S, Request> {}
+
+impl<S, Request> fmt::Debug for Worker<S, Request>
+where
+    S: Service<Request> + fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Closes the queue when the worker goes, in whatever way it goes.
+struct Closer<Request, F, E> {
+    queue: Arc<Queue<Request, F, E>>,
+    in_poll: bool,
+}
+
+impl<Request, F, E> Drop for Closer<Request, F, E> {
+    fn drop(&mut self) {
+        self.queue.close(if self.in_poll {
+            End::Panicked
+        } else {
+            End::Closed
+        });
+    }
+}
+
+/// Waits until a buffer has drained: see [`Buffer::shutdown`].
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct Shutdown<Request, F, E> {
+    queue: Arc<Queue<Request, F, E>>,
+    place: Place,
+}
+
+impl<Request, F, E> Future for Shutdown<Request, F, E> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.queue.poll_end(&mut this.place, cx)
+    }
+}
+
+impl<Request, F, E> Drop for Shutdown<Request, F, E> {
+    fn drop(&mut self) {
+        self.queue.leave_end(&mut self.place);
+    }
+}
+
+impl<Request, F, E> fmt::Debug for Shutdown<Request, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shutdown").finish_non_exhaustive()
+    }
+}
+
+/// The future at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}
+
+pin_project! {
+    /// The response of a [`Buffer`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it takes its request out of the queue, or drops the response's future.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<Request, F, E> {
+        #[pin]
+        state: State<Request, F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<Request, F, E> {
+        // For room in the queue.
+        Waiting {
+            request: Option<Request>,
+            admission: Admission<Request, F, E>,
+        },
+        // For the worker.
+        Queued {
+            message: Message<Request, F, E>,
+        },
+        // For the response.
+        Called {
+            #[pin]
+            response: F,
+        },
+        // For nothing: the queue had ended.
+        Refused {
+            end: Option<End<E>>,
+        },
+    }
+}
+
+impl<Request, F, T, E> Future for ResponseFuture<Request, F, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Waiting { request, admission } => {
+                    let room = ready!(admission.queue.poll_reserve(&mut admission.place, cx));
+                    match (room, request.take()) {
+                        (Ok(()), Some(request)) => admission.send(request),
+                        (Ok(()), None) => State::Refused { end: None },
+                        (Err(end), _) => State::Refused { end: Some(end) },
+                    }
+                }
+                StateProj::Queued { message } => match ready!(message.poll_answer(cx)) {
+                    Ok(response) => State::Called { response },
+                    Err(end) => State::Refused { end: Some(end) },
+                },
+                StateProj::Called { response } => {
+                    return response.poll(cx).map_err(Error::Service);
+                }
+                StateProj::Refused { end } => {
+                    return Poll::Ready(Err(end.take().unwrap_or(End::Closed).into()));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+impl<Request, F, E> fmt::Debug for ResponseFuture<Request, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// Room in the queue, or a place in the line for it.
+struct Admission<Request, F, E> {
+    queue: Arc<Queue<Request, F, E>>,
+    place: Place,
+}
+
+impl<Request, F, E> Admission<Request, F, E> {
+    /// Fills the room that was reserved.
+    fn send(&mut self, request: Request) -> State<Request, F, E> {
+        match self.queue.send(request) {
+            Ok(index) => {
+                // It is the message's now.
+                self.place = Place::Outside;
+                State::Queued {
+                    message: Message {
+                        queue: Arc::clone(&self.queue),
+                        index: Some(index),
+                    },
+                }
+            }
+            Err((request, end)) => {
+                drop(request);
+                State::Refused { end: Some(end) }
+            }
+        }
+    }
+}
+
+impl<Request, F, E> Drop for Admission<Request, F, E> {
+    fn drop(&mut self) {
+        self.queue.unreserve(&mut self.place);
+    }
+}
+
+/// A request in the queue, with the worker, or answered.
+struct Message<Request, F, E> {
+    queue: Arc<Queue<Request, F, E>>,
+    // `None` once it was answered.
+    index: Option<Index>,
+}
+
+impl<Request, F, E> Message<Request, F, E> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<F, End<E>>> {
+        let Some(index) = self.index else {
+            return Poll::Ready(Err(End::Closed));
+        };
+        let answer = ready!(self.queue.poll_answer(index, cx));
+        self.index = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl<Request, F, E> Drop for Message<Request, F, E> {
+    fn drop(&mut self) {
+        if let Some(index) = self.index {
+            self.queue.abandon(index);
+        }
+    }
+}
+
+/// How a [`Buffer`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The buffer was shut down, or its executor dropped the worker.
+    Closed(Closed),
+    /// The service panicked, and is gone.
+    Panicked(Panicked),
+    /// The service failed when it was asked whether it is ready, and is gone. All handles see this.
+    Failed(ServiceError<E>),
+    /// The service answered this request with an error.
+    Service(E),
+}
+
+impl<E> Error<E> {
+    /// The error with which the service answered this request, if that is what this is.
+    pub fn into_service(self) -> Option<E> {
+        match self {
+            Self::Service(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<E> From<End<E>> for Error<E> {
+    fn from(end: End<E>) -> Self {
+        match end {
+            End::Closed => Self::Closed(Closed::new()),
+            End::Panicked => Self::Panicked(Panicked::new()),
+            End::Failed(error) => Self::Failed(ServiceError(error)),
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(error) => error.fmt(f),
+            Self::Panicked(error) => error.fmt(f),
+            Self::Failed(error) => error.fmt(f),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: crate::error::AsError> crate::error::AsError for Error<E> {
+    fn as_error(&self) -> &(dyn core::error::Error + 'static) {
+        match self {
+            Self::Closed(error) => error,
+            Self::Panicked(error) => error,
+            Self::Failed(error) => error.0.as_error(),
+            Self::Service(error) => error.as_error(),
+        }
+    }
+}
+
+impl<E> From<Error<E>> for crate::BoxError
+where
+    E: Into<crate::BoxError> + fmt::Debug + fmt::Display + Send + Sync + 'static,
+{
+    fn from(error: Error<E>) -> Self {
+        match error {
+            Error::Closed(error) => error.into(),
+            Error::Panicked(error) => error.into(),
+            Error::Failed(error) => error.into(),
+            Error::Service(error) => error.into(),
+        }
+    }
+}
+
+/// The failures of this middleware, at the path where tower has them.
+pub mod error {
+    pub use super::{Closed, Panicked, ServiceError};
+}
+
+leaf_error! {
+    /// The buffer accepts no requests any more: it was shut down, or its worker was dropped.
+    Closed, "buffer closed"
+}
+
+leaf_error! {
+    /// The service of a buffer panicked.
+    Panicked, "buffer's service panicked"
+}
+
+/// The error with which a buffer's service failed, shared by all handles.
+pub struct ServiceError<E>(Arc<E>);
+
+impl<E> ServiceError<E> {
+    /// The service's error.
+    pub fn get_ref(&self) -> &E {
+        &self.0
+    }
+}
+
+impl<E> Clone for ServiceError<E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<E: PartialEq> PartialEq for ServiceError<E> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl<E: Eq> Eq for ServiceError<E> {}
+
+impl<E: fmt::Debug> fmt::Debug for ServiceError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceError").field(&self.0).finish()
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for ServiceError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "buffer's service failed: {}", self.0)
+    }
+}
+
+// A typed `E` has no way to a `dyn Error` here, since the enums implement no `Error`; a boxed one
+// has, and it is the source.
+impl<E: fmt::Debug + fmt::Display + 'static> core::error::Error for ServiceError<E> {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        let error: &dyn core::any::Any = &*self.0;
+        let error = error.downcast_ref::<crate::BoxError>()?;
+        Some(&**error)
+    }
+}
+
+/// A bound of 0: no request could ever be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidBound(());
+
+impl InvalidBound {
+    const MESSAGE: &'static str = "a buffer's bound is 0, and must be at least 1";
+
+    const fn check(bound: usize) -> Result<(), Self> {
+        if bound == 0 { Err(Self(())) } else { Ok(()) }
+    }
+
+    #[track_caller]
+    const fn assert(bound: usize) {
+        assert!(bound != 0, "{}", Self::MESSAGE);
+    }
+}
+
+impl fmt::Display for InvalidBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::MESSAGE)
+    }
+}
+
+impl core::error::Error for InvalidBound {}

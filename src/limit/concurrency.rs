@@ -1,0 +1,593 @@
+//! Limits how many requests are under way at once.
+//!
+//! A request needs a permit, which it has until its response is ready. Permits come from a
+//! [`Semaphore`] that is a service's own ([`ConcurrencyLimitLayer`]), that all services of a layer share
+//! ([`GlobalConcurrencyLimitLayer`]), or that the user brings ([`ConcurrencyLimit::with_semaphore`]); with the
+//! feature `async-lock` it can be an `Arc<async_lock::Semaphore>` that the rest of an application uses too.
+//!
+//! # Readiness
+//!
+//! By default `poll_ready` takes the permit, as tower's does: a handle that was polled ready keeps its
+//! permit until it calls or is dropped, and handles that idle in that state can keep the others
+//! waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
+//! future waits for its permit before it begins. A handle that is called without having been polled
+//! ready does the same.
+//!
+//! # Differences from tower
+//!
+//! - The permit is free as soon as the response is ready, and not when its future is dropped.
+//! - A response can take the permit along, for as long as its body goes on:
+//!   [`with_permit`](ConcurrencyLimit::with_permit).
+//! - Readiness that is only tried, as by [`LoadShed`](crate::load_shed), leaves no one in the line.
+//! - A call without readiness waits, and does not panic.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::{ServiceBuilder, ServiceExt};
+//!
+//! # futures::executor::block_on(async {
+//! let service = ServiceBuilder::new()
+//!     .concurrency_limit(2)
+//!     .service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n + 1));
+//!
+//! assert_eq!(service.oneshot(1).await.unwrap(), 2);
+//! # });
+//! ```
+
+#[cfg(feature = "async-lock")]
+use alloc::{boxed::Box, sync::Arc};
+use core::fmt;
+use core::mem::replace;
+use core::ops::{Deref, DerefMut};
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+pub use crate::sync::semaphore::{Permit, Semaphore};
+use crate::{Layer, Service};
+
+/// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct ConcurrencyLimitLayer {
+    max: usize,
+    unreserved: bool,
+}
+
+impl ConcurrencyLimitLayer {
+    /// At most `max` requests of a service are under way at once.
+    ///
+    /// # Panics
+    ///
+    /// If `max` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub const fn new(max: usize) -> Self {
+        InvalidLimit::assert(max);
+        Self {
+            max,
+            unreserved: false,
+        }
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `max` is 0.
+    pub const fn try_new(max: usize) -> Result<Self, InvalidLimit> {
+        if max == 0 {
+            return Err(InvalidLimit(()));
+        }
+        Ok(Self::new(max))
+    }
+
+    /// See [`ConcurrencyLimit::unreserved`].
+    #[must_use]
+    pub const fn unreserved(mut self) -> Self {
+        self.unreserved = true;
+        self
+    }
+}
+
+impl<S> Layer<S> for ConcurrencyLimitLayer {
+    type Service = ConcurrencyLimit<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let mut service = ConcurrencyLimit::new(inner, self.max);
+        service.unreserved = self.unreserved;
+        service
+    }
+}
+
+/// A layer of [`ConcurrencyLimit`]; all services it makes share their permits.
+#[derive(Clone, Debug)]
+pub struct GlobalConcurrencyLimitLayer<M = Semaphore> {
+    semaphore: M,
+    unreserved: bool,
+}
+
+impl GlobalConcurrencyLimitLayer {
+    /// At most `max` requests of all services of this layer are under way at once.
+    ///
+    /// # Panics
+    ///
+    /// If `max` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(max: usize) -> Self {
+        Self::with_semaphore(Semaphore::new(max))
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `max` is 0.
+    pub fn try_new(max: usize) -> Result<Self, InvalidLimit> {
+        Semaphore::try_new(max).map(Self::with_semaphore)
+    }
+}
+
+impl<M: Permits> GlobalConcurrencyLimitLayer<M> {
+    /// The permits are those of `semaphore`.
+    pub const fn with_semaphore(semaphore: M) -> Self {
+        Self {
+            semaphore,
+            unreserved: false,
+        }
+    }
+
+    /// See [`ConcurrencyLimit::unreserved`].
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.unreserved = true;
+        self
+    }
+}
+
+impl<S, M: Permits> Layer<S> for GlobalConcurrencyLimitLayer<M> {
+    type Service = ConcurrencyLimit<S, M::Claim>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let mut service = ConcurrencyLimit::with_semaphore(inner, self.semaphore.clone());
+        service.unreserved = self.unreserved;
+        service
+    }
+}
+
+/// A service of which a limited number of requests are under way at once.
+///
+/// Clones share the permits. See the [module](self) for an example.
+#[derive(Debug)]
+pub struct ConcurrencyLimit<S, C = Permit> {
+    inner: S,
+    claim: C,
+    unreserved: bool,
+}
+
+impl<S> ConcurrencyLimit<S> {
+    /// At most `max` requests are under way at once.
+    ///
+    /// # Panics
+    ///
+    /// If `max` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(inner: S, max: usize) -> Self {
+        Self::with_semaphore(inner, Semaphore::new(max))
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `max` is 0.
+    pub fn try_new(inner: S, max: usize) -> Result<Self, InvalidLimit> {
+        Ok(Self::with_semaphore(inner, Semaphore::try_new(max)?))
+    }
+}
+
+impl<S, C: Claim> ConcurrencyLimit<S, C> {
+    /// The permits are those of `semaphore`, which others may use too.
+    ///
+    /// ```
+    /// use campanile::limit::ConcurrencyLimit;
+    /// use campanile::limit::concurrency::Semaphore;
+    ///
+    /// let semaphore = Semaphore::new(10);
+    /// let reads = ConcurrencyLimit::with_semaphore("reads", semaphore.clone());
+    /// let writes = ConcurrencyLimit::with_semaphore("writes", semaphore);
+    /// # let _ = (reads, writes);
+    /// ```
+    pub fn with_semaphore<M: Permits<Claim = C>>(inner: S, semaphore: M) -> Self {
+        Self {
+            inner,
+            claim: semaphore.claim(),
+            unreserved: false,
+        }
+    }
+
+    /// Takes no permit when polled ready: the response future waits for one before it begins.
+    ///
+    /// Handles that idle then starve nobody; but the limit itself is always ready, so that a `LoadShed`
+    /// around it has nothing to go by.
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.claim.release();
+        self.unreserved = true;
+        self
+    }
+
+    /// Gives the permit along with the response, instead of releasing it when the response is ready:
+    /// for a response that goes on, such as a body that is streamed.
+    ///
+    /// ```
+    /// use campanile::{ServiceExt, limit::ConcurrencyLimit, service_fn};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let inner = service_fn(async |_: ()| Ok::<_, std::convert::Infallible>("a long body"));
+    /// let service = ConcurrencyLimit::new(inner, 1).with_permit();
+    ///
+    /// let response = service.oneshot(()).await.unwrap();
+    /// let (body, permit) = response.into_parts();
+    /// assert_eq!(body, "a long body");
+    /// drop(permit); // now the next request may begin
+    /// # });
+    /// ```
+    pub fn with_permit(self) -> WithPermit<S, C> {
+        WithPermit { limit: self }
+    }
+
+    accessors!(S);
+
+    fn poll_claim(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unreserved {
+            return Poll::Ready(());
+        }
+        self.claim.poll_acquire(cx)
+    }
+
+    fn poll_inner_ready<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        ready!(self.poll_claim(cx));
+        let polled = self.inner.poll_ready(cx);
+        // Who only tried does not come back for the permit.
+        if polled.is_pending() && crate::sync::is_attempt(cx) {
+            self.claim.release();
+        }
+        polled
+    }
+
+    fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
+    where
+        S: Service<Request>,
+    {
+        let next = self.claim.another();
+        // Out of the service first: if the call panics, the permit goes with this claim.
+        let claim = replace(&mut self.claim, next);
+        Limited {
+            inner: self.inner.call(request),
+            claim,
+        }
+    }
+}
+
+impl<S, Request, C> Service<Request> for ConcurrencyLimit<S, C>
+where
+    S: Service<Request>,
+    C: Claim,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.poll_inner_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        ResponseFuture {
+            limited: self.start(request),
+        }
+    }
+}
+
+// A clone has no permit and no place in the line, whatever its original has.
+impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            claim: self.claim.another(),
+            unreserved: self.unreserved,
+        }
+    }
+}
+
+/// A [`ConcurrencyLimit`] that gives the permit along with the response:
+/// see [`with_permit`](ConcurrencyLimit::with_permit).
+#[derive(Clone, Debug)]
+pub struct WithPermit<S, C: Claim = Permit> {
+    limit: ConcurrencyLimit<S, C>,
+}
+
+impl<S, Request, C> Service<Request> for WithPermit<S, C>
+where
+    S: Service<Request>,
+    C: Claim,
+{
+    type Response = Permitted<S::Response, C>;
+    type Error = S::Error;
+    type Future = PermittedFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.limit.poll_inner_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        PermittedFuture {
+            limited: self.limit.start(request),
+        }
+    }
+}
+
+/// A response, and the permit under which it goes on. Dropping it releases the permit.
+#[derive(Debug)]
+pub struct Permitted<T, C = Permit> {
+    response: T,
+    permit: C,
+}
+
+impl<T, C> Permitted<T, C> {
+    /// The response, and what releases the permit when it is dropped.
+    pub fn into_parts(self) -> (T, C) {
+        (self.response, self.permit)
+    }
+}
+
+impl<T, C> Deref for Permitted<T, C> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.response
+    }
+}
+
+impl<T, C> DerefMut for Permitted<T, C> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.response
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    struct Limited<F, C> {
+        #[pin]
+        inner: F,
+        claim: C,
+    }
+}
+
+impl<F: Future, C: Claim> Limited<F, C> {
+    /// Waits for the permit first, where it was not had at the call.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        ready!(this.claim.poll_acquire(cx));
+        this.inner.poll(cx)
+    }
+}
+
+pin_project! {
+    /// The response of a [`ConcurrencyLimit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it gives up its permit or its place in the line.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F, C = Permit> {
+        #[pin]
+        limited: Limited<F, C>,
+    }
+}
+
+impl<F: Future, C: Claim> Future for ResponseFuture<F, C> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut limited = self.project().limited;
+        let output = ready!(limited.as_mut().poll(cx));
+        limited.project().claim.release();
+        Poll::Ready(output)
+    }
+}
+
+pin_project! {
+    /// The response of a [`WithPermit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it gives up its permit or its place in the line.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct PermittedFuture<F, C = Permit> {
+        #[pin]
+        limited: Limited<F, C>,
+    }
+}
+
+impl<F, C, T, E> Future for PermittedFuture<F, C>
+where
+    F: Future<Output = Result<T, E>>,
+    C: Claim,
+{
+    type Output = Result<Permitted<T, C>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut limited = self.project().limited;
+        let output = ready!(limited.as_mut().poll(cx));
+        let claim = limited.project().claim;
+        let next = claim.another();
+        let permit = replace(claim, next);
+        Poll::Ready(output.map(|response| Permitted { response, permit }))
+    }
+}
+
+/// The future at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}
+
+/// Where permits come from: a [`Semaphore`], or an `Arc<async_lock::Semaphore>` with the feature `async-lock`.
+pub trait Permits: Clone {
+    /// How a service lays claim to one of them.
+    type Claim: Claim;
+
+    /// A claim that has nothing yet.
+    fn claim(&self) -> Self::Claim;
+}
+
+/// A claim to a permit: nothing yet, a place in line, or the permit. Dropping it gives it up.
+pub trait Claim: Sized {
+    /// A claim to another permit of the same origin, with nothing yet.
+    #[must_use]
+    fn another(&self) -> Self;
+
+    /// Takes the permit, or a place in line; ready when the permit is had.
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Gives up what is had.
+    fn release(&mut self);
+}
+
+impl Semaphore {
+    /// A semaphore of `permits` permits.
+    ///
+    /// # Panics
+    ///
+    /// If `permits` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(permits: usize) -> Self {
+        InvalidLimit::assert(permits);
+        Self::with_permits(permits)
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `permits` is 0.
+    pub fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
+        if permits == 0 {
+            return Err(InvalidLimit(()));
+        }
+        Ok(Self::with_permits(permits))
+    }
+}
+
+impl Permits for Semaphore {
+    type Claim = Permit;
+
+    fn claim(&self) -> Permit {
+        Permit::new(self.clone())
+    }
+}
+
+impl Claim for Permit {
+    fn another(&self) -> Self {
+        Self::new(self.semaphore().clone())
+    }
+
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Self::poll_acquire(self, cx)
+    }
+
+    fn release(&mut self) {
+        Self::release(self);
+    }
+}
+
+#[cfg(feature = "async-lock")]
+impl Permits for Arc<async_lock::Semaphore> {
+    type Claim = AsyncLockPermit;
+
+    fn claim(&self) -> AsyncLockPermit {
+        AsyncLockPermit {
+            semaphore: Arc::clone(self),
+            state: AsyncLockState::Idle,
+        }
+    }
+}
+
+/// A claim to a permit of an `async_lock::Semaphore`. Waiting for one allocates; taking one does not.
+#[cfg(feature = "async-lock")]
+pub struct AsyncLockPermit {
+    semaphore: Arc<async_lock::Semaphore>,
+    state: AsyncLockState,
+}
+
+#[cfg(feature = "async-lock")]
+enum AsyncLockState {
+    Idle,
+    Waiting(Pin<Box<async_lock::futures::AcquireArc>>),
+    Held(#[expect(dead_code, reason = "held to be dropped")] async_lock::SemaphoreGuardArc),
+}
+
+#[cfg(feature = "async-lock")]
+impl Claim for AsyncLockPermit {
+    fn another(&self) -> Self {
+        self.semaphore.claim()
+    }
+
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let AsyncLockState::Idle = self.state {
+            match self.semaphore.try_acquire_arc() {
+                Some(guard) => self.state = AsyncLockState::Held(guard),
+                None if crate::sync::is_attempt(cx) => return Poll::Pending,
+                None => {
+                    let acquire = self.semaphore.acquire_arc();
+                    self.state = AsyncLockState::Waiting(Box::pin(acquire));
+                }
+            }
+        }
+        if let AsyncLockState::Waiting(acquire) = &mut self.state {
+            let guard = ready!(acquire.as_mut().poll(cx));
+            self.state = AsyncLockState::Held(guard);
+        }
+        Poll::Ready(())
+    }
+
+    fn release(&mut self) {
+        self.state = AsyncLockState::Idle;
+    }
+}
+
+#[cfg(feature = "async-lock")]
+impl fmt::Debug for AsyncLockPermit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncLockPermit")
+            .field("held", &matches!(self.state, AsyncLockState::Held(_)))
+            .finish_non_exhaustive()
+    }
+}
+
+/// A limit of 0: no request could ever begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidLimit(());
+
+impl InvalidLimit {
+    const MESSAGE: &'static str = "a concurrency limit is 0, and must be at least 1";
+
+    #[track_caller]
+    const fn assert(max: usize) {
+        assert!(max != 0, "{}", Self::MESSAGE);
+    }
+}
+
+impl fmt::Display for InvalidLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::MESSAGE)
+    }
+}
+
+impl core::error::Error for InvalidLimit {}

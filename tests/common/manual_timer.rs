@@ -1,0 +1,140 @@
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use campanile::{Instant, Timer};
+
+/// A clock that stands still until it is moved. Clones show the same time; two that were made apart
+/// have nothing to do with each other.
+///
+/// Its time does not start at zero, so that a subtraction that should not saturate does not.
+#[derive(Clone, Debug, Default)]
+pub struct ManualTimer(Arc<Mutex<Clock>>);
+
+#[derive(Debug)]
+struct Clock {
+    now: Instant,
+    next_id: u64,
+    /// By deadline, then in the order in which they were made.
+    armed: BTreeMap<(Instant, u64), Waker>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            now: Instant::from_nanos(1_000_000_000_000),
+            next_id: 0,
+            armed: BTreeMap::new(),
+        }
+    }
+}
+
+impl ManualTimer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves time on, and wakes what is due, in the order of the deadlines.
+    pub fn advance(&self, duration: Duration) {
+        let now = self.now().saturating_add(duration);
+        self.advance_to(now);
+    }
+
+    /// Moves time to the next deadline that somebody waits for. `false` if nobody waits.
+    pub fn advance_to_next(&self) -> bool {
+        let next = self.0.lock().unwrap().armed.keys().next().copied();
+        if let Some((deadline, _)) = next {
+            self.advance_to(deadline);
+        }
+        next.is_some()
+    }
+
+    fn advance_to(&self, moment: Instant) {
+        let due = {
+            let mut clock = self.0.lock().unwrap();
+            clock.now = clock.now.max(moment);
+            let later = clock.armed.split_off(&(moment, u64::MAX));
+            std::mem::replace(&mut clock.armed, later)
+        };
+        due.into_values().for_each(Waker::wake);
+    }
+
+    /// How many sleeps and alarms wait: polled, neither due nor dropped.
+    pub fn armed(&self) -> usize {
+        self.0.lock().unwrap().armed.len()
+    }
+
+    /// How many sleeps and alarms were made, ever.
+    pub fn made(&self) -> u64 {
+        self.0.lock().unwrap().next_id
+    }
+
+    /// The earliest deadline that somebody waits for.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let clock = self.0.lock().unwrap();
+        clock.armed.keys().next().map(|(deadline, _)| *deadline)
+    }
+}
+
+impl Timer for ManualTimer {
+    type Sleep = ManualSleep;
+    type Alarm = ManualSleep;
+
+    fn now(&self) -> Instant {
+        self.0.lock().unwrap().now
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> ManualSleep {
+        let id = {
+            let mut clock = self.0.lock().unwrap();
+            clock.next_id += 1;
+            clock.next_id
+        };
+        ManualSleep {
+            timer: self.clone(),
+            key: (deadline, id),
+        }
+    }
+
+    fn alarm_until(&self, deadline: Instant) -> ManualSleep {
+        self.sleep_until(deadline)
+    }
+}
+
+/// A wait on a [`ManualTimer`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct ManualSleep {
+    timer: ManualTimer,
+    key: (Instant, u64),
+}
+
+impl Future for ManualSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut clock = self.timer.0.lock().unwrap();
+        let (deadline, _) = self.key;
+        // The last moment is "never", even when the clock stands there.
+        let replaced = if clock.now >= deadline && deadline != Instant::MAX {
+            let armed = clock.armed.remove(&self.key);
+            drop(clock);
+            drop(armed);
+            return Poll::Ready(());
+        } else {
+            clock.armed.insert(self.key, cx.waker().clone())
+        };
+        drop(clock);
+        drop(replaced);
+        Poll::Pending
+    }
+}
+
+impl Drop for ManualSleep {
+    fn drop(&mut self) {
+        let armed = self.timer.0.lock().unwrap().armed.remove(&self.key);
+        drop(armed);
+    }
+}

@@ -1,0 +1,48 @@
+//! What the integration tests share: time that is moved by hand, futures polled by hand, a mock service,
+//! and scenarios that are written once and run on every runtime.
+//!
+//! A scenario is a generic function, and a test file mounts its scenarios in one place:
+//!
+//! ```ignore
+//! mod common;
+//! use common::{Host, On, mock, on_every_runtime};
+//!
+//! async fn a_request_reaches_the_service<H: Host>(rt: On<H>) {
+//!     let (service, mut handle) = mock::<u32, u32>();
+//!     let mut buffer = Buffer::with_executor(service, 1, rt.clone());
+//!     rt.advance(Duration::from_secs(1)).await;
+//! }
+//!
+//! on_every_runtime! { a_request_reaches_the_service }
+//! ```
+//!
+//! The macro makes one module per runtime and one `#[test]` per scenario in each, such as
+//! `smol::a_request_reaches_the_service`. A scenario that hangs fails after [`HANG`].
+
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    unreachable_pub,
+    reason = "every test file compiles this module for itself, and uses what it needs of it"
+)]
+// The tests have std, whatever the crate has.
+#![allow(clippy::std_instead_of_core, clippy::std_instead_of_alloc)]
+
+mod manual_timer;
+mod mock;
+mod scenario;
+mod task;
+
+pub use manual_timer::{ManualSleep, ManualTimer};
+pub use mock::{Failure, Handle, Mock, MockFuture, Responder, mock};
+#[cfg(feature = "async-std")]
+pub use scenario::AsyncStdGlobal;
+#[cfg(feature = "smol")]
+pub use scenario::SmolGlobal;
+pub use scenario::{HANG, Host, On, Threads, run};
+
+#[cfg(feature = "tokio")]
+pub use scenario::{TokioCurrentThread, TokioMultiThread, TokioPaused};
+pub(crate) use scenario::{mount, on_every_runtime};
+pub use task::{Task, WakeCount, ready, spawn, until, yield_now};

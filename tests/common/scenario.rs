@@ -1,0 +1,287 @@
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use campanile::{Executor, Instant, Timer};
+
+use super::{ManualTimer, yield_now};
+
+/// A scenario that takes longer than this hangs: a lost wake-up, most likely. No scenario waits in
+/// real time, so the slowest machine is far below it.
+pub const HANG: Duration = Duration::from_secs(60);
+
+/// A runtime that scenarios are mounted on.
+pub trait Host: Clone + Send + Sync + 'static {
+    /// Its time: virtual where the runtime has that, by hand elsewhere.
+    type Time: Timer<Sleep: Send, Alarm: Send>
+        + Clone
+        + Default
+        + fmt::Debug
+        + Send
+        + Sync
+        + 'static;
+
+    /// Runs `future` to its end on a new runtime.
+    fn block_on<T>(future: impl Future<Output = T>) -> T;
+
+    /// Starts a task, by the adapter.
+    fn execute<F: Future<Output = ()> + Send + 'static>(future: F);
+
+    /// Moves the time of the runtime on.
+    fn advance(time: &Self::Time, duration: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// What a scenario gets: an executor for anything that is `Send`, and a timer.
+pub struct On<H: Host> {
+    time: H::Time,
+    host: PhantomData<fn() -> H>,
+}
+
+impl<H: Host> On<H> {
+    /// Moves time on, and yields.
+    pub async fn advance(&self, duration: Duration) {
+        H::advance(&self.time, duration).await;
+        yield_now().await;
+    }
+
+    /// The timer alone.
+    pub fn time(&self) -> &H::Time {
+        &self.time
+    }
+}
+
+impl<H: Host> Clone for On<H> {
+    fn clone(&self) -> Self {
+        Self {
+            time: self.time.clone(),
+            host: PhantomData,
+        }
+    }
+}
+
+impl<H: Host> Default for On<H> {
+    fn default() -> Self {
+        Self {
+            time: H::Time::default(),
+            host: PhantomData,
+        }
+    }
+}
+
+impl<H: Host> fmt::Debug for On<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("On").field("time", &self.time).finish()
+    }
+}
+
+impl<H: Host, F: Future<Output = ()> + Send + 'static> Executor<F> for On<H> {
+    fn execute(&self, future: F) {
+        H::execute(future);
+    }
+}
+
+impl<H: Host> Timer for On<H> {
+    type Sleep = <H::Time as Timer>::Sleep;
+    type Alarm = <H::Time as Timer>::Alarm;
+
+    fn now(&self) -> Instant {
+        self.time.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Self::Sleep {
+        self.time.sleep_until(deadline)
+    }
+
+    fn alarm_until(&self, deadline: Instant) -> Self::Alarm {
+        self.time.alarm_until(deadline)
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.time.sleep(duration)
+    }
+
+    fn reset(&self, alarm: &mut Self::Alarm, deadline: Instant) {
+        self.time.reset(alarm, deadline);
+    }
+}
+
+/// Runs `scenario` on the runtime `H`.
+pub fn run<H: Host, Fut: Future<Output = ()> + 'static>(scenario: fn(On<H>) -> Fut) {
+    let (done, ended) = channel();
+    let name = thread::current().name().unwrap_or("scenario").to_owned();
+    let scenario = thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            H::block_on(async move { scenario(On::default()).await });
+            let _ = done.send(());
+        })
+        .unwrap();
+    if ended.recv_timeout(HANG) == Err(RecvTimeoutError::Timeout) {
+        panic!("the scenario hangs");
+    }
+    if let Err(panic) = scenario.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// tokio, on one thread.
+#[cfg(feature = "tokio")]
+#[derive(Clone, Copy, Debug)]
+pub struct TokioCurrentThread;
+
+/// tokio, on two threads and that of the scenario.
+#[cfg(feature = "tokio")]
+#[derive(Clone, Copy, Debug)]
+pub struct TokioMultiThread;
+
+/// tokio, on one thread, with its own clock, which stands still until it is moved, or until nothing
+/// else is left to do.
+#[cfg(feature = "tokio")]
+#[derive(Clone, Copy, Debug)]
+pub struct TokioPaused;
+
+/// smol's global executor.
+#[cfg(feature = "smol")]
+#[derive(Clone, Copy, Debug)]
+pub struct SmolGlobal;
+
+/// async-std's global executor.
+#[cfg(feature = "async-std")]
+#[derive(Clone, Copy, Debug)]
+pub struct AsyncStdGlobal;
+
+/// One thread per task: an executor of two lines, as a user may write one.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Threads {
+    fn execute(&self, future: F) {
+        thread::spawn(|| futures::executor::block_on(future));
+    }
+}
+
+macro_rules! by_hand {
+    () => {
+        type Time = ManualTimer;
+
+        async fn advance(time: &ManualTimer, duration: Duration) {
+            time.advance(duration);
+        }
+    };
+}
+
+macro_rules! execute_on {
+    ($executor:expr) => {
+        fn execute<F: Future<Output = ()> + Send + 'static>(future: F) {
+            $executor.execute(future);
+        }
+    };
+}
+
+#[cfg(feature = "tokio")]
+mod on_tokio {
+    use campanile::tokio::Tokio;
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    impl Host for TokioCurrentThread {
+        by_hand!();
+        execute_on!(Tokio);
+
+        fn block_on<T>(future: impl Future<Output = T>) -> T {
+            let mut runtime = Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(future)
+        }
+    }
+
+    impl Host for TokioMultiThread {
+        by_hand!();
+        execute_on!(Tokio);
+
+        fn block_on<T>(future: impl Future<Output = T>) -> T {
+            let mut runtime = Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(future)
+        }
+    }
+
+    impl Host for TokioPaused {
+        type Time = Tokio;
+        execute_on!(Tokio);
+
+        fn block_on<T>(future: impl Future<Output = T>) -> T {
+            let mut runtime = Builder::new_current_thread();
+            let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(future)
+        }
+
+        fn advance(_: &Tokio, duration: Duration) -> impl Future<Output = ()> + Send {
+            tokio::time::advance(duration)
+        }
+    }
+}
+
+#[cfg(feature = "smol")]
+impl Host for SmolGlobal {
+    by_hand!();
+    execute_on!(campanile::smol::Smol);
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        smol::block_on(future)
+    }
+}
+
+#[cfg(feature = "async-std")]
+impl Host for AsyncStdGlobal {
+    by_hand!();
+    execute_on!(campanile::async_std::AsyncStd);
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        async_std::task::block_on(future)
+    }
+}
+
+impl Host for Threads {
+    by_hand!();
+    execute_on!(Threads);
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        futures::executor::block_on(future)
+    }
+}
+
+/// Mounts scenarios on one runtime: `mount! { name, Host: scenario, scenario }`.
+macro_rules! mount {
+    ($module:ident, $host:ident: $($scenario:ident),+) => {
+        mod $module {
+            $(
+                #[test]
+                fn $scenario() {
+                    crate::common::run::<crate::common::$host, _>(super::$scenario);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use mount;
+
+/// Mounts scenarios on every runtime that the features offer.
+macro_rules! on_every_runtime {
+    ($($scenario:ident),+ $(,)?) => {
+        #[cfg(feature = "tokio")]
+        $crate::common::mount! { tokio_current_thread, TokioCurrentThread: $($scenario),+ }
+        #[cfg(feature = "tokio")]
+        $crate::common::mount! { tokio_multi_thread, TokioMultiThread: $($scenario),+ }
+        #[cfg(feature = "tokio")]
+        $crate::common::mount! { tokio_paused, TokioPaused: $($scenario),+ }
+        #[cfg(feature = "smol")]
+        $crate::common::mount! { smol_global, SmolGlobal: $($scenario),+ }
+        #[cfg(feature = "async-std")]
+        $crate::common::mount! { async_std_global, AsyncStdGlobal: $($scenario),+ }
+        $crate::common::mount! { threads, Threads: $($scenario),+ }
+    };
+}
+pub(crate) use on_every_runtime;

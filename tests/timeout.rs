@@ -1,11 +1,16 @@
 //! `Timeout` and `Deadline`, on a timer that is moved by hand; and on tokio where its budget matters.
 
+#![allow(clippy::std_instead_of_alloc, reason = "tests have std")]
+
 use core::cell::{Cell, RefCell};
 use core::future::{Future, pending, poll_fn, ready};
 use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Wake;
 
 use campanile::timeout::{
     Deadline, DeadlineLayer, Elapsed, Error, ResponseFuture, Timeout, TimeoutLayer,
@@ -88,16 +93,16 @@ impl Timer for Manual {
 
 /// Counts wake-ups.
 #[derive(Default)]
-struct Wakes(std::sync::atomic::AtomicU32);
+struct Wakes(AtomicU32);
 
-impl std::task::Wake for Wakes {
-    fn wake(self: std::sync::Arc<Self>) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
     }
 }
 
 fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    let waker = Waker::from(std::sync::Arc::new(Wakes::default()));
+    let waker = Waker::from(Arc::new(Wakes::default()));
     future.poll(&mut Context::from_waker(&waker))
 }
 
@@ -150,14 +155,14 @@ fn the_clock_starts_at_the_first_pending_poll() {
     let mut service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone());
     let mut response = pin!(service.call(false));
     timer.advance(100 * MS);
-    let wakes = std::sync::Arc::new(Wakes::default());
+    let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(wakes.clone());
     let mut cx = Context::from_waker(&waker);
     assert!(response.as_mut().poll(&mut cx).is_pending());
     timer.advance(5 * MS - Duration::from_nanos(1));
     assert!(response.as_mut().poll(&mut cx).is_pending());
     timer.advance(Duration::from_nanos(1));
-    assert!(wakes.0.load(std::sync::atomic::Ordering::SeqCst) > 0);
+    assert!(wakes.0.load(SeqCst) > 0);
     let elapsed = Error::Elapsed(Elapsed::new());
     assert_eq!(response.as_mut().poll(&mut cx), Poll::Ready(Err(elapsed)));
     assert_eq!(timer.asked()[1], 1, "one sleep, armed once");

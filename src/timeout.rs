@@ -75,7 +75,7 @@ impl<T> TimeoutLayer<T> {
     }
 
     /// Starts the clock at the call, and not when the response is first pending.
-    pub fn from_call(mut self) -> Self {
+    pub const fn from_call(mut self) -> Self {
         self.from_call = true;
         self
     }
@@ -125,7 +125,7 @@ impl<S, T> Timeout<S, T> {
 
     /// Starts the clock at the call, and not when the response is first pending.
     #[must_use]
-    pub fn from_call(mut self) -> Self {
+    pub const fn from_call(mut self) -> Self {
         self.from_call = true;
         self
     }

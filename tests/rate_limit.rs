@@ -226,6 +226,8 @@ fn it_rejects_or_waits_up_to_a_limit() {
     assert_eq!(request(&mut service), Some(Ok(())));
     assert_eq!(request(&mut service), Some(Err(100 * MS)));
     assert_eq!(timer.0.alarms.load(SeqCst), 0);
+    let mut late = service.clone();
+    assert!(poll_ready(&mut late).is_ready());
 
     let mut patient = service.clone().wait_at_most(100 * MS);
     let mut less = service.clone().wait_at_most(99 * MS);
@@ -237,6 +239,12 @@ fn it_rejects_or_waits_up_to_a_limit() {
     assert_eq!(request(&mut patient), Some(Err(100 * MS)));
     timer.advance(100 * MS);
     assert_eq!(request(&mut patient), Some(Ok(())));
+    timer.advance(100 * MS);
+    assert_eq!(
+        request(&mut late),
+        Some(Ok(())),
+        "an old refusal is forgotten"
+    );
 }
 
 #[test]
@@ -541,4 +549,29 @@ fn threads_never_overdraw_and_never_underdraw() {
         });
         assert_eq!(through.load(SeqCst), expected);
     }
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn it_waits_on_tokio_and_is_made_outside_of_it() {
+    use campanile::tokio::Tokio;
+
+    let rate = Rate::new(10, SECOND).burst(1);
+    let service = RateLimit::<_, Tokio>::new(Inner, rate);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let start = tokio::time::Instant::now();
+        let one = |mut service: RateLimit<_, Tokio>| async move {
+            poll_fn(|cx| service.poll_ready(cx)).await?;
+            service.call(()).await
+        };
+        let all = futures::future::join_all((0..4).map(|_| one(service.clone())));
+        assert!(all.await.iter().all(Result::is_ok));
+        let took = start.elapsed();
+        assert!(took >= 300 * MS && took < 310 * MS, "{took:?}");
+    });
 }

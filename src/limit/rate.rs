@@ -23,7 +23,8 @@
 //! # When a request counts
 //!
 //! When `poll_ready` is ready: only then is the token taken, and so after the inner service is ready. A handle
-//! that was told "ready" and idles keeps its one token and holds up nobody. If such a handle is
+//! that was told "ready" and idles keeps its one token and holds up nobody; its request, when it comes at last,
+//! counts for the moment at which the handle was told. If such a handle is
 //! dropped unused, its token comes back, unless time has brought it back already. A call without readiness
 //! takes a token itself, or fails with [`Limited`] when there is none.
 //!
@@ -116,7 +117,7 @@ impl<T> RateLimitLayer<T> {
     }
 
     /// Gives each service that the layer makes a budget of its own. Clones of it still share that.
-    pub fn per_service(mut self) -> Self {
+    pub const fn per_service(mut self) -> Self {
         self.own = Some(|rate| Arc::new(Limiter::new(rate)));
         self
     }
@@ -134,12 +135,12 @@ impl<T, H> RateLimitLayer<T, H> {
     }
 
     /// Fails a request that would have to wait.
-    pub fn reject(self) -> Self {
+    pub const fn reject(self) -> Self {
         self.wait_at_most(Duration::ZERO)
     }
 
     /// Fails a request that would have to wait for more than `patience`.
-    pub fn wait_at_most(mut self, patience: Duration) -> Self {
+    pub const fn wait_at_most(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
@@ -229,13 +230,13 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 
     /// Fails a request that would have to wait.
     #[must_use]
-    pub fn reject(self) -> Self {
+    pub const fn reject(self) -> Self {
         self.wait_at_most(Duration::ZERO)
     }
 
     /// Fails a request that would have to wait for more than `patience`.
     #[must_use]
-    pub fn wait_at_most(mut self, patience: Duration) -> Self {
+    pub const fn wait_at_most(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
@@ -309,9 +310,8 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.refused.is_some() {
-            return Poll::Ready(Ok(()));
-        }
+        // A refusal that no call took is not for the request that is waiting now.
+        self.refused = None;
         if self.token.held.is_some() {
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }

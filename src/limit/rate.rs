@@ -587,9 +587,11 @@ impl Limiter {
     }
 
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
-        let due = self.back(full_at, self.rate.burst - 1);
-        if due > now.as_nanos() {
-            return Err(Instant::from_nanos(due));
+        if full_at > now.as_nanos() {
+            let due = self.back(full_at, self.rate.burst - 1);
+            if due > now.as_nanos() {
+                return Err(Instant::from_nanos(due));
+            }
         }
         match self.forward(full_at.max(now.as_nanos())) {
             Some(then) => Ok(Offer { full_at, then }),
@@ -628,45 +630,48 @@ impl Limiter {
     // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
     // all cells are of one width, and this needs no division.
 
-    /// The cell in which `nanos` lies.
-    const fn cell(&self, nanos: u64) -> u64 {
-        (nanos as u128 * self.rate.num as u128 / self.rate.per as u128) as u64
-    }
+    //
+    // Cell `c` begins at `c * per / num`, rounded up. Of that division only the remainder is needed.
 
-    /// The first nanosecond of `cell`; `None` if it is beyond all time.
-    const fn start(&self, cell: u64) -> Option<u64> {
-        let nanos = (cell as u128 * self.rate.per as u128).div_ceil(self.rate.num as u128);
-        if nanos <= u64::MAX as u128 {
-            Some(nanos as u64)
-        } else {
-            None
+    /// The remainder of `c * per / num`, where `c` is the cell in which `nanos` lies.
+    fn remainder(&self, nanos: u64) -> u64 {
+        let Rate { num, per, .. } = self.rate;
+        // `nanos * num` is `c * per` and `past` more.
+        let past = (u128::from(nanos) * u128::from(num) % u128::from(per)) as u64;
+        match past % num {
+            0 => 0,
+            past => num - past,
         }
     }
 
     /// One token later; `None` if that is beyond all time.
     fn forward(&self, nanos: u64) -> Option<u64> {
-        if let Some(step) = self.step {
-            return nanos.checked_add(step);
-        }
-        let cell = self.cell(nanos);
-        let width = self.start(cell.checked_add(1)?)? - self.start(cell)?;
+        let width = self.step.unwrap_or_else(|| {
+            let Rate { num, per, .. } = self.rate;
+            let remainder = self.remainder(nanos);
+            (remainder + per).div_ceil(num) - u64::from(remainder > 0)
+        });
         nanos.checked_add(width)
     }
 
     /// `tokens` tokens earlier, at least 0.
     fn back(&self, nanos: u64, tokens: u64) -> u64 {
-        if let Some(step) = self.step {
-            return nanos.saturating_sub(step.saturating_mul(tokens));
-        }
         if tokens == 0 {
             return nanos;
         }
-        let cell = self.cell(nanos);
-        let earlier = cell.checked_sub(tokens).and_then(|cell| self.start(cell));
-        match (self.start(cell), earlier) {
-            (Some(start), Some(earlier)) => nanos - (start - earlier),
-            _ => 0,
-        }
+        let width = self.step.map_or_else(
+            || {
+                let Rate { num, per, .. } = self.rate;
+                let remainder = self.remainder(nanos);
+                let exact = u128::from(tokens) * u128::from(per);
+                let width = (exact - u128::from(remainder)) / u128::from(num);
+                u64::try_from(width)
+                    .unwrap_or(u64::MAX)
+                    .saturating_add(u64::from(remainder > 0))
+            },
+            |step| step.saturating_mul(tokens),
+        );
+        nanos.saturating_sub(width)
     }
 }
 

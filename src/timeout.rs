@@ -1,1 +1,578 @@
-//! stub
+//! Limits the time that a response may take; and the time that readiness and response may take together.
+//!
+//! [`Timeout`] watches the response. [`Deadline`] watches a request from the moment it has to wait for
+//! readiness. Both fail with [`Error::Elapsed`] and drop nothing on their own: the inner future goes when
+//! the caller drops the response future.
+//!
+//! # Differences from tower
+//!
+//! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at
+//!   once costs neither a clock read nor a timer. [`from_call`](TimeoutLayer::from_call) starts it at the
+//!   call, as tower does; that reads the clock once per call.
+//! - It fires however busy the inner future is. tokio's timers answer "pending" to a task that has used up
+//!   its share of a poll, so besides the timer the clock is asked whenever the inner future is still pending.
+//! - [`Duration::MAX`] is "no limit" and arms no timer. [`Duration::ZERO`] lets through what is ready at the
+//!   first poll and nothing else.
+//! - The error is an enum, [`Error`], and not a box.
+//! - [`Deadline`] is new.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::{Layer, Service, service_fn, smol::Smol};
+//! use campanile::timeout::{Error, TimeoutLayer};
+//! use core::{convert::Infallible, future::pending, time::Duration};
+//!
+//! let layer = TimeoutLayer::<Smol>::new(Duration::from_millis(5));
+//! let mut service = layer.layer(service_fn(async |slow: bool| {
+//!     if slow {
+//!         pending::<()>().await;
+//!     }
+//!     Ok::<_, Infallible>("done")
+//! }));
+//!
+//! smol::block_on(async {
+//!     assert_eq!(service.call(false).await, Ok("done"));
+//!     assert!(matches!(service.call(true).await, Err(Error::Elapsed(_))));
+//! });
+//! # }
+//! ```
+
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use pin_project_lite::pin_project;
+
+use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+
+/// A layer of [`Timeout`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct TimeoutLayer<T> {
+    limit: Duration,
+    from_call: bool,
+    timer: T,
+}
+
+impl<T: Default> TimeoutLayer<T> {
+    /// A layer that gives every response `limit`, on the default timer.
+    pub fn new(limit: Duration) -> Self {
+        Self::with_timer(limit, T::default())
+    }
+}
+
+impl<T> TimeoutLayer<T> {
+    /// A layer that gives every response `limit`, on `timer`.
+    pub const fn with_timer(limit: Duration, timer: T) -> Self {
+        Self {
+            limit,
+            from_call: false,
+            timer,
+        }
+    }
+
+    /// Starts the clock at the call, and not when the response is first pending.
+    pub const fn from_call(mut self) -> Self {
+        self.from_call = true;
+        self
+    }
+}
+
+impl<S, T: Clone> Layer<S> for TimeoutLayer<T> {
+    type Service = Timeout<S, T>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Timeout {
+            inner,
+            limit: self.limit,
+            from_call: self.from_call,
+            timer: self.timer.clone(),
+        }
+    }
+}
+
+/// A service whose responses may take a limited time.
+///
+/// See the [module](self) for an example.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeout<S, T> {
+    inner: S,
+    limit: Duration,
+    from_call: bool,
+    timer: T,
+}
+
+impl<S, T: Default> Timeout<S, T> {
+    /// Gives every response of `inner` at most `limit`, on the default timer.
+    pub fn new(inner: S, limit: Duration) -> Self {
+        Self::with_timer(inner, limit, T::default())
+    }
+}
+
+impl<S, T> Timeout<S, T> {
+    /// Gives every response of `inner` at most `limit`, on `timer`.
+    pub const fn with_timer(inner: S, limit: Duration, timer: T) -> Self {
+        Self {
+            inner,
+            limit,
+            from_call: false,
+            timer,
+        }
+    }
+
+    /// Starts the clock at the call, and not when the response is first pending.
+    #[must_use]
+    pub const fn from_call(mut self) -> Self {
+        self.from_call = true;
+        self
+    }
+
+    accessors!(S);
+}
+
+impl<S, Request, T> Service<Request> for Timeout<S, T>
+where
+    S: Service<Request>,
+    T: Timer + Clone,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error>;
+    type Future = ResponseFuture<S::Future, T>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Error::Service)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // The clock is read before the call: what the inner service does in it counts.
+        let clock = if self.from_call && self.limit != Duration::MAX {
+            let deadline = self.timer.now().saturating_add(self.limit);
+            Clock::until(deadline, self.timer.clone())
+        } else {
+            Clock::after(self.limit, self.timer.clone())
+        };
+        ResponseFuture {
+            inner: self.inner.call(request),
+            clock,
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`Timeout`].
+    ///
+    /// # Panics
+    ///
+    /// When it is first pending, on a timer that needs its runtime's context and does not have it.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F, T>
+    where
+        T: Timer,
+    {
+        #[pin]
+        inner: F,
+        #[pin]
+        clock: Clock<T>,
+    }
+}
+
+impl<F, T, R, E> Future for ResponseFuture<F, T>
+where
+    F: Future<Output = Result<R, E>>,
+    T: Timer,
+{
+    type Output = Result<R, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // A response that is there wins over a limit that has passed.
+        if let Poll::Ready(result) = this.inner.poll(cx) {
+            return Poll::Ready(result.map_err(Error::Service));
+        }
+        this.clock
+            .poll_elapsed(cx)
+            .map(|elapsed| Err(elapsed.into()))
+    }
+}
+
+impl<F: fmt::Debug, T: Timer> fmt::Debug for ResponseFuture<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture")
+            .field("inner", &self.inner)
+            .field("clock", &self.clock)
+            .finish()
+    }
+}
+
+/// A layer of [`Deadline`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct DeadlineLayer<T> {
+    limit: Duration,
+    timer: T,
+}
+
+impl<T: Default> DeadlineLayer<T> {
+    /// A layer that gives readiness and response together `limit`, on the default timer.
+    pub fn new(limit: Duration) -> Self {
+        Self::with_timer(limit, T::default())
+    }
+}
+
+impl<T> DeadlineLayer<T> {
+    /// A layer that gives readiness and response together `limit`, on `timer`.
+    pub const fn with_timer(limit: Duration, timer: T) -> Self {
+        Self { limit, timer }
+    }
+}
+
+impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
+    type Service = Deadline<S, T>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Deadline::with_timer(inner, self.limit, self.timer.clone())
+    }
+}
+
+/// A service whose readiness and response together may take a limited time.
+///
+/// The clock starts when readiness is first pending, or at the call if that comes first, and what is left
+/// at the call is left for the response. When the time is over and the inner service is still not ready,
+/// this service reports itself ready, and the next call fails with [`Elapsed`] at once; the request does not
+/// reach the inner service. (An error from `poll_ready` would say that the service is dead, which it is
+/// not.) That call ends the deadline; the next request has one of its own. A clone has one of its own too.
+///
+/// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, starts
+/// no clock.
+///
+/// # Cancel safety
+///
+/// A caller that stops waiting for readiness and comes back later with the same handle finds the clock
+/// still running. Drop the handle and use a clone instead. After a failure with [`Elapsed`] the handle may
+/// still be in a queue of the inner service's; it leaves that when it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "smol")] {
+/// use campanile::{Service, service_fn, smol::Smol};
+/// use campanile::timeout::Deadline;
+/// use core::{convert::Infallible, time::Duration};
+///
+/// let inner = service_fn(async |n: u32| Ok::<_, Infallible>(n));
+/// let mut service = Deadline::<_, Smol>::new(inner, Duration::from_secs(1));
+/// assert_eq!(smol::block_on(service.call(1)), Ok(1));
+/// # }
+/// ```
+pub struct Deadline<S, T: Timer> {
+    inner: S,
+    limit: Duration,
+    timer: T,
+    phase: Phase,
+    // Kept from request to request, and set in place.
+    alarm: Option<T::Alarm>,
+}
+
+/// How far the request is that a [`Deadline`] waits with.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// No readiness has been pending.
+    Idle,
+    /// Readiness has been pending; the alarm is set to this moment.
+    Waiting(Instant),
+    /// The time was over before the inner service was ready.
+    Lapsed,
+}
+
+impl<S, T: Timer + Default> Deadline<S, T> {
+    /// Gives readiness and response of `inner` together at most `limit`, on the default timer.
+    pub fn new(inner: S, limit: Duration) -> Self {
+        Self::with_timer(inner, limit, T::default())
+    }
+}
+
+impl<S, T: Timer> Deadline<S, T> {
+    /// Gives readiness and response of `inner` together at most `limit`, on `timer`.
+    pub const fn with_timer(inner: S, limit: Duration, timer: T) -> Self {
+        Self {
+            inner,
+            limit,
+            timer,
+            phase: Phase::Idle,
+            alarm: None,
+        }
+    }
+
+    accessors!(S);
+
+    /// The inner service is not ready: is the time over?
+    fn poll_lapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.limit == Duration::MAX {
+            return Poll::Pending;
+        }
+        let now = self.timer.now();
+        let deadline = match self.phase {
+            Phase::Waiting(deadline) => deadline,
+            Phase::Idle | Phase::Lapsed => {
+                let deadline = now.saturating_add(self.limit);
+                if now < deadline {
+                    match &mut self.alarm {
+                        Some(alarm) => self.timer.reset(alarm, deadline),
+                        None => self.alarm = Some(self.timer.alarm_until(deadline)),
+                    }
+                }
+                self.phase = Phase::Waiting(deadline);
+                deadline
+            }
+        };
+        // The clock decides, as in a `Clock`; the alarm is there to wake the task.
+        let over = now >= deadline
+            || self
+                .alarm
+                .as_mut()
+                .is_some_and(|alarm| Pin::new(alarm).poll(cx).is_ready());
+        if over { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+// A clone was never polled: no clock runs for it.
+impl<S: Clone, T: Timer + Clone> Clone for Deadline<S, T> {
+    fn clone(&self) -> Self {
+        Self::with_timer(self.inner.clone(), self.limit, self.timer.clone())
+    }
+}
+
+impl<S: fmt::Debug, T: Timer> fmt::Debug for Deadline<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deadline")
+            .field("inner", &self.inner)
+            .field("limit", &self.limit)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, Request, T> Service<Request> for Deadline<S, T>
+where
+    S: Service<Request>,
+    T: Timer + Clone,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error>;
+    type Future = DeadlineFuture<S::Future, T>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if let Phase::Lapsed = self.phase {
+            return Poll::Ready(Ok(()));
+        }
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(Error::Service)),
+            Poll::Pending if is_attempt(cx) => Poll::Pending,
+            Poll::Pending => self.poll_lapsed(cx).map(|()| {
+                self.phase = Phase::Lapsed;
+                Ok(())
+            }),
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let clock = match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Lapsed => {
+                return DeadlineFuture {
+                    inner: None,
+                    clock: Clock::until(Instant::MAX, self.timer.clone()),
+                };
+            }
+            Phase::Waiting(deadline) => Clock::until(deadline, self.timer.clone()),
+            Phase::Idle if self.limit == Duration::MAX => {
+                Clock::until(Instant::MAX, self.timer.clone())
+            }
+            Phase::Idle => Clock::until(
+                self.timer.now().saturating_add(self.limit),
+                self.timer.clone(),
+            ),
+        };
+        DeadlineFuture {
+            inner: Some(self.inner.call(request)),
+            clock,
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`Deadline`].
+    ///
+    /// # Panics
+    ///
+    /// When it is first pending, on a timer that needs its runtime's context and does not have it.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct DeadlineFuture<F, T>
+    where
+        T: Timer,
+    {
+        // `None`: the time was over before the inner service was ready.
+        #[pin]
+        inner: Option<F>,
+        #[pin]
+        clock: Clock<T>,
+    }
+}
+
+impl<F, T, R, E> Future for DeadlineFuture<F, T>
+where
+    F: Future<Output = Result<R, E>>,
+    T: Timer,
+{
+    type Output = Result<R, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(inner) = this.inner.as_pin_mut() else {
+            return Poll::Ready(Err(Elapsed::new().into()));
+        };
+        if let Poll::Ready(result) = inner.poll(cx) {
+            return Poll::Ready(result.map_err(Error::Service));
+        }
+        this.clock
+            .poll_elapsed(cx)
+            .map(|elapsed| Err(elapsed.into()))
+    }
+}
+
+impl<F: fmt::Debug, T: Timer> fmt::Debug for DeadlineFuture<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadlineFuture")
+            .field("inner", &self.inner)
+            .field("clock", &self.clock)
+            .finish()
+    }
+}
+
+/// How a [`Timeout`] or a [`Deadline`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The time was over.
+    Elapsed(Elapsed),
+    /// The inner service failed.
+    Service(E),
+}
+
+flatten!(Error: Elapsed);
+
+impl<E> From<Elapsed> for Error<E> {
+    fn from(elapsed: Elapsed) -> Self {
+        Self::Elapsed(elapsed)
+    }
+}
+
+leaf_error! {
+    /// A request was not answered in time.
+    Elapsed, "request timed out"
+}
+
+/// The failures of this middleware, at the path where tower has them.
+pub mod error {
+    pub use super::Elapsed;
+}
+
+pin_project! {
+    /// What is left of a response's time.
+    struct Clock<T>
+    where
+        T: Timer,
+    {
+        #[pin]
+        wait: Wait<T::Sleep>,
+        // Nanoseconds: the limit itself while `wait` is `After`, else the moment at which it is over.
+        // One word for both keeps the future small.
+        nanos: u64,
+        timer: T,
+    }
+}
+
+pin_project! {
+    #[project = WaitProj]
+    enum Wait<S> {
+        After,
+        Until,
+        Never,
+        Armed {
+            #[pin]
+            sleep: S,
+        },
+    }
+}
+
+impl<T: Timer> Clock<T> {
+    /// `limit` from the first poll on.
+    fn after(limit: Duration, timer: T) -> Self {
+        // A limit of more than 584 years saturates, and is none.
+        let nanos = Instant::from_nanos(0).saturating_add(limit).as_nanos();
+        Self {
+            wait: if nanos == u64::MAX {
+                Wait::Never
+            } else {
+                Wait::After
+            },
+            nanos,
+            timer,
+        }
+    }
+
+    /// Until `deadline`.
+    fn until(deadline: Instant, timer: T) -> Self {
+        Self {
+            wait: if deadline == Instant::MAX {
+                Wait::Never
+            } else {
+                Wait::Until
+            },
+            nanos: deadline.as_nanos(),
+            timer,
+        }
+    }
+
+    /// Ready when the time is over. To be polled while the response is pending.
+    fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Elapsed> {
+        let mut this = self.project();
+        if let Wait::Never = *this.wait {
+            return Poll::Pending;
+        }
+        // The clock decides, and the sleep wakes the task. The sleep alone is not enough: tokio's is
+        // pending, whatever the time, when the inner future or something polled before this one has used
+        // up the task's budget, and that can be so on every poll.
+        let now = this.timer.now().as_nanos();
+        if let Wait::After = *this.wait {
+            *this.nanos = now.saturating_add(*this.nanos);
+            this.wait.set(Wait::Until);
+        }
+        if now >= *this.nanos {
+            return Poll::Ready(Elapsed::new());
+        }
+        if let Wait::Until = *this.wait {
+            if *this.nanos == u64::MAX {
+                this.wait.set(Wait::Never);
+                return Poll::Pending;
+            }
+            let sleep = this.timer.sleep_until(Instant::from_nanos(*this.nanos));
+            this.wait.set(Wait::Armed { sleep });
+        }
+        match this.wait.project() {
+            WaitProj::Armed { sleep } => sleep.poll(cx).map(|()| Elapsed::new()),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl<T: Timer> fmt::Debug for Clock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.wait {
+            Wait::After => write!(f, "After({:?})", Duration::from_nanos(self.nanos)),
+            Wait::Until | Wait::Armed { .. } => write!(f, "Until({} ns)", self.nanos),
+            Wait::Never => f.write_str("Never"),
+        }
+    }
+}

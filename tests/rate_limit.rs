@@ -1,0 +1,577 @@
+//! `RateLimit`, on a timer that is moved by hand.
+#![allow(clippy::std_instead_of_alloc, reason = "tests have std")]
+#![cfg(all(feature = "alloc", target_has_atomic = "64"))]
+
+use core::cell::Cell;
+use core::future::{Future, Ready, poll_fn, ready};
+use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use campanile::limit::rate::{Error, InvalidRate, Limiter, Rate, RateLimit, RateLimitLayer};
+use campanile::load_shed::LoadShed;
+use campanile::{Instant, Layer, Service, Timer, service_fn};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// A timer that is moved by hand. Far from the epoch, as the real ones are.
+#[derive(Clone)]
+struct Manual(Arc<State>);
+
+struct State {
+    now: AtomicU64,
+    reads: AtomicU32,
+    alarms: AtomicU32,
+    wakers: Mutex<Vec<(u64, Waker)>>,
+}
+
+impl Manual {
+    fn at(now: u64) -> Self {
+        Self(Arc::new(State {
+            now: AtomicU64::new(now),
+            reads: AtomicU32::new(0),
+            alarms: AtomicU32::new(0),
+            wakers: Mutex::default(),
+        }))
+    }
+
+    fn new() -> Self {
+        Self::at(1 << 62)
+    }
+
+    fn nanos(&self) -> u64 {
+        self.0.now.load(SeqCst)
+    }
+
+    fn advance(&self, by: Duration) {
+        let now = self.nanos() + by.as_nanos() as u64;
+        self.0.now.store(now, SeqCst);
+        let mut due = Vec::new();
+        self.0.wakers.lock().unwrap().retain(|(at, waker)| {
+            if *at <= now {
+                due.push(waker.clone());
+            }
+            *at > now
+        });
+        due.into_iter().for_each(Waker::wake);
+    }
+}
+
+struct Alarm(Manual, Instant);
+
+impl Future for Alarm {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.nanos() >= self.1.as_nanos() {
+            return Poll::Ready(());
+        }
+        let entry = (self.1.as_nanos(), cx.waker().clone());
+        self.0.0.wakers.lock().unwrap().push(entry);
+        Poll::Pending
+    }
+}
+
+impl Timer for Manual {
+    type Sleep = Alarm;
+    type Alarm = Alarm;
+    fn now(&self) -> Instant {
+        self.0.reads.fetch_add(1, SeqCst);
+        Instant::from_nanos(self.nanos())
+    }
+    fn sleep_until(&self, deadline: Instant) -> Alarm {
+        self.alarm_until(deadline)
+    }
+    fn alarm_until(&self, deadline: Instant) -> Alarm {
+        self.0.alarms.fetch_add(1, SeqCst);
+        Alarm(self.clone(), deadline)
+    }
+}
+
+/// Counts wake-ups.
+#[derive(Default)]
+struct Wakes(AtomicU32);
+
+impl std::task::Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    let waker = Waker::from(Arc::new(Wakes::default()));
+    future.poll(&mut Context::from_waker(&waker))
+}
+
+fn poll_ready<S: Service<()>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    poll(pin!(poll_fn(|cx| service.poll_ready(cx))))
+}
+
+/// Answers at once.
+#[derive(Clone, Debug)]
+struct Inner;
+
+impl Service<()> for Inner {
+    type Response = ();
+    type Error = &'static str;
+    type Future = Ready<Result<(), &'static str>>;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+/// Readiness and call: through, pending (`None`), or when to try again.
+fn request<S>(service: &mut S) -> Option<Result<(), Duration>>
+where
+    S: Service<(), Response = (), Error = Error<&'static str>>,
+{
+    if poll_ready(service).is_pending() {
+        return None;
+    }
+    match poll(pin!(service.call(()))) {
+        Poll::Ready(Ok(())) => Some(Ok(())),
+        Poll::Ready(Err(Error::Limited(limited))) => Some(Err(limited.retry_after())),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// How many requests go through right now.
+fn burst(service: &mut RateLimit<Inner, Manual>) -> usize {
+    (0..1000)
+        .take_while(|_| request(service) == Some(Ok(())))
+        .count()
+}
+
+#[test]
+fn a_burst_goes_at_once_and_the_rest_evenly() {
+    let timer = Manual::new();
+    let mut service = RateLimit::with_timer(Inner, Rate::new(5, SECOND), timer.clone());
+    assert_eq!(burst(&mut service), 5);
+    timer.advance(200 * MS - Duration::from_nanos(1));
+    assert_eq!(burst(&mut service), 0);
+    timer.advance(Duration::from_nanos(1));
+    assert_eq!(burst(&mut service), 1);
+    timer.advance(3600 * SECOND);
+    assert_eq!(burst(&mut service), 5, "a long pause saves up no more");
+}
+
+#[test]
+fn two_bursts_do_not_meet_at_an_edge() {
+    // tower: one request, a pause until just before the window's edge, and 19 go through in 6 ms.
+    let timer = Manual::new();
+    let mut service = RateLimit::with_timer(Inner, Rate::new(10, SECOND), timer.clone());
+    assert_eq!(request(&mut service), Some(Ok(())));
+    timer.advance(997 * MS);
+    let before = burst(&mut service);
+    timer.advance(6 * MS);
+    assert_eq!(before + burst(&mut service), 10);
+}
+
+#[test]
+fn clones_and_services_of_a_layer_share_one_budget_unless_told_otherwise() {
+    let timer = Manual::new();
+    let layer = RateLimitLayer::with_timer(Rate::new(3, SECOND), timer.clone());
+    let (mut one, mut other) = (layer.layer(Inner), layer.clone().layer(Inner));
+    assert_eq!(request(&mut one), Some(Ok(())));
+    assert_eq!(request(&mut other), Some(Ok(())));
+    assert_eq!(burst(&mut one.clone()), 1);
+    assert_eq!(burst(&mut other), 0);
+
+    let layer = RateLimitLayer::with_timer(Rate::new(3, SECOND), timer).per_service();
+    let (mut one, mut other) = (layer.layer(Inner), layer.layer(Inner));
+    assert_eq!(burst(&mut one), 3);
+    assert_eq!(burst(&mut other), 3);
+    assert_eq!(burst(&mut one.clone()), 0);
+}
+
+#[test]
+fn every_waiter_is_woken_and_asks_again() {
+    let timer = Manual::new();
+    let rate = Rate::new(10, SECOND).burst(1);
+    let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+    assert_eq!(request(&mut service), Some(Ok(())));
+
+    let mut waiters: Vec<_> = (0..3)
+        .map(|_| (service.clone(), Arc::new(Wakes::default())))
+        .collect();
+    for left in (0..3).rev() {
+        for (waiter, wakes) in &mut waiters {
+            wakes.0.store(0, SeqCst);
+            let waker = Waker::from(wakes.clone());
+            assert!(
+                waiter
+                    .poll_ready(&mut Context::from_waker(&waker))
+                    .is_pending()
+            );
+        }
+        timer.advance(100 * MS);
+        assert!(waiters.iter().all(|(_, wakes)| wakes.0.load(SeqCst) > 0));
+        waiters.retain_mut(|(waiter, _)| request(waiter).is_none());
+        assert_eq!(waiters.len(), left, "one token each time");
+    }
+}
+
+#[test]
+fn it_rejects_or_waits_up_to_a_limit() {
+    let timer = Manual::new();
+    let rate = Rate::new(10, SECOND).burst(1);
+    let layer = RateLimitLayer::with_timer(rate, timer.clone()).reject();
+    let mut service = layer.layer(Inner);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut service), Some(Err(100 * MS)));
+    assert_eq!(timer.0.alarms.load(SeqCst), 0);
+    let mut late = service.clone();
+    assert!(poll_ready(&mut late).is_ready());
+
+    let mut patient = service.clone().wait_at_most(100 * MS);
+    let mut less = service.clone().wait_at_most(99 * MS);
+    assert_eq!(request(&mut patient), None);
+    assert_eq!(request(&mut less), Some(Err(100 * MS)));
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    // It waited its 100 ms, and another was faster.
+    assert_eq!(request(&mut patient), Some(Err(100 * MS)));
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut patient), Some(Ok(())));
+    timer.advance(100 * MS);
+    assert_eq!(
+        request(&mut late),
+        Some(Ok(())),
+        "an old refusal is forgotten"
+    );
+}
+
+#[test]
+fn a_call_without_readiness_takes_a_token_or_fails() {
+    let mut service = RateLimit::with_timer(Inner, Rate::new(1, SECOND), Manual::new());
+    assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
+    let Poll::Ready(Err(error)) = poll(pin!(service.call(()))) else {
+        panic!("it went through");
+    };
+    assert_eq!(error.to_string(), "rate limited, retry after 1s");
+}
+
+#[test]
+fn an_unused_token_comes_back_once() {
+    let timer = Manual::new();
+    for rate in [Rate::new(2, SECOND), Rate::new(3, SECOND).burst(2)] {
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+        let mut idle = service.clone();
+        assert!(poll_ready(&mut idle).is_ready());
+        assert!(
+            poll_ready(&mut idle).is_ready(),
+            "it is still the same token"
+        );
+        assert_eq!(burst(&mut service), 1);
+        let clone = idle.clone();
+        drop(idle);
+        drop(clone);
+        assert_eq!(burst(&mut service), 1);
+
+        // Time has brought it back already: not a second time.
+        timer.advance(10 * SECOND);
+        let mut idle = service.clone();
+        assert!(poll_ready(&mut idle).is_ready());
+        timer.advance(10 * SECOND);
+        assert_eq!(burst(&mut service), 2);
+        drop(idle);
+        assert_eq!(burst(&mut service), 0);
+        timer.advance(10 * SECOND);
+    }
+}
+
+#[test]
+fn an_idle_handle_holds_up_nobody() {
+    let timer = Manual::new();
+    let rate = Rate::new(10, SECOND).burst(1);
+    let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+    let mut idle = service.clone();
+    assert!(poll_ready(&mut idle).is_ready());
+    for _ in 0..10 {
+        timer.advance(100 * MS);
+        assert_eq!(request(&mut service), Some(Ok(())));
+    }
+}
+
+#[test]
+fn no_token_is_taken_while_the_inner_service_is_not_ready() {
+    struct Busy(Rc<Cell<bool>>);
+    impl Service<()> for Busy {
+        type Response = ();
+        type Error = &'static str;
+        type Future = Ready<Result<(), &'static str>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            if self.0.get() {
+                Poll::Pending
+            } else {
+                Poll::Ready(Ok(()))
+            }
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    let timer = Manual::new();
+    let layer = RateLimitLayer::with_timer(Rate::new(1, SECOND), timer);
+    let busy = Rc::new(Cell::new(true));
+    let (mut one, mut other) = (
+        layer.layer(Busy(busy.clone())),
+        layer.layer(Busy(busy.clone())),
+    );
+    assert_eq!(request(&mut one), None);
+    assert_eq!(request(&mut other), None);
+    busy.set(false);
+    assert_eq!(request(&mut other), Some(Ok(())));
+    assert_eq!(request(&mut one), None);
+}
+
+#[test]
+fn a_shed_request_leaves_no_timer_behind() {
+    let timer = Manual::new();
+    let rate = Rate::new(1, SECOND);
+    let mut service = LoadShed::new(RateLimit::with_timer(Inner, rate, timer.clone()));
+    assert!(poll_ready(&mut service).is_ready());
+    assert!(matches!(poll(pin!(service.call(()))), Poll::Ready(Ok(()))));
+    assert!(poll_ready(&mut service).is_ready());
+    assert!(matches!(poll(pin!(service.call(()))), Poll::Ready(Err(_))));
+    assert_eq!(timer.0.alarms.load(SeqCst), 0);
+}
+
+#[test]
+fn a_panic_in_the_inner_service_costs_its_own_token_and_no_other() {
+    let timer = Manual::new();
+    let inner = service_fn(|()| -> Ready<Result<(), &'static str>> { panic!("inner") });
+    let layer = RateLimitLayer::with_timer(Rate::new(2, SECOND), timer);
+    let mut panics = layer.layer(inner);
+    assert!(poll_ready(&mut panics).is_ready());
+    let call = core::panic::AssertUnwindSafe(|| drop(panics.call(())));
+    assert!(std::panic::catch_unwind(call).is_err());
+    drop(panics);
+    assert_eq!(burst(&mut layer.layer(Inner)), 1);
+}
+
+#[test]
+fn the_ready_path_reads_the_clock_once_and_constructing_never() {
+    let timer = Manual::new();
+    let layer = RateLimitLayer::with_timer(Rate::new(1, SECOND), timer.clone());
+    let mut service = layer.layer(Inner).clone();
+    assert_eq!(timer.0.reads.load(SeqCst), 0);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(timer.0.reads.load(SeqCst), 1);
+}
+
+#[test]
+fn a_budget_can_be_a_static() {
+    static BUDGET: Limiter = Limiter::new(Rate::new(1, SECOND));
+    let timer = Manual::new();
+    let layer = RateLimitLayer::with_limiter(&BUDGET, timer.clone());
+    assert_eq!(request(&mut layer.layer(Inner)), Some(Ok(())));
+    let mut other = RateLimit::with_limiter(Inner, &BUDGET, timer);
+    assert_eq!(request(&mut other), None);
+}
+
+#[test]
+fn a_rate_of_nothing_is_refused() {
+    assert_eq!(Rate::try_new(0, SECOND), Err(InvalidRate::Num));
+    assert_eq!(Rate::try_new(1, Duration::ZERO), Err(InvalidRate::Per));
+    let line = Arc::new(AtomicU32::new(0));
+    let seen = line.clone();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload().downcast_ref::<&str>();
+        let here = info.location().is_some_and(|at| at.file() == file!());
+        if here && message.is_some_and(|text| text.contains("`num` must be at least 1")) {
+            seen.fetch_add(1, SeqCst);
+        }
+        usual(info);
+    }));
+    let rate = std::panic::catch_unwind(|| Rate::new(0, SECOND));
+    let layer = std::panic::catch_unwind(|| {
+        fn layer<T: Default>() -> RateLimitLayer<T> {
+            RateLimitLayer::new(0, SECOND)
+        }
+        layer::<()>()
+    });
+    drop(std::panic::take_hook());
+    assert!(rate.is_err() && layer.is_err());
+    assert_eq!(line.load(SeqCst), 2, "both at the caller's line");
+}
+
+/// SplitMix64.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Asserts that of the moments at which requests went through, no window of `per` holds more than `most`.
+fn assert_bound(passed: &[u64], most: usize, per: u64, rate: Rate) {
+    for window in passed.windows(most.saturating_add(1)) {
+        let length = window[window.len() - 1] - window[0];
+        assert!(length >= per, "{rate:?}: {} in {length} ns", window.len());
+    }
+}
+
+#[test]
+fn no_window_holds_more_than_the_bound() {
+    let mut seed = 7;
+    for round in 0..600 {
+        // Of all magnitudes, so that cells are of 1 ns, of years, and of uneven widths.
+        let num = (random(&mut seed) >> (random(&mut seed) % 64)).max(1);
+        let per = (random(&mut seed) >> (2 + random(&mut seed) % 62)).max(1);
+        let (num, per) = match round {
+            0..400 => (num % 40 + 1, per),
+            400..420 => (u64::MAX, per),
+            _ => (num, per),
+        };
+        let b = random(&mut seed) % 50 + 1;
+        let rate = Rate::new(num, Duration::from_nanos(per));
+        let strict = round % 3 == 0;
+        let rate = if strict {
+            rate.strict(b)
+        } else {
+            rate.burst(b)
+        };
+        let most = if strict {
+            num
+        } else {
+            num.saturating_add(b - 1)
+        };
+        let start = [0, 1 << 40, 1 << 62][round % 3];
+        let timer = Manual::at(start);
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
+        let mut passed = Vec::new();
+        let end = start.saturating_add(1 << 63);
+        for _ in 0..400 {
+            let retry = match request(&mut service) {
+                Some(Ok(())) => {
+                    passed.push(timer.nanos());
+                    Duration::ZERO
+                }
+                Some(Err(retry)) => retry,
+                None => panic!("it waits"),
+            };
+            let pause = match random(&mut seed) % 8 {
+                0 => Duration::from_nanos(random(&mut seed) % per.saturating_mul(2)),
+                1 => Duration::from_nanos(random(&mut seed) % (per / num + 2)),
+                2 => retry.saturating_sub(Duration::from_nanos(1)),
+                _ => retry,
+            };
+            let then = u128::from(timer.nanos()) + pause.as_nanos();
+            if then >= u128::from(end) {
+                break;
+            }
+            timer.advance(pause);
+        }
+        assert!(!passed.is_empty());
+        assert_bound(&passed, usize::try_from(most).unwrap(), per, rate);
+    }
+}
+
+#[test]
+fn the_rate_does_not_drift() {
+    for (num, per) in [
+        (3, 1_000_000_000),
+        (7, 10),
+        (9_973, 10_007),
+        (1, 1),
+        (6, 60),
+    ] {
+        for start in [0, 12_345, 1 << 62] {
+            let timer = Manual::at(start);
+            let rate = Rate::new(num, Duration::from_nanos(per)).burst(1);
+            let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
+            let tokens = if num < 10 { 2000 * num } else { 2 * num };
+            let mut through = 0;
+            while through < tokens {
+                match request(&mut service) {
+                    Some(Ok(())) => through += 1,
+                    Some(Err(retry)) => timer.advance(retry),
+                    None => panic!("it waits"),
+                }
+            }
+            // The last token goes one cell before the end of the last period.
+            let took = timer.nanos() - start;
+            let exact = tokens / num * per - per / num;
+            assert!(
+                took.abs_diff(exact) <= per / num + 2,
+                "{num}/{per}: {took}, {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_longest_period_lets_its_burst_through_and_no_more() {
+    let timer = Manual::new();
+    for num in [1, 7, 100] {
+        let rate = Rate::new(num, Duration::MAX);
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+        assert_eq!(burst(&mut service), num as usize);
+        timer.advance(SECOND);
+        assert_eq!(burst(&mut service), 0);
+    }
+    let unlimited = Rate::new(u64::MAX, Duration::from_nanos(1));
+    let mut service = RateLimit::with_timer(Inner, unlimited, timer);
+    assert_eq!(burst(&mut service), 1000);
+}
+
+#[test]
+fn threads_never_overdraw_and_never_underdraw() {
+    let timer = Manual::new();
+    let rate = Rate::new(300, SECOND);
+    let layer = RateLimitLayer::with_timer(rate, timer.clone()).reject();
+    for (advance, expected) in [(0, 300), (100, 30), (5000, 300), (1000, 300)] {
+        timer.advance(advance * MS);
+        let through = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut service = layer.layer(Inner);
+                    for n in 0..1000 {
+                        if n % 5 == 0 {
+                            // Ready and dropped unused: its token goes back.
+                            let _ = poll_ready(&mut service.clone());
+                        } else if request(&mut service) == Some(Ok(())) {
+                            through.fetch_add(1, SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(through.load(SeqCst), expected);
+    }
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn it_waits_on_tokio_and_is_made_outside_of_it() {
+    use campanile::tokio::Tokio;
+
+    let rate = Rate::new(10, SECOND).burst(1);
+    let service = RateLimit::<_, Tokio>::new(Inner, rate);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let start = tokio::time::Instant::now();
+        let one = |mut service: RateLimit<_, Tokio>| async move {
+            poll_fn(|cx| service.poll_ready(cx)).await?;
+            service.call(()).await
+        };
+        let all = futures::future::join_all((0..4).map(|_| one(service.clone())));
+        assert!(all.await.iter().all(Result::is_ok));
+        let took = start.elapsed();
+        assert!(took >= 300 * MS && took < 310 * MS, "{took:?}");
+    });
+}

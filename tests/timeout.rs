@@ -1,0 +1,361 @@
+//! `Timeout` and `Deadline`, on a timer that is moved by hand; and on tokio where its budget matters.
+
+#![allow(clippy::std_instead_of_alloc, reason = "tests have std")]
+
+use core::cell::{Cell, RefCell};
+use core::future::{Future, pending, poll_fn, ready};
+use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Wake;
+
+use campanile::timeout::{
+    Deadline, DeadlineLayer, Elapsed, Error, ResponseFuture, Timeout, TimeoutLayer,
+};
+use campanile::{Instant, Layer, Service, Timer, service_fn};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A timer that is moved by hand, and counts what is asked of it.
+#[derive(Clone, Default)]
+struct Manual(Rc<State>);
+
+#[derive(Default)]
+struct State {
+    now: Cell<u64>,
+    reads: Cell<u32>,
+    sleeps: Cell<u32>,
+    alarms: Cell<u32>,
+    resets: Cell<u32>,
+    wakers: RefCell<Vec<Waker>>,
+}
+
+fn bump(cell: &Cell<u32>) {
+    cell.set(cell.get() + 1);
+}
+
+impl Manual {
+    fn advance(&self, by: Duration) {
+        self.0.now.set(self.0.now.get() + by.as_nanos() as u64);
+        let wakers = core::mem::take(&mut *self.0.wakers.borrow_mut());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Clock reads, sleeps, alarms and resets.
+    fn asked(&self) -> [u32; 4] {
+        let State {
+            reads,
+            sleeps,
+            alarms,
+            resets,
+            ..
+        } = &*self.0;
+        [reads.get(), sleeps.get(), alarms.get(), resets.get()]
+    }
+}
+
+struct Sleep(Manual, Instant);
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.0.now.get() >= self.1.as_nanos() {
+            return Poll::Ready(());
+        }
+        self.0.0.wakers.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Timer for Manual {
+    type Sleep = Sleep;
+    type Alarm = Sleep;
+    fn now(&self) -> Instant {
+        bump(&self.0.reads);
+        Instant::from_nanos(self.0.now.get())
+    }
+    fn sleep_until(&self, deadline: Instant) -> Sleep {
+        bump(&self.0.sleeps);
+        Sleep(self.clone(), deadline)
+    }
+    fn alarm_until(&self, deadline: Instant) -> Sleep {
+        bump(&self.0.alarms);
+        Sleep(self.clone(), deadline)
+    }
+    fn reset(&self, alarm: &mut Sleep, deadline: Instant) {
+        bump(&self.0.resets);
+        alarm.1 = deadline;
+    }
+}
+
+/// Counts wake-ups.
+#[derive(Default)]
+struct Wakes(AtomicU32);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    let waker = Waker::from(Arc::new(Wakes::default()));
+    future.poll(&mut Context::from_waker(&waker))
+}
+
+type Answer = Result<u32, &'static str>;
+type Boxed = Pin<Box<dyn Future<Output = Answer>>>;
+
+/// Ready once the switch is on, and counts its calls; answers at once if `now` is asked for.
+#[derive(Clone, Default)]
+struct Inner {
+    ready: Rc<Cell<bool>>,
+    calls: Rc<Cell<u32>>,
+}
+
+impl Service<bool> for Inner {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = Boxed;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        if self.ready.get() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+    fn call(&mut self, now: bool) -> Boxed {
+        bump(&self.calls);
+        if now {
+            Box::pin(ready(Ok(1)))
+        } else {
+            Box::pin(pending())
+        }
+    }
+}
+
+fn poll_ready<S: Service<bool>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    poll(pin!(poll_fn(|cx| service.poll_ready(cx))))
+}
+
+#[test]
+fn a_ready_response_asks_nothing_of_the_timer() {
+    let timer = Manual::default();
+    let mut service = TimeoutLayer::with_timer(MS, timer.clone()).layer(Inner::default());
+    assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
+    assert_eq!(timer.asked(), [0; 4]);
+}
+
+#[test]
+fn the_clock_starts_at_the_first_pending_poll() {
+    let timer = Manual::default();
+    let mut service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone());
+    let mut response = pin!(service.call(false));
+    timer.advance(100 * MS);
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(wakes.clone());
+    let mut cx = Context::from_waker(&waker);
+    assert!(response.as_mut().poll(&mut cx).is_pending());
+    timer.advance(5 * MS - Duration::from_nanos(1));
+    assert!(response.as_mut().poll(&mut cx).is_pending());
+    timer.advance(Duration::from_nanos(1));
+    assert!(wakes.0.load(SeqCst) > 0);
+    let elapsed = Error::Elapsed(Elapsed::new());
+    assert_eq!(response.as_mut().poll(&mut cx), Poll::Ready(Err(elapsed)));
+    assert_eq!(timer.asked()[1], 1, "one sleep, armed once");
+}
+
+#[test]
+fn the_clock_starts_at_the_call_on_request() {
+    let timer = Manual::default();
+    let layer = TimeoutLayer::with_timer(5 * MS, timer.clone()).from_call();
+    let by_layer = layer.layer(Inner::default());
+    let by_service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone()).from_call();
+    for mut service in [by_layer, by_service] {
+        let mut late = pin!(service.call(false));
+        let mut ready = pin!(service.call(true));
+        timer.advance(5 * MS);
+        assert!(matches!(
+            poll(late.as_mut()),
+            Poll::Ready(Err(Error::Elapsed(_)))
+        ));
+        assert_eq!(poll(ready.as_mut()), Poll::Ready(Ok(1)), "an answer wins");
+    }
+    assert_eq!(timer.asked()[1], 0, "over at the first poll: no sleep");
+}
+
+#[test]
+fn the_greatest_limit_is_none_and_zero_is_one() {
+    let timer = Manual::default();
+    let inner = Inner::default();
+    for limit in [Duration::MAX, Duration::from_nanos(u64::MAX)] {
+        let mut service = Timeout::with_timer(inner.clone(), limit, timer.clone());
+        assert!(poll(pin!(service.call(false))).is_pending());
+    }
+    let mut service = Timeout::with_timer(inner.clone(), Duration::MAX, timer.clone()).from_call();
+    assert!(poll(pin!(service.call(false))).is_pending());
+    let mut service = Deadline::with_timer(inner.clone(), Duration::MAX, timer.clone());
+    assert!(poll_ready(&mut service).is_pending());
+    assert!(poll(pin!(service.call(false))).is_pending());
+    assert_eq!(timer.asked(), [0; 4]);
+
+    timer.0.now.set(1 << 62);
+    let nearly = Duration::from_nanos(u64::MAX - 1);
+    let mut service = Timeout::with_timer(inner.clone(), nearly, timer.clone());
+    assert!(poll(pin!(service.call(false))).is_pending());
+
+    let mut service = Timeout::with_timer(inner, Duration::ZERO, timer.clone());
+    assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
+    assert!(matches!(
+        poll(pin!(service.call(false))),
+        Poll::Ready(Err(Error::Elapsed(_)))
+    ));
+    assert_eq!(timer.asked()[1..], [0; 3]);
+}
+
+#[test]
+fn a_deadline_covers_readiness_and_response_together() {
+    let timer = Manual::default();
+    let inner = Inner::default();
+    let mut service = DeadlineLayer::with_timer(10 * MS, timer.clone()).layer(inner.clone());
+
+    assert!(poll_ready(&mut service).is_pending());
+    timer.advance(7 * MS);
+    inner.ready.set(true);
+    assert!(poll_ready(&mut service).is_ready());
+    let mut response = pin!(service.call(false));
+    assert!(poll(response.as_mut()).is_pending());
+    timer.advance(3 * MS);
+    assert!(matches!(
+        poll(response.as_mut()),
+        Poll::Ready(Err(Error::Elapsed(_)))
+    ));
+
+    // The next request has the whole of the time again, from its call on.
+    let mut response = pin!(service.call(false));
+    timer.advance(9 * MS);
+    assert!(poll(response.as_mut()).is_pending());
+    timer.advance(MS);
+    assert!(poll(response.as_mut()).is_ready());
+}
+
+#[test]
+fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
+    let timer = Manual::default();
+    let inner = Inner::default();
+    let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
+
+    for round in 0..2 {
+        assert!(poll_ready(&mut service).is_pending(), "round {round}");
+        timer.advance(10 * MS);
+        assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+        let elapsed = Error::Elapsed(Elapsed::new());
+        assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Err(elapsed)));
+    }
+    assert_eq!(inner.calls.get(), 0);
+    assert_eq!(timer.asked()[2..], [1, 1], "one alarm, set again in place");
+
+    inner.ready.set(true);
+    assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
+}
+
+#[test]
+fn a_clone_has_a_deadline_of_its_own() {
+    let timer = Manual::default();
+    let mut service = Deadline::with_timer(Inner::default(), 10 * MS, timer.clone());
+    assert!(poll_ready(&mut service).is_pending());
+    timer.advance(10 * MS);
+    assert!(poll_ready(&mut service).is_ready());
+    assert!(poll_ready(&mut service.clone()).is_pending());
+}
+
+#[test]
+fn a_readiness_that_is_tried_starts_no_clock() {
+    let timer = Manual::default();
+    let inner = Inner::default();
+    let service = Deadline::with_timer(inner, 10 * MS, timer.clone());
+    let mut service = campanile::load_shed::LoadShed::new(service);
+    assert!(poll_ready(&mut service).is_ready());
+    assert_eq!(timer.asked(), [0; 4]);
+}
+
+#[test]
+fn errors_of_the_inner_service_pass() {
+    let inner = service_fn(|()| ready(Err::<(), _>("broken")));
+    let mut service = Timeout::with_timer(inner, MS, Manual::default());
+    assert_eq!(
+        poll(pin!(service.call(()))),
+        Poll::Ready(Err(Error::Service("broken")))
+    );
+}
+
+#[cfg(feature = "smol")]
+#[test]
+fn the_response_future_is_small() {
+    type Of<F> = ResponseFuture<F, campanile::smol::Smol>;
+    assert!(
+        size_of::<Of<core::future::Ready<Answer>>>()
+            <= 64 + size_of::<core::future::Ready<Answer>>()
+    );
+}
+
+#[cfg(feature = "tokio")]
+mod tokio_budget {
+    use super::*;
+    use campanile::tokio::Tokio;
+
+    /// Uses up the task's budget on each poll and lets a millisecond pass; gives up after 1000 polls.
+    fn greedy(polls: Rc<Cell<u32>>) -> impl Future<Output = Result<(), &'static str>> {
+        poll_fn(move |cx| {
+            bump(&polls);
+            if polls.get() == 1000 {
+                return Poll::Ready(Err("never interrupted"));
+            }
+            let mut step = pin!(tokio::time::advance(MS));
+            let _ = step.as_mut().poll(cx);
+            while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_fires_though_the_inner_future_uses_up_the_budget() {
+        let polls = Rc::new(Cell::new(0));
+        let inner = service_fn(|()| greedy(polls.clone()));
+        let mut service = Timeout::<_, Tokio>::new(inner, 10 * MS);
+        assert!(matches!(service.call(()).await, Err(Error::Elapsed(_))));
+        assert!(polls.get() <= 12, "{}", polls.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_fires_though_something_else_uses_up_the_budget_first() {
+        let inner = service_fn(|()| pending::<Result<(), ()>>());
+        let mut service = Timeout::<_, Tokio>::new(inner, 10 * MS);
+        let mut response = pin!(service.call(()));
+        let mut other = pin!(greedy(Rc::default()));
+        let first = poll_fn(|cx| {
+            if other.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            response.as_mut().poll(cx).map(Some)
+        });
+        assert!(matches!(first.await, Some(Err(Error::Elapsed(_)))));
+    }
+
+    #[test]
+    fn constructing_needs_no_runtime() {
+        let layer = TimeoutLayer::<Tokio>::new(MS);
+        let mut service = layer.layer(service_fn(|()| ready(Ok::<_, ()>(()))));
+        assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
+        let mut service = DeadlineLayer::<Tokio>::new(MS).layer(Inner {
+            ready: Rc::new(Cell::new(true)),
+            ..Inner::default()
+        });
+        assert!(poll_ready(&mut service).is_ready());
+    }
+}

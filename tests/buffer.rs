@@ -1,0 +1,586 @@
+//! The buffer: by hand, poll by poll, where the order matters; on every runtime, where the runtime does.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, InvalidBound};
+use campanile::load_shed::{self, LoadShed};
+use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
+
+use common::{
+    Failure, Host, Mock, MockFuture, On, WakeCount, mock, on_every_runtime, ready, spawn, until,
+};
+
+type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>, Failure>;
+
+fn mock_pair(
+    bound: usize,
+) -> (
+    MockBuffer,
+    buffer::Worker<Mock<u32, u32>, u32>,
+    common::Handle<u32, u32>,
+) {
+    let (service, handle) = mock();
+    let (buffer, worker) = buffer::pair(service, bound);
+    (buffer, worker, handle)
+}
+
+/// Polls `service` ready with a waker of its own, which has to be enough.
+#[track_caller]
+fn make_ready<S: Service<R>, R>(service: &mut S)
+where
+    S::Error: std::fmt::Debug,
+{
+    ready(WakeCount::new().poll_ready(service)).unwrap();
+}
+
+#[test]
+fn the_bound_is_exact() {
+    for bound in [1, 2, 5] {
+        let (buffer, worker, handle) = mock_pair(bound);
+        handle.set_ready(false);
+        let mut worker = spawn(worker);
+        let mut responses = Vec::new();
+        for n in 0..bound {
+            let mut buffer = buffer.clone();
+            make_ready(&mut buffer);
+            responses.push(buffer.call(n as u32));
+            assert!(worker.poll().is_pending());
+        }
+        // The worker has seen them all and holds none in its hand.
+        let mut one_more = buffer.clone();
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut one_more).is_pending());
+
+        handle.set_ready(true);
+        assert!(worker.is_woken());
+        assert!(worker.poll().is_pending());
+        assert_eq!(handle.calls(), bound);
+        assert_eq!(wakes.get(), 1);
+        ready(wakes.poll_ready(&mut one_more)).unwrap();
+    }
+}
+
+#[test]
+fn a_bound_of_zero_is_refused() {
+    let error = buffer::InvalidBound::clone(
+        &BufferLayer::<(), NoRuntime>::try_new(0).expect_err("0 is no bound"),
+    );
+    assert_eq!(
+        error.to_string(),
+        "a buffer's bound is 0, and must be at least 1"
+    );
+    let _: InvalidBound = error;
+
+    let panic = std::panic::catch_unwind(|| buffer::pair(mock::<(), ()>().0, 0)).unwrap_err();
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied());
+    assert_eq!(
+        message,
+        Some("a buffer's bound is 0, and must be at least 1")
+    );
+}
+
+#[test]
+fn a_cancelled_request_is_dropped_at_once() {
+    // Each request holds one more reference.
+    let request = Rc::new(());
+    let (service, handle) = mock::<Rc<()>, u32>();
+    handle.set_ready(false);
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    let mut worker = spawn(worker);
+
+    make_ready(&mut buffer);
+    let response = buffer.call(request.clone());
+    assert!(worker.poll().is_pending(), "the service is not ready");
+    assert_eq!(Rc::strong_count(&request), 2);
+
+    let mut other = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut other).is_pending());
+    drop(response);
+    assert_eq!(Rc::strong_count(&request), 1);
+    // And its room is free.
+    assert_eq!(wakes.get(), 1);
+    ready(wakes.poll_ready(&mut other)).unwrap();
+}
+
+#[test]
+fn a_cancelled_response_is_dropped_at_once() {
+    let (mut buffer, worker, mut handle) = mock_pair(1);
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    let response = buffer.call(1);
+    assert!(worker.poll().is_pending());
+    let (_, responder) = handle.try_next().unwrap();
+    assert!(!responder.is_cancelled());
+    // The response's future is on its way back to its caller.
+    drop(response);
+    assert!(responder.is_cancelled());
+}
+
+#[test]
+fn a_response_that_nobody_polls_holds_no_room() {
+    let (mut buffer, worker, mut handle) = mock_pair(1);
+    let mut worker = spawn(worker);
+    let mut responses = Vec::new();
+    for n in 0..3 {
+        make_ready(&mut buffer);
+        responses.push(buffer.call(n));
+        assert!(worker.poll().is_pending());
+        handle.try_next().unwrap().1.send(n * 10);
+    }
+    for (n, response) in responses.into_iter().enumerate() {
+        assert_eq!(ready(spawn(response).poll()), Ok(n as u32 * 10));
+    }
+}
+
+#[test]
+fn every_handle_sees_the_failure() {
+    let (buffer, worker, handle) = mock_pair(2);
+    let mut worker = spawn(worker);
+    handle.set_ready(false);
+
+    let mut caller = buffer.clone();
+    make_ready(&mut caller);
+    let mut response = spawn(caller.call(1));
+    assert!(response.poll().is_pending());
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    let mut waiting = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut waiting).is_pending());
+    assert!(worker.poll().is_pending());
+
+    handle.fail(Failure("broken"));
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_ready());
+    // The service is gone though handles live, one of them with a reservation, and though the
+    // executor has not dropped the task.
+    assert_eq!(handle.alive(), 0);
+
+    let is_failure = |error: &Error<Failure>| match error {
+        Error::Failed(error) => *error.get_ref() == Failure("broken"),
+        _ => false,
+    };
+    assert!(response.is_woken());
+    assert!(is_failure(&ready(response.poll()).unwrap_err()));
+    assert_eq!(wakes.get(), 1);
+    assert!(is_failure(
+        &ready(wakes.poll_ready(&mut waiting)).unwrap_err()
+    ));
+    assert!(is_failure(&ready(wakes.poll_ready(&mut idle)).unwrap_err()));
+    // A reservation is not worth anything any more.
+    assert!(is_failure(&ready(spawn(idle.call(2)).poll()).unwrap_err()));
+    drop(worker);
+}
+
+#[test]
+fn a_failure_flattens() {
+    let (service, handle) = mock::<u32, u32>();
+    handle.fail(Failure("broken"));
+    let service = service_fn({
+        let service = service.clone();
+        move |n| service.clone().call(n)
+    });
+    drop(service);
+
+    let (mut buffer, worker, handle) = mock_pair(1);
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    let response = buffer.call(1);
+    handle.fail(Failure("broken"));
+    assert!(worker.poll().is_ready());
+    let error = ready(spawn(response).poll()).unwrap_err();
+    assert_eq!(
+        campanile::error::find::<Failure>(&error),
+        Some(&Failure("broken"))
+    );
+    assert_eq!(error.to_string(), "buffer's service failed: broken");
+    let boxed = BoxError::from(error);
+    let error = boxed
+        .downcast_ref::<buffer::error::ServiceError<Failure>>()
+        .unwrap();
+    assert_eq!(error.get_ref(), &Failure("broken"));
+}
+
+#[test]
+fn a_panic_is_told_apart_from_closing() {
+    let (buffer, worker) = buffer::pair(
+        service_fn(|n: u32| {
+            assert_ne!(n, 13, "unlucky");
+            std::future::ready(Ok::<_, Failure>(n))
+        }),
+        4,
+    );
+    let mut panicking = buffer.clone();
+    let mut queued = buffer.clone();
+    make_ready(&mut panicking);
+    make_ready(&mut queued);
+    let mut panicked = spawn(panicking.call(13));
+    let mut behind = spawn(queued.call(1));
+    assert!(panicked.poll().is_pending());
+    assert!(behind.poll().is_pending());
+
+    // As an executor does it: the panic is caught at the poll, and the task dropped after.
+    let mut worker = spawn(worker);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.poll()));
+    assert!(caught.is_err());
+    drop(worker);
+    assert!(panicked.is_woken() && behind.is_woken());
+    assert!(matches!(ready(panicked.poll()), Err(Error::Panicked(_))));
+    assert!(matches!(ready(behind.poll()), Err(Error::Panicked(_))));
+
+    let (mut buffer, worker, _handle) = mock_pair(1);
+    drop(worker);
+    assert_eq!(
+        ready(WakeCount::new().poll_ready(&mut buffer)),
+        Err(Error::Closed(Closed::new()))
+    );
+}
+
+#[test]
+fn when_the_last_handle_goes_the_worker_drains_and_ends() {
+    let (mut buffer, worker, mut handle) = mock_pair(4);
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    let mut responses = Vec::new();
+    for n in 0..4 {
+        make_ready(&mut buffer);
+        responses.push(spawn(buffer.call(n)));
+    }
+    drop(buffer);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_ready());
+    assert_eq!(handle.calls(), 4);
+    assert_eq!(handle.alive(), 0);
+    for (n, mut response) in responses.into_iter().enumerate() {
+        handle.try_next().unwrap().1.send(n as u32 + 1);
+        assert_eq!(ready(response.poll()), Ok(n as u32 + 1));
+    }
+}
+
+#[test]
+fn the_worker_of_an_unready_service_ends_with_the_last_handle() {
+    let (mut buffer, worker, handle) = mock_pair(1);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    let response = buffer.call(1);
+    assert!(worker.poll().is_pending());
+    drop(response);
+    drop(buffer);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_ready());
+    assert_eq!(handle.alive(), 0);
+}
+
+#[test]
+fn shutdown_drains_and_can_be_awaited() {
+    let (buffer, worker, handle) = mock_pair(2);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    let mut caller = buffer.clone();
+    make_ready(&mut caller);
+    let _response = caller.call(1);
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    let mut waiting = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut waiting).is_pending());
+    assert!(worker.poll().is_pending());
+
+    assert!(!buffer.is_closed());
+    let mut shutdown = spawn(buffer.shutdown());
+    let mut another = spawn(buffer.shutdown());
+    let given_up = buffer.shutdown();
+    assert!(buffer.is_closed());
+    assert!(shutdown.poll().is_pending());
+    assert!(another.poll().is_pending());
+    drop(given_up);
+    // Nothing new is accepted, reservation or not.
+    assert_eq!(wakes.get(), 1);
+    assert_eq!(
+        ready(wakes.poll_ready(&mut waiting)),
+        Err(Error::Closed(Closed::new()))
+    );
+    assert_eq!(
+        ready(spawn(idle.call(2)).poll()),
+        Err(Error::Closed(Closed::new()))
+    );
+    // What was accepted is served.
+    assert!(worker.poll().is_pending());
+    handle.set_ready(true);
+    assert!(worker.poll().is_ready());
+    assert_eq!(handle.calls(), 1);
+    assert!(shutdown.is_woken() && another.is_woken());
+    assert!(shutdown.poll().is_ready());
+    assert!(another.poll().is_ready());
+}
+
+#[test]
+fn the_worker_gives_way_to_others() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = calls.clone();
+    let (mut buffer, worker) = buffer::pair(
+        service_fn(move |n: u32| {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok::<_, Failure>(n))
+        }),
+        1_000,
+    );
+    let _responses: Vec<_> = (0..1_000)
+        .map(|n| {
+            make_ready(&mut buffer);
+            buffer.call(n)
+        })
+        .collect();
+    let mut worker = spawn(worker);
+    let mut polls = 0;
+    while calls.load(Ordering::Relaxed) < 1_000 {
+        let before = calls.load(Ordering::Relaxed);
+        assert!(worker.poll().is_pending());
+        assert!(calls.load(Ordering::Relaxed) - before <= 32);
+        polls += 1;
+        assert!(worker.is_woken() || calls.load(Ordering::Relaxed) == 1_000);
+    }
+    assert!(polls >= 31);
+}
+
+#[test]
+fn a_call_without_readiness_waits_for_room() {
+    let (mut buffer, worker, mut handle) = mock_pair(1);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    let mut first = spawn(buffer.call(1));
+    let mut second = spawn(buffer.call(2));
+    assert!(second.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    handle.set_ready(true);
+    assert!(worker.poll().is_pending());
+    assert_eq!(handle.calls(), 1);
+    assert!(second.is_woken());
+    assert!(second.poll().is_pending());
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    handle.try_next().unwrap().1.send(10);
+    handle.try_next().unwrap().1.send(20);
+    assert_eq!(ready(first.poll()), Ok(10));
+    assert_eq!(ready(second.poll()), Ok(20));
+}
+
+#[test]
+fn unreserved_handles_that_idle_starve_nobody() {
+    let (buffer, worker, mut handle) = mock_pair(1);
+    let buffer = buffer.unreserved();
+    let mut worker = spawn(worker);
+    let mut idle: Vec<_> = (0..10).map(|_| buffer.clone()).collect();
+    idle.iter_mut().for_each(make_ready);
+    let mut caller = buffer.clone();
+    make_ready(&mut caller);
+    let mut response = spawn(caller.call(1));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    handle.try_next().unwrap().1.send(2);
+    assert_eq!(ready(response.poll()), Ok(2));
+}
+
+#[test]
+fn a_waiting_request_that_is_dropped_leaves_the_line() {
+    let (buffer, _worker, handle) = mock_pair(1);
+    handle.set_ready(false);
+    let mut holder = buffer.clone();
+    make_ready(&mut holder);
+    let mut first = buffer.clone();
+    let mut second = buffer.clone();
+    let (a, b) = (WakeCount::new(), WakeCount::new());
+    assert!(a.poll_ready(&mut first).is_pending());
+    assert!(b.poll_ready(&mut second).is_pending());
+    // The first was granted the room, and goes away before it looks.
+    drop(holder);
+    assert_eq!((a.get(), b.get()), (1, 0));
+    drop(first);
+    assert_eq!(b.get(), 1);
+    ready(b.poll_ready(&mut second)).unwrap();
+}
+
+#[test]
+fn shedding_leaves_nobody_in_the_line() {
+    let (buffer, worker, handle) = mock_pair(1);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    let mut caller = buffer.clone();
+    make_ready(&mut caller);
+    let response = caller.call(1);
+    assert!(worker.poll().is_pending());
+
+    let mut shedding = LoadShed::new(buffer.clone());
+    make_ready(&mut shedding);
+    assert!(matches!(
+        ready(spawn(shedding.call(2)).poll()),
+        Err(load_shed::Error::Overloaded(_))
+    ));
+    drop(response);
+    // The room goes to who is there, though the one that was shed still exists.
+    let mut other = buffer.clone();
+    make_ready(&mut other);
+}
+
+#[test]
+fn a_clone_has_no_reservation() {
+    let (mut buffer, _worker, _handle) = mock_pair(1);
+    make_ready(&mut buffer);
+    let mut clone = buffer.clone();
+    assert!(WakeCount::new().poll_ready(&mut clone).is_pending());
+}
+
+async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
+    let mut sum = 0;
+    // Neither `Clone` nor in need of a lock.
+    let service = service_fn(move |n: u64| {
+        sum += n;
+        std::future::ready(Ok::<_, Failure>(sum))
+    });
+    let buffer = Buffer::with_executor(service, 4, &rt);
+    let answers = futures::future::join_all((1..=100).map(|n| {
+        let mut buffer = buffer.clone();
+        async move {
+            std::future::poll_fn(|cx| buffer.poll_ready(cx)).await?;
+            buffer.call(n).await
+        }
+    }))
+    .await;
+    let last = answers.into_iter().map(Result::unwrap).max();
+    assert_eq!(last, Some(5_050));
+    buffer.shutdown().await;
+}
+
+async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let mut buffer = BufferLayer::with_executor(2, rt).layer(service);
+    std::future::poll_fn(|cx| buffer.poll_ready(cx))
+        .await
+        .unwrap();
+    let response = buffer.call(1);
+    handle.fail(Failure("broken"));
+    assert!(matches!(response.await, Err(Error::Failed(_))));
+    until(|| handle.alive() == 0).await;
+}
+
+async fn a_panic_reaches_all<H: Host>(rt: On<H>) {
+    let service =
+        service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") });
+    let mut buffer = Buffer::with_executor(service, 2, &rt);
+    std::future::poll_fn(|cx| buffer.poll_ready(cx))
+        .await
+        .unwrap();
+    assert!(matches!(buffer.call(1).await, Err(Error::Panicked(_))));
+}
+
+async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
+    let (service, handle) = mock::<u32, u32>();
+    let buffer = Buffer::with_executor(service, 2, &rt);
+    drop(buffer);
+    until(|| handle.alive() == 0).await;
+}
+
+on_every_runtime! {
+    many_handles_share_one_service,
+    a_failure_reaches_all,
+    a_panic_reaches_all,
+    the_worker_ends_with_the_last_handle,
+}
+
+/// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.
+#[test]
+fn whatever_is_dropped_nothing_is_lost() {
+    let (service, handle) = mock::<Arc<()>, u32>();
+    let token = Arc::new(());
+    let (buffer, worker) = buffer::pair(service, 3);
+    let worker = std::thread::spawn(move || futures::executor::block_on(worker));
+    let answering = std::thread::spawn({
+        let mut handle = handle;
+        move || {
+            let mut random = Random(7);
+            loop {
+                match handle.try_next() {
+                    Some((_, responder)) if random.next(3) == 0 => drop(responder),
+                    Some((_, responder)) => responder.send(1),
+                    None if handle.alive() == 0 => return handle.calls(),
+                    None => std::thread::yield_now(),
+                }
+                handle.set_ready(random.next(4) != 0);
+            }
+        }
+    });
+    let callers: Vec<_> = (0..4)
+        .map(|seed| {
+            let (buffer, token) = (buffer.clone(), token.clone());
+            std::thread::spawn(move || {
+                let mut random = Random(seed + 1);
+                let mut answered = 0;
+                for _ in 0..2_000 {
+                    let mut buffer = buffer.clone();
+                    let mut polls = random.next(6);
+                    let request = async {
+                        std::future::poll_fn(|cx| buffer.poll_ready(cx)).await?;
+                        buffer.call(token.clone()).await
+                    };
+                    let mut request = std::pin::pin!(request);
+                    // Given up after some polls, or not at all.
+                    let patient = random.next(2) == 0;
+                    let outcome = futures::executor::block_on(std::future::poll_fn(|cx| {
+                        if !patient {
+                            if polls == 0 {
+                                return Poll::Ready(None);
+                            }
+                            polls -= 1;
+                            cx.waker().wake_by_ref();
+                        }
+                        request.as_mut().poll(cx).map(Some)
+                    }));
+                    match outcome {
+                        Some(Ok(1)) => answered += 1,
+                        None | Some(Err(Error::Service(_))) => {}
+                        Some(other) => panic!("{other:?}"),
+                    }
+                }
+                answered
+            })
+        })
+        .collect();
+    let answered: usize = callers
+        .into_iter()
+        .map(|caller| caller.join().unwrap())
+        .sum();
+    // All room is there again.
+    let mut handles: Vec<_> = (0..3).map(|_| buffer.clone()).collect();
+    handles.iter_mut().for_each(make_ready);
+    drop((handles, buffer));
+    worker.join().unwrap();
+    let calls = answering.join().unwrap();
+    assert!(answered > 0 && answered <= calls);
+    assert_eq!(Arc::strong_count(&token), 1);
+}
+
+/// A linear congruential generator: Knuth's MMIX constants.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}

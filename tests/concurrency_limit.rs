@@ -1,0 +1,372 @@
+//! The concurrency limit, poll by poll.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use campanile::limit::concurrency::{InvalidLimit, Semaphore};
+use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
+use campanile::load_shed::{self, LoadShed};
+use campanile::{Layer, Service, service_fn};
+
+use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, ready, spawn, yield_now};
+
+#[track_caller]
+fn make_ready<S: Service<R>, R>(service: &mut S)
+where
+    S::Error: std::fmt::Debug,
+{
+    ready(WakeCount::new().poll_ready(service)).unwrap();
+}
+
+#[test]
+fn a_request_has_its_permit_until_the_response_is_ready() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut limit = ConcurrencyLimit::new(service, 1);
+    make_ready(&mut limit);
+    let mut response = spawn(limit.call(1));
+    assert!(response.poll().is_pending());
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut limit).is_pending());
+
+    handle.try_next().unwrap().1.send(2);
+    assert_eq!(ready(response.poll()), Ok(2));
+    // The response future still exists.
+    assert_eq!(wakes.get(), 1);
+    ready(wakes.poll_ready(&mut limit)).unwrap();
+    drop(response);
+    // And gives nothing back a second time.
+    let mut other = limit.clone();
+    assert!(wakes.poll_ready(&mut other).is_pending());
+}
+
+#[test]
+fn a_permit_can_go_with_the_response() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let semaphore = Semaphore::new(1);
+    let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone()).with_permit();
+    make_ready(&mut limit);
+    let mut response = spawn(limit.call(1));
+    assert!(response.poll().is_pending());
+    handle.try_next().unwrap().1.send(2);
+    let answer = ready(response.poll()).unwrap();
+    assert_eq!(*answer, 2);
+    drop(response);
+    assert_eq!(semaphore.available_permits(), 0);
+    let (answer, permit) = answer.into_parts();
+    assert_eq!(answer, 2);
+    assert_eq!(semaphore.available_permits(), 0);
+    drop(permit);
+    assert_eq!(semaphore.available_permits(), 1);
+
+    // Not with an error.
+    make_ready(&mut limit);
+    let mut response = spawn(limit.call(1));
+    assert!(response.poll().is_pending());
+    handle.try_next().unwrap().1.fail(Failure("no"));
+    assert!(ready(response.poll()).is_err());
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn a_shed_request_leaves_nothing_behind() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let limit = ConcurrencyLimit::new(service, 1);
+    let (mut a, mut b, mut c) = (
+        LoadShed::new(limit.clone()),
+        LoadShed::new(limit.clone()),
+        LoadShed::new(limit),
+    );
+    make_ready(&mut a);
+    let mut in_flight = spawn(a.call(1));
+    assert!(in_flight.poll().is_pending());
+    make_ready(&mut b);
+    assert!(matches!(
+        ready(spawn(b.call(2)).poll()),
+        Err(load_shed::Error::Overloaded(_))
+    ));
+    handle.try_next().unwrap().1.send(1);
+    assert_eq!(ready(in_flight.poll()), Ok(1));
+    // B's handle still exists and idles.
+    make_ready(&mut c);
+    let mut admitted = spawn(c.call(3));
+    assert!(admitted.poll().is_pending());
+    handle.try_next().unwrap().1.send(3);
+    assert_eq!(ready(admitted.poll()), Ok(3));
+    drop(b);
+}
+
+#[test]
+fn a_shed_request_keeps_no_permit_of_an_unready_service() {
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let semaphore = Semaphore::new(1);
+    let limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+    let mut shedding = LoadShed::new(limit);
+    make_ready(&mut shedding);
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn first_come_first_served() {
+    let (service, _handle) = mock::<u32, u32>();
+    let mut holder = ConcurrencyLimit::new(service, 1);
+    make_ready(&mut holder);
+    let wakes: Vec<_> = (0..3).map(|_| WakeCount::new()).collect();
+    let mut waiting: Vec<_> = wakes
+        .iter()
+        .map(|wakes| {
+            let mut handle = holder.clone();
+            assert!(wakes.poll_ready(&mut handle).is_pending());
+            handle
+        })
+        .collect();
+    drop(holder);
+    for n in 0..3 {
+        // One is woken, the first; nobody overtakes it.
+        let woken: Vec<_> = wakes.iter().map(WakeCount::get).collect();
+        assert_eq!(woken.iter().sum::<usize>(), n + 1);
+        assert_eq!(woken[n], 1);
+        let mut late = waiting[0].clone();
+        assert!(WakeCount::new().poll_ready(&mut late).is_pending());
+        drop(late);
+        let mut first = waiting.remove(0);
+        ready(wakes[n].poll_ready(&mut first)).unwrap();
+    }
+}
+
+#[test]
+fn who_gives_up_waiting_passes_the_permit_on() {
+    let (service, _handle) = mock::<u32, u32>();
+    let mut holder = ConcurrencyLimit::new(service, 1);
+    make_ready(&mut holder);
+    let (a, b) = (WakeCount::new(), WakeCount::new());
+    let (mut first, mut second) = (holder.clone(), holder.clone());
+    assert!(a.poll_ready(&mut first).is_pending());
+    assert!(b.poll_ready(&mut second).is_pending());
+    drop(holder);
+    assert_eq!((a.get(), b.get()), (1, 0));
+    // Granted, and gone before it looked.
+    drop(first);
+    assert_eq!(b.get(), 1);
+    ready(b.poll_ready(&mut second)).unwrap();
+}
+
+#[test]
+fn a_waiter_is_woken_by_the_last_waker_it_was_polled_with() {
+    let (service, _handle) = mock::<u32, u32>();
+    let mut holder = ConcurrencyLimit::new(service, 1);
+    make_ready(&mut holder);
+    let mut waiting = holder.clone();
+    let (old, new) = (WakeCount::new(), WakeCount::new());
+    assert!(old.poll_ready(&mut waiting).is_pending());
+    assert!(new.poll_ready(&mut waiting).is_pending());
+    drop(holder);
+    assert_eq!((old.get(), new.get()), (0, 1));
+}
+
+#[test]
+fn a_call_without_readiness_waits() {
+    let (service, mut handle) = mock::<u32, u32>();
+    // The contract of the mock is kept by another layer: here it is the limit that is called unready.
+    let service = service_fn(move |n| {
+        let mut service = service.clone();
+        async move {
+            std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+            service.call(n).await
+        }
+    });
+    let mut limit = ConcurrencyLimit::new(service, 1);
+    let mut first = spawn(limit.call(1));
+    let mut second = spawn(limit.call(2));
+    assert!(first.poll().is_pending());
+    assert!(second.poll().is_pending());
+    assert_eq!(handle.calls(), 1);
+    handle.try_next().unwrap().1.send(10);
+    assert_eq!(ready(first.poll()), Ok(10));
+    assert!(second.is_woken());
+    assert!(second.poll().is_pending());
+    handle.try_next().unwrap().1.send(20);
+    assert_eq!(ready(second.poll()), Ok(20));
+}
+
+#[test]
+fn unreserved_handles_that_idle_starve_nobody() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let limit = ConcurrencyLimitLayer::new(1).unreserved().layer(service);
+    let mut idle: Vec<_> = (0..5).map(|_| limit.clone()).collect();
+    idle.iter_mut().for_each(make_ready);
+    let mut caller = limit.clone();
+    make_ready(&mut caller);
+    let mut response = spawn(caller.call(1));
+    assert!(response.poll().is_pending());
+    handle.try_next().unwrap().1.send(2);
+    assert_eq!(ready(response.poll()), Ok(2));
+}
+
+#[test]
+fn a_panic_gives_the_permit_back() {
+    let semaphore = Semaphore::new(1);
+    let in_call =
+        service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") });
+    let mut limit = ConcurrencyLimit::with_semaphore(in_call, semaphore.clone());
+    make_ready(&mut limit);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| limit.call(1)));
+    assert!(caught.is_err());
+    assert_eq!(semaphore.available_permits(), 1);
+
+    let in_poll = service_fn(async |n: u32| -> Result<u32, Failure> { panic!("told to: {n}") });
+    let mut limit = ConcurrencyLimit::with_semaphore(in_poll, semaphore.clone());
+    make_ready(&mut limit);
+    let mut response = spawn(limit.call(1));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| response.poll()));
+    assert!(caught.is_err());
+    drop(response);
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn a_semaphore_is_shared_by_whoever_has_it() {
+    let semaphore = Semaphore::new(2);
+    let layer = GlobalConcurrencyLimitLayer::with_semaphore(semaphore.clone());
+    let (mut a, mut b, mut c) = (
+        layer.layer(mock::<u32, u32>().0),
+        layer.layer(mock::<u32, u32>().0),
+        ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore.clone()),
+    );
+    make_ready(&mut a);
+    make_ready(&mut b);
+    assert!(WakeCount::new().poll_ready(&mut c).is_pending());
+    assert_eq!(semaphore.available_permits(), 0);
+    drop((a, b, c));
+    assert_eq!(semaphore.available_permits(), 2);
+}
+
+#[test]
+fn a_limit_of_zero_is_refused() {
+    let message = "a concurrency limit is 0, and must be at least 1";
+    let error: InvalidLimit = ConcurrencyLimitLayer::try_new(0).unwrap_err();
+    assert_eq!(error.to_string(), message);
+    assert!(ConcurrencyLimit::try_new((), 0).is_err());
+    assert!(GlobalConcurrencyLimitLayer::try_new(0).is_err());
+    let panic = std::panic::catch_unwind(|| Semaphore::new(0)).unwrap_err();
+    let found = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied());
+    assert_eq!(found, Some(message));
+}
+
+#[cfg(feature = "async-lock")]
+mod shared_with_the_application {
+    use super::*;
+
+    #[test]
+    fn permits_are_taken_waited_for_and_returned() {
+        let semaphore = Arc::new(async_lock::Semaphore::new(1));
+        let (service, mut handle) = mock::<u32, u32>();
+        let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+        let elsewhere = semaphore.try_acquire().unwrap();
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut limit).is_pending());
+        let mut shedding = LoadShed::new(limit.clone());
+        make_ready(&mut shedding);
+        drop(elsewhere);
+        assert_eq!(wakes.get(), 1);
+        ready(wakes.poll_ready(&mut limit)).unwrap();
+        let mut response = spawn(limit.call(1));
+        assert!(response.poll().is_pending());
+        assert!(semaphore.try_acquire().is_none());
+        handle.try_next().unwrap().1.send(2);
+        assert_eq!(ready(response.poll()), Ok(2));
+        assert!(semaphore.try_acquire().is_some());
+        drop(shedding);
+    }
+}
+
+async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
+    let now = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let service = {
+        let (now, most) = (now.clone(), most.clone());
+        service_fn(move |n: u32| {
+            let (now, most) = (now.clone(), most.clone());
+            async move {
+                let here = now.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(here, Ordering::SeqCst);
+                for _ in 0..n % 5 {
+                    yield_now().await;
+                }
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, Failure>(n)
+            }
+        })
+    };
+    let limit = ConcurrencyLimit::new(service, 3);
+    let answered = Arc::new(AtomicUsize::new(0));
+    for n in 0..100 {
+        let (mut limit, answered) = (limit.clone(), answered.clone());
+        campanile::Executor::execute(&rt, async move {
+            std::future::poll_fn(|cx| limit.poll_ready(cx))
+                .await
+                .unwrap();
+            assert_eq!(limit.call(n).await, Ok(n));
+            answered.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    common::until(|| answered.load(Ordering::SeqCst) == 100).await;
+    assert!(most.load(Ordering::SeqCst) <= 3);
+}
+
+on_every_runtime! { never_more_than_the_limit }
+
+/// Waits and calls are given up at random, on several threads; at the end all permits are there.
+#[test]
+fn whatever_is_dropped_no_permit_is_lost() {
+    let semaphore = Semaphore::new(2);
+    let service = service_fn(async |n: u32| {
+        for _ in 0..n {
+            yield_now().await;
+        }
+        Ok::<_, Failure>(n)
+    });
+    let threads: Vec<_> = (0..4_u32)
+        .map(|seed| {
+            let limit = ConcurrencyLimit::with_semaphore(service.clone(), semaphore.clone());
+            std::thread::spawn(move || {
+                let mut answered = 0;
+                for n in 0..5_000 {
+                    let mut limit = limit.clone();
+                    let mut polls = n * 7 % 5 + seed;
+                    let request = async {
+                        std::future::poll_fn(|cx| limit.poll_ready(cx)).await?;
+                        limit.call(n % 3).await
+                    };
+                    let mut request = std::pin::pin!(request);
+                    let patient = n % 2 == 0;
+                    let outcome = futures::executor::block_on(std::future::poll_fn(|cx| {
+                        if !patient && polls == 0 {
+                            return Poll::Ready(None);
+                        }
+                        if !patient {
+                            polls -= 1;
+                            cx.waker().wake_by_ref();
+                        }
+                        request.as_mut().poll(cx).map(Some)
+                    }));
+                    answered += usize::from(outcome.is_some());
+                }
+                answered
+            })
+        })
+        .collect();
+    let answered: usize = threads
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .sum();
+    assert!(answered >= 10_000);
+    assert_eq!(semaphore.available_permits(), 2);
+}

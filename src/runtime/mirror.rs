@@ -1,12 +1,80 @@
 //! The tree of this crate once per runtime, with the runtime filled in.
 
-/// Mirrors the tree for `$runtime`: whatever is generic over the executor or the timer becomes an alias.
+/// Mirrors the tree for `$runtime`: whatever is generic over the executor or the timer becomes an alias,
+/// and the rest is what it is.
 macro_rules! mirror {
     ($runtime:ty) => {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
-        pub use $crate::{Layer, Service, service_fn};
-        #[allow(unused_imports, reason = "a feature can leave one of them empty")]
-        pub use $crate::{filter, layer, load_shed, util};
+        pub use $crate::{Layer, Service, filter, layer, load_shed, service_fn};
+
+        pub use self::builder::ServiceBuilder;
+        pub use self::util::ServiceExt;
+
+        /// [`builder`](crate::builder) on this runtime.
+        pub mod builder {
+            use super::*;
+
+            /// [`ServiceBuilder`](crate::builder::ServiceBuilder) on this runtime.
+            pub type ServiceBuilder<L = $crate::layer::Identity> =
+                $crate::builder::ServiceBuilder<L, $runtime>;
+        }
+
+        /// [`buffer`](crate::buffer) on this runtime.
+        pub mod buffer {
+            use super::*;
+            pub use $crate::buffer::*;
+
+            /// [`Buffer`](crate::buffer::Buffer) on this runtime, for a service whose future is `F`.
+            pub type Buffer<Request, F> = $crate::buffer::Buffer<
+                Request,
+                F,
+                <F as $crate::runtime::ResultFuture>::Error,
+                $runtime,
+            >;
+            /// [`BufferLayer`](crate::buffer::BufferLayer) on this runtime.
+            pub type BufferLayer<Request> = $crate::buffer::BufferLayer<Request, $runtime>;
+        }
+
+        /// [`limit`](crate::limit) on this runtime.
+        pub mod limit {
+            use super::*;
+            pub use self::rate::{RateLimit, RateLimitLayer};
+            pub use $crate::limit::*;
+
+            /// [`limit::rate`](crate::limit::rate) on this runtime.
+            pub mod rate {
+                use super::*;
+                pub use $crate::limit::rate::*;
+
+                /// [`RateLimit`](crate::limit::RateLimit) on this runtime.
+                pub type RateLimit<S> = $crate::limit::RateLimit<S, $runtime>;
+                /// [`RateLimitLayer`](crate::limit::RateLimitLayer) on this runtime.
+                pub type RateLimitLayer = $crate::limit::RateLimitLayer<$runtime>;
+            }
+        }
+
+        /// [`timeout`](crate::timeout) on this runtime.
+        pub mod timeout {
+            use super::*;
+            pub use $crate::timeout::*;
+
+            /// [`Timeout`](crate::timeout::Timeout) on this runtime.
+            pub type Timeout<S> = $crate::timeout::Timeout<S, $runtime>;
+            /// [`TimeoutLayer`](crate::timeout::TimeoutLayer) on this runtime.
+            pub type TimeoutLayer = $crate::timeout::TimeoutLayer<$runtime>;
+            /// [`Deadline`](crate::timeout::Deadline) on this runtime.
+            pub type Deadline<S> = $crate::timeout::Deadline<S, $runtime>;
+            /// [`DeadlineLayer`](crate::timeout::DeadlineLayer) on this runtime.
+            pub type DeadlineLayer = $crate::timeout::DeadlineLayer<$runtime>;
+        }
+
+        /// [`util`](crate::util) on this runtime.
+        pub mod util {
+            use super::*;
+            pub use $crate::util::*;
+
+            service_ext!($runtime);
+        }
     };
 }

@@ -1,0 +1,407 @@
+//! [`ServiceBuilder`]: a stack of layers, written from the outside in.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::filter::{AsyncFilterLayer, FilterLayer};
+use crate::layer::{Identity, LayerFn, Stack, layer_fn};
+#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+use crate::limit::{Rate, RateLimitLayer};
+#[cfg(feature = "std")]
+use crate::{
+    buffer::BufferLayer,
+    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+};
+use crate::load_shed::LoadShedLayer;
+use crate::retry::RetryLayer;
+use crate::timeout::{DeadlineLayer, TimeoutLayer};
+use crate::util::{
+    AndThenLayer, Either, ErrIntoLayer, MapErrLayer, MapFutureLayer, MapRequestLayer,
+    MapResponseLayer, MapResultLayer, ServiceFn, ThenLayer, option_layer,
+};
+#[cfg(feature = "alloc")]
+use crate::util::{BoxCloneService, BoxCloneSyncService, BoxService};
+use crate::{Layer, NoRuntime, Service, Timer};
+
+/// Builds a stack of middleware around a service.
+///
+/// The first layer named is the outermost: it sees a request first. `R` is the runtime, of which
+/// layers that need a timer or an executor get a clone. The alias at the root of this crate has none;
+/// each runtime's module has one with that runtime ([`campanile::smol::ServiceBuilder`](crate::smol::ServiceBuilder), …);
+/// [`with_runtime`](ServiceBuilder::with_runtime) takes any other as a value.
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use campanile::ServiceExt;
+/// use campanile::smol::ServiceBuilder;
+/// use std::time::Duration;
+///
+/// let service = ServiceBuilder::new()
+///     .load_shed()
+///     .buffer(64)
+///     .concurrency_limit(16)
+///     .rate_limit(100, Duration::from_secs(1))
+///     .timeout(Duration::from_secs(5))
+///     .service_fn(async |name: &'static str| Ok::<_, std::io::Error>(name.len()));
+///
+/// assert_eq!(service.oneshot("hello").await.unwrap(), 5);
+/// # });
+/// ```
+///
+/// The order matters. A buffer outside a limit holds requests until the limit admits them; a limit
+/// outside a buffer holds its callers, and the buffer stays empty. A timeout inside them measures the
+/// service alone; outside, the waiting too.
+#[derive(Clone)]
+pub struct ServiceBuilder<L, R> {
+    layer: L,
+    runtime: R,
+}
+
+impl<R: Default> ServiceBuilder<Identity, R> {
+    /// A builder with no layers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            layer: Identity::new(),
+            runtime: R::default(),
+        }
+    }
+}
+
+impl<R: Default> Default for ServiceBuilder<Identity, R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ServiceBuilder<Identity, NoRuntime> {
+    /// A builder on `runtime`: an executor, a timer, or both in one.
+    ///
+    /// ```
+    /// # #[cfg(feature = "tokio")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use campanile::{ServiceBuilder, ServiceExt};
+    /// use std::time::Duration;
+    ///
+    /// let service = ServiceBuilder::with_runtime(tokio::runtime::Handle::current())
+    ///     .buffer(16)
+    ///     .timeout(Duration::from_secs(1))
+    ///     .service_fn(async |n: u32| Ok::<_, std::io::Error>(n));
+    /// assert_eq!(service.oneshot(1).await.unwrap(), 1);
+    /// # });
+    /// ```
+    #[must_use]
+    pub fn with_runtime<R>(runtime: R) -> ServiceBuilder<Identity, R> {
+        ServiceBuilder {
+            layer: Identity::new(),
+            runtime,
+        }
+    }
+}
+
+impl<L, R> ServiceBuilder<L, R> {
+    /// Changes the runtime for the layers that follow.
+    #[must_use]
+    pub fn runtime<Q>(self, runtime: Q) -> ServiceBuilder<L, Q> {
+        ServiceBuilder {
+            layer: self.layer,
+            runtime,
+        }
+    }
+
+    /// Adds a layer.
+    pub fn layer<T>(self, layer: T) -> ServiceBuilder<Stack<T, L>, R> {
+        ServiceBuilder {
+            layer: Stack::new(layer, self.layer),
+            runtime: self.runtime,
+        }
+    }
+
+    /// Adds a layer, or nothing.
+    pub fn option_layer<T>(
+        self,
+        layer: Option<T>,
+    ) -> ServiceBuilder<Stack<Either<T, Identity>, L>, R> {
+        self.layer(option_layer(layer))
+    }
+
+    /// Adds a layer made of a function from a service to a service.
+    pub fn layer_fn<F>(self, f: F) -> ServiceBuilder<Stack<LayerFn<F>, L>, R> {
+        self.layer(layer_fn(f))
+    }
+
+    /// Lets clones share the service, through a queue of at most `bound` requests: see [`buffer`](crate::buffer).
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[cfg(feature = "std")]
+    #[track_caller]
+    pub fn buffer<Request>(
+        self,
+        bound: usize,
+    ) -> ServiceBuilder<Stack<BufferLayer<Request, R>, L>, R>
+    where
+        R: crate::Executor<core::future::Ready<()>> + Clone,
+    {
+        let layer = BufferLayer::with_executor(bound, self.runtime.clone());
+        self.layer(layer)
+    }
+
+    /// Lets at most `max` requests of a service be under way at once: see [`limit::concurrency`](crate::limit::concurrency).
+    ///
+    /// # Panics
+    ///
+    /// If `max` is 0.
+    #[cfg(feature = "std")]
+    #[track_caller]
+    pub fn concurrency_limit(
+        self,
+        max: usize,
+    ) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, L>, R> {
+        self.layer(ConcurrencyLimitLayer::new(max))
+    }
+
+    /// Like [`concurrency_limit`](Self::concurrency_limit), over all services that are built together.
+    ///
+    /// # Panics
+    ///
+    /// If `max` is 0.
+    #[cfg(feature = "std")]
+    #[track_caller]
+    pub fn global_concurrency_limit(
+        self,
+        max: usize,
+    ) -> ServiceBuilder<Stack<GlobalConcurrencyLimitLayer, L>, R> {
+        self.layer(GlobalConcurrencyLimitLayer::new(max))
+    }
+
+    /// Answers with an error when the service is not ready: see [`load_shed`](crate::load_shed).
+    pub fn load_shed(self) -> ServiceBuilder<Stack<LoadShedLayer, L>, R> {
+        self.layer(LoadShedLayer::new())
+    }
+
+    /// Lets `num` requests begin in each `per`: see [`limit::rate`](crate::limit::rate).
+    ///
+    /// # Panics
+    ///
+    /// If `num` or `per` is 0.
+    #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+    #[track_caller]
+    pub fn rate_limit(
+        self,
+        num: u64,
+        per: Duration,
+    ) -> ServiceBuilder<Stack<RateLimitLayer<R>, L>, R>
+    where
+        R: Timer + Clone,
+    {
+        let layer = RateLimitLayer::with_timer(Rate::new(num, per), self.runtime.clone());
+        self.layer(layer)
+    }
+
+    /// Tries again as `policy` says: see [`retry`](crate::retry).
+    pub fn retry<P>(self, policy: P) -> ServiceBuilder<Stack<RetryLayer<P>, L>, R> {
+        self.layer(RetryLayer::new(policy))
+    }
+
+    /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).
+    pub fn timeout(self, limit: Duration) -> ServiceBuilder<Stack<TimeoutLayer<R>, L>, R>
+    where
+        R: Timer + Clone,
+    {
+        let layer = TimeoutLayer::with_timer(limit, self.runtime.clone());
+        self.layer(layer)
+    }
+
+    /// Like [`timeout`](Self::timeout), over the wait for readiness and the response together.
+    pub fn deadline(self, limit: Duration) -> ServiceBuilder<Stack<DeadlineLayer<R>, L>, R>
+    where
+        R: Timer + Clone,
+    {
+        let layer = DeadlineLayer::with_timer(limit, self.runtime.clone());
+        self.layer(layer)
+    }
+
+    /// Lets through what `predicate` accepts: see [`filter`](crate::filter).
+    pub fn filter<P>(self, predicate: P) -> ServiceBuilder<Stack<FilterLayer<P>, L>, R> {
+        self.layer(FilterLayer::new(predicate))
+    }
+
+    /// Lets through what an asynchronous `predicate` accepts: see [`filter`](crate::filter).
+    pub fn filter_async<P>(self, predicate: P) -> ServiceBuilder<Stack<AsyncFilterLayer<P>, L>, R> {
+        self.layer(AsyncFilterLayer::new(predicate))
+    }
+
+    /// Changes requests.
+    pub fn map_request<F, R1, R2>(self, f: F) -> ServiceBuilder<Stack<MapRequestLayer<F>, L>, R>
+    where
+        F: FnMut(R1) -> R2 + Clone,
+    {
+        self.layer(MapRequestLayer::new(f))
+    }
+
+    /// Changes responses.
+    pub fn map_response<F>(self, f: F) -> ServiceBuilder<Stack<MapResponseLayer<F>, L>, R> {
+        self.layer(MapResponseLayer::new(f))
+    }
+
+    /// Changes errors, those of readiness too.
+    pub fn map_err<F>(self, f: F) -> ServiceBuilder<Stack<MapErrLayer<F>, L>, R> {
+        self.layer(MapErrLayer::new(f))
+    }
+
+    /// Converts errors into `E`, those of readiness too.
+    ///
+    /// ```
+    /// use campanile::{BoxError, ServiceBuilder, ServiceExt, load_shed::Overloaded};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let service = ServiceBuilder::new()
+    ///     .err_into::<BoxError>()
+    ///     .load_shed()
+    ///     .concurrency_limit(1)
+    ///     .service_fn(async |n: u32| Ok::<_, std::io::Error>(n));
+    ///
+    /// let first = service.clone().ready_oneshot().await.unwrap();
+    /// let error = service.oneshot(1).await.unwrap_err();
+    /// assert!(error.is::<Overloaded>());
+    /// # drop(first);
+    /// # });
+    /// ```
+    pub fn err_into<E>(self) -> ServiceBuilder<Stack<ErrIntoLayer<E>, L>, R> {
+        self.layer(ErrIntoLayer::new())
+    }
+
+    /// Changes the future of the response.
+    pub fn map_future<F>(self, f: F) -> ServiceBuilder<Stack<MapFutureLayer<F>, L>, R> {
+        self.layer(MapFutureLayer::new(f))
+    }
+
+    /// Changes results, successes and errors alike.
+    pub fn map_result<F>(self, f: F) -> ServiceBuilder<Stack<MapResultLayer<F>, L>, R> {
+        self.layer(MapResultLayer::new(f))
+    }
+
+    /// Goes on asynchronously after every result.
+    pub fn then<F>(self, f: F) -> ServiceBuilder<Stack<ThenLayer<F>, L>, R> {
+        self.layer(ThenLayer::new(f))
+    }
+
+    /// Goes on asynchronously after a response.
+    pub fn and_then<F>(self, f: F) -> ServiceBuilder<Stack<AndThenLayer<F>, L>, R> {
+        self.layer(AndThenLayer::new(f))
+    }
+
+    /// The layers as one.
+    pub fn into_inner(self) -> L {
+        self.layer
+    }
+
+    /// Puts the stack around `service`.
+    #[track_caller]
+    pub fn service<S>(&self, service: S) -> L::Service
+    where
+        L: Layer<S>,
+    {
+        self.layer.layer(service)
+    }
+
+    /// Puts the stack around a function.
+    #[track_caller]
+    pub fn service_fn<F>(self, f: F) -> L::Service
+    where
+        L: Layer<ServiceFn<F>>,
+    {
+        self.service(crate::service_fn(f))
+    }
+
+    /// Fails to compile where the layers are not `Clone`.
+    #[inline]
+    pub fn check_clone(self) -> Self
+    where
+        Self: Clone,
+    {
+        self
+    }
+
+    /// Fails to compile where the service, put around an `S`, is not `Clone`.
+    #[inline]
+    pub fn check_service_clone<S>(self) -> Self
+    where
+        L: Layer<S>,
+        L::Service: Clone,
+    {
+        self
+    }
+
+    /// Fails to compile where the service, put around an `S`, does not answer `Request` with `T` or `E`.
+    ///
+    /// ```
+    /// use campanile::{ServiceBuilder, layer::Identity};
+    /// use std::convert::Infallible;
+    ///
+    /// # type Inner = campanile::util::ServiceFn<fn(String) -> std::future::Ready<Result<usize, Infallible>>>;
+    /// let builder = ServiceBuilder::new()
+    ///     .map_response(|n: usize| n > 3)
+    ///     .check_service::<Inner, String, bool, Infallible>();
+    /// # let _ = builder;
+    /// ```
+    #[inline]
+    pub fn check_service<S, Request, T, E>(self) -> Self
+    where
+        L: Layer<S>,
+        L::Service: Service<Request, Response = T, Error = E>,
+    {
+        self
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<L, R> ServiceBuilder<L, R> {
+    /// Boxes the service beneath: the box is `Send`, and not `Clone`.
+    pub fn boxed<S, Request>(
+        self,
+    ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxService<Request, S::Response, S::Error>>, L>, R>
+    where
+        S: Service<Request, Future: Send + 'static> + Send + 'static,
+    {
+        self.layer(layer_fn(BoxService::new))
+    }
+
+    /// Boxes the service beneath: the box is `Send` and `Clone`.
+    pub fn boxed_clone<S, Request>(
+        self,
+    ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxCloneService<Request, S::Response, S::Error>>, L>, R>
+    where
+        S: Service<Request, Future: Send + 'static> + Clone + Send + 'static,
+    {
+        self.layer(layer_fn(BoxCloneService::new))
+    }
+
+    /// Boxes the service beneath: the box is `Send`, `Sync` and `Clone`.
+    pub fn boxed_clone_sync<S, Request>(
+        self,
+    ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxCloneSyncService<Request, S::Response, S::Error>>, L>, R>
+    where
+        S: Service<Request, Future: Send + 'static> + Clone + Send + Sync + 'static,
+    {
+        self.layer(layer_fn(BoxCloneSyncService::new))
+    }
+}
+
+impl<S, L: Layer<S>, R> Layer<S> for ServiceBuilder<L, R> {
+    type Service = L::Service;
+
+    #[track_caller]
+    fn layer(&self, inner: S) -> Self::Service {
+        self.layer.layer(inner)
+    }
+}
+
+impl<L: fmt::Debug, R> fmt::Debug for ServiceBuilder<L, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceBuilder").field(&self.layer).finish()
+    }
+}

@@ -31,7 +31,7 @@ pub use error::BoxError;
 pub use layer::Layer;
 pub use runtime::{Executor, Instant, NoRuntime, Runtime, Timer};
 pub use service::Service;
-pub use util::service_fn;
+pub use util::{ServiceExt, service_fn};
 
 #[cfg(feature = "async-std")]
 pub use runtime::async_std;

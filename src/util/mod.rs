@@ -1,5 +1,87 @@
 //! Combinators and adaptors: services and futures made of services, functions and options.
+//!
+//! The combinators, as methods of [`ServiceExt`] or as layers:
+//!
+//! | to change | with a function | with a future |
+//! |---|---|---|
+//! | the request | [`MapRequest`] | [`filter_async`](ServiceExt::filter_async) |
+//! | the response | [`MapResponse`] | [`AndThen`] |
+//! | the error | [`MapErr`], [`ErrInto`] | |
+//! | the result | [`MapResult`] | [`Then`], [`MapFuture`] |
+//!
+//! A response future panics if it is polled again after it was complete, as those of `async` blocks do.
+//!
+//! # Differences from tower
+//!
+//! - [`ErrInto`] is new: `map_err(Into::into)` with a type that can be named.
+//! - [`Optional`] and [`FutureService`] have typed errors, and a call to a [`FutureService`] that is not
+//!   ready does not panic.
+//! - Every combinator gives its inner service back (`get_ref`, `get_mut`, `into_inner`), and its layer is
+//!   `Debug` whatever its function is.
 
+#[macro_use]
+mod combinator;
+
+mod and_then;
+#[cfg(feature = "alloc")]
+pub mod boxed;
+mod either;
+mod err_into;
+pub mod future_service;
+mod map_err;
+mod map_future;
+mod map_request;
+mod map_response;
+mod map_result;
+mod oneshot;
+pub mod optional;
+mod ready;
+mod service_ext;
 mod service_fn;
+mod steps;
+mod then;
 
+pub use and_then::{AndThen, AndThenLayer};
+#[cfg(feature = "alloc")]
+pub use boxed::{
+    BoxCloneService, BoxCloneSyncService, BoxService, UnsyncBoxCloneService, UnsyncBoxService,
+};
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
+pub use boxed::{BoxCloneServiceLayer, BoxCloneSyncServiceLayer, BoxLayer};
+pub use either::{Either, option_layer};
+pub use err_into::{ErrInto, ErrIntoLayer};
+pub use future_service::{FutureService, future_service};
+pub use map_err::{MapErr, MapErrLayer};
+pub use map_future::{MapFuture, MapFutureLayer};
+pub use map_request::{MapRequest, MapRequestLayer};
+pub use map_response::{MapResponse, MapResponseLayer};
+pub use map_result::{MapResult, MapResultLayer};
+pub use oneshot::Oneshot;
+pub use optional::Optional;
+pub use ready::{Ready, ReadyOneshot};
+pub use service_ext::ServiceExt;
+#[allow(unused_imports, reason = "only the modules of the runtimes use it")]
+pub(crate) use service_ext::service_ext;
 pub use service_fn::{ServiceFn, service_fn};
+pub use then::{Then, ThenLayer};
+
+/// The response futures, at the path where tower has them.
+pub mod future {
+    pub use super::and_then::AndThenFuture;
+    pub use super::either::EitherResponseFuture;
+    pub use super::err_into::ErrIntoFuture;
+    pub use super::map_err::MapErrFuture;
+    pub use super::map_response::MapResponseFuture;
+    pub use super::map_result::MapResultFuture;
+    pub use super::then::ThenFuture;
+
+    /// The response future of an [`Optional`](super::Optional).
+    pub mod optional {
+        pub use crate::util::optional::ResponseFuture;
+    }
+}
+
+/// The failures, at the path where tower has them.
+pub mod error {
+    pub use super::optional::error as optional;
+}

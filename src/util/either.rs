@@ -1,0 +1,132 @@
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use pin_project_lite::pin_project;
+
+use crate::layer::{Identity, Layer};
+use crate::service::Service;
+
+/// One of two services with the same responses and errors, or one of two layers.
+///
+/// ```
+/// use campanile::{Layer, ServiceExt, service_fn, util::Either, util::MapRequestLayer};
+///
+/// # futures::executor::block_on(async {
+/// for (double, expected) in [(true, 42), (false, 22)] {
+///     let layer = if double {
+///         Either::Left(MapRequestLayer::new(|n: u32| n * 2))
+///     } else {
+///         Either::Right(MapRequestLayer::new(|n: u32| n + 1))
+///     };
+///     let service = layer.layer(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+///     assert_eq!(service.oneshot(21).await, Ok(expected));
+/// }
+/// # });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Either<A, B> {
+    /// The one.
+    Left(A),
+    /// The other.
+    Right(B),
+}
+
+impl<A, B, Request> Service<Request> for Either<A, B>
+where
+    A: Service<Request>,
+    B: Service<Request, Response = A::Response, Error = A::Error>,
+{
+    type Response = A::Response;
+    type Error = A::Error;
+    type Future = EitherResponseFuture<A::Future, B::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match self {
+            Self::Left(service) => service.poll_ready(cx),
+            Self::Right(service) => service.poll_ready(cx),
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let side = match self {
+            Self::Left(service) => Side::Left {
+                inner: service.call(request),
+            },
+            Self::Right(service) => Side::Right {
+                inner: service.call(request),
+            },
+        };
+        EitherResponseFuture { side }
+    }
+}
+
+impl<A, B, S> Layer<S> for Either<A, B>
+where
+    A: Layer<S>,
+    B: Layer<S>,
+{
+    type Service = Either<A::Service, B::Service>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        match self {
+            Self::Left(layer) => Either::Left(layer.layer(inner)),
+            Self::Right(layer) => Either::Right(layer.layer(inner)),
+        }
+    }
+}
+
+pin_project! {
+    /// The response of an [`Either`].
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct EitherResponseFuture<A, B> {
+        #[pin]
+        side: Side<A, B>,
+    }
+}
+
+pin_project! {
+    #[project = SideProj]
+    enum Side<A, B> {
+        Left { #[pin] inner: A },
+        Right { #[pin] inner: B },
+    }
+}
+
+impl<A, B> Future for EitherResponseFuture<A, B>
+where
+    A: Future,
+    B: Future<Output = A::Output>,
+{
+    type Output = A::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().side.project() {
+            SideProj::Left { inner } => inner.poll(cx),
+            SideProj::Right { inner } => inner.poll(cx),
+        }
+    }
+}
+
+opaque_debug!(EitherResponseFuture<A, B>);
+
+/// `layer`, if there is one; otherwise a layer that changes nothing.
+///
+/// Both ways have to give services with the same responses and errors.
+///
+/// ```
+/// use campanile::{Layer, ServiceExt, service_fn, util::MapRequestLayer, util::option_layer};
+///
+/// # futures::executor::block_on(async {
+/// for (double, expected) in [(true, 42), (false, 21)] {
+///     let layer = option_layer(double.then(|| MapRequestLayer::new(|n: u32| n * 2)));
+///     let service = layer.layer(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+///     assert_eq!(service.oneshot(21).await, Ok(expected));
+/// }
+/// # });
+/// ```
+pub fn option_layer<L>(layer: Option<L>) -> Either<L, Identity> {
+    match layer {
+        Some(layer) => Either::Left(layer),
+        None => Either::Right(Identity::new()),
+    }
+}

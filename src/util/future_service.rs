@@ -1,0 +1,151 @@
+//! A service that a future still has to make.
+//!
+//! # Differences from tower
+//!
+//! A call before the service is there does not panic: it fails with [`NotReady`]. The error is
+//! an enum, [`Error`], for that.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::{Service, ServiceExt, service_fn, util::future_service};
+//!
+//! # futures::executor::block_on(async {
+//! let connect = Box::pin(async {
+//!     Ok::<_, core::fmt::Error>(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)))
+//! });
+//! let mut service = future_service(connect);
+//! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
+//! # });
+//! ```
+
+use core::any::type_name;
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::Service;
+
+/// The service that `future` gives; it is ready once the future is complete and that service is ready.
+///
+/// See the [module](self) for an example.
+pub const fn future_service<F, S, Request, E>(future: F) -> FutureService<F, S>
+where
+    F: Future<Output = Result<S, E>> + Unpin,
+    S: Service<Request, Error = E>,
+{
+    FutureService::new(future)
+}
+
+/// A service that a future still has to make; see [`future_service`].
+#[derive(Clone)]
+pub struct FutureService<F, S> {
+    state: State<F, S>,
+}
+
+#[derive(Clone)]
+enum State<F, S> {
+    Future(F),
+    Service(S),
+    // The future gave an error; it must not be polled again.
+    Failed,
+}
+
+impl<F, S> FutureService<F, S> {
+    /// The service that `future` gives.
+    pub const fn new(future: F) -> Self {
+        Self {
+            state: State::Future(future),
+        }
+    }
+}
+
+impl<F, S: fmt::Debug> fmt::Debug for FutureService<F, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = f.debug_struct("FutureService");
+        match &self.state {
+            State::Future(_) => f.field("future", &format_args!("{}", type_name::<F>())),
+            State::Service(service) => f.field("service", service),
+            State::Failed => f.field("failed", &true),
+        };
+        f.finish()
+    }
+}
+
+impl<F, S, Request, E> Service<Request> for FutureService<F, S>
+where
+    F: Future<Output = Result<S, E>> + Unpin,
+    S: Service<Request, Error = E>,
+{
+    type Response = S::Response;
+    type Error = Error<E>;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        loop {
+            self.state = match &mut self.state {
+                State::Future(future) => match ready!(Pin::new(future).poll(cx)) {
+                    Ok(service) => State::Service(service),
+                    Err(error) => {
+                        self.state = State::Failed;
+                        return Poll::Ready(Err(Error::Service(error)));
+                    }
+                },
+                State::Service(service) => return service.poll_ready(cx).map_err(Error::Service),
+                State::Failed => return Poll::Ready(Err(Error::NotReady(NotReady::new()))),
+            };
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        ResponseFuture {
+            inner: match &mut self.state {
+                State::Service(service) => Some(service.call(request)),
+                State::Future(_) | State::Failed => None,
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`FutureService`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F> {
+        // `None`: there was no service yet.
+        #[pin]
+        inner: Option<F>,
+    }
+}
+
+impl<F, T, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().inner.as_pin_mut() {
+            Some(inner) => inner.poll(cx).map_err(Error::Service),
+            None => Poll::Ready(Err(Error::NotReady(NotReady::new()))),
+        }
+    }
+}
+
+/// How a [`FutureService`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The service was used before its future had made it, or after the future had failed.
+    NotReady(NotReady),
+    /// The future failed, or the service which it made.
+    Service(E),
+}
+
+flatten!(Error: NotReady);
+
+leaf_error! {
+    /// There was no service: its future was not complete, or had failed.
+    NotReady, "the service is not there"
+}

@@ -1,0 +1,91 @@
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::Service;
+
+pin_project! {
+    /// Waits until a service is ready, calls it once, and waits for its response.
+    ///
+    /// See [`ServiceExt::oneshot`](crate::ServiceExt::oneshot).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the service was ready, it takes the service and the request along, and the
+    /// call was never made.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct Oneshot<S: Service<Request>, Request> {
+        #[pin]
+        state: State<S, Request>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[project_replace = StateOwn]
+    enum State<S: Service<Request>, Request> {
+        NotReady { service: S, request: Request },
+        Called { #[pin] response: S::Future },
+        Done,
+    }
+}
+
+impl<S: Service<Request>, Request> Oneshot<S, Request> {
+    /// Calls `service` with `request` when it is ready.
+    pub const fn new(service: S, request: Request) -> Self {
+        Self {
+            state: State::NotReady { service, request },
+        }
+    }
+}
+
+impl<S: Service<Request>, Request> Future for Oneshot<S, Request> {
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        if let StateProj::NotReady { service, .. } = state.as_mut().project() {
+            let readiness = ready!(service.poll_ready(cx));
+            let StateOwn::NotReady {
+                mut service,
+                request,
+            } = state.as_mut().project_replace(State::Done)
+            else {
+                unreachable!();
+            };
+            readiness?;
+            let response = service.call(request);
+            state.set(State::Called { response });
+        }
+        let StateProj::Called { response } = state.as_mut().project() else {
+            panic!("a `Oneshot` was polled after it was complete");
+        };
+        let result = ready!(response.poll(cx));
+        state.set(State::Done);
+        Poll::Ready(result)
+    }
+}
+
+impl<S, Request> fmt::Debug for Oneshot<S, Request>
+where
+    S: Service<Request> + fmt::Debug,
+    Request: fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = f.debug_struct("Oneshot");
+        match &self.state {
+            State::NotReady { service, request } => {
+                f.field("service", service).field("request", request);
+            }
+            State::Called { .. } => {
+                f.field("called", &true);
+            }
+            State::Done => {
+                f.field("done", &true);
+            }
+        }
+        f.finish()
+    }
+}

@@ -1,0 +1,86 @@
+use core::fmt;
+use core::marker::PhantomData;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use crate::Service;
+
+const DONE: &str = "a readiness future was polled after it was complete";
+
+/// Waits until a service is ready, and gives it back.
+///
+/// See [`ServiceExt::ready_oneshot`](crate::ServiceExt::ready_oneshot).
+///
+/// # Cancel safety
+///
+/// Dropped, it takes the service along, and with it whatever was reserved for its readiness.
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct ReadyOneshot<S, Request> {
+    // `None`: complete.
+    inner: Option<S>,
+    request: PhantomData<fn() -> Request>,
+}
+
+// The service is never pinned: it is given away.
+impl<S, Request> Unpin for ReadyOneshot<S, Request> {}
+
+impl<S: Service<Request>, Request> ReadyOneshot<S, Request> {
+    /// Waits until `service` is ready.
+    pub const fn new(service: S) -> Self {
+        Self {
+            inner: Some(service),
+            request: PhantomData,
+        }
+    }
+}
+
+impl<S: Service<Request>, Request> Future for ReadyOneshot<S, Request> {
+    type Output = Result<S, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let service = self.inner.as_mut().expect(DONE);
+        let result = ready!(service.poll_ready(cx));
+        let service = self.inner.take().expect(DONE);
+        Poll::Ready(result.map(|()| service))
+    }
+}
+
+impl<S: fmt::Debug, Request> fmt::Debug for ReadyOneshot<S, Request> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadyOneshot")
+            .field("inner", &self.inner)
+            .finish()
+    }
+}
+
+/// Waits until a borrowed service is ready, and gives the borrow back.
+///
+/// See [`ServiceExt::ready`](crate::ServiceExt::ready).
+///
+/// # Cancel safety
+///
+/// Dropped before it is complete, it leaves the service as it is, and waiting can start again; the
+/// service keeps its place in a queue.
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct Ready<'a, S, Request>(ReadyOneshot<&'a mut S, Request>);
+
+impl<'a, S: Service<Request>, Request> Ready<'a, S, Request> {
+    /// Waits until `service` is ready.
+    pub const fn new(service: &'a mut S) -> Self {
+        Self(ReadyOneshot::new(service))
+    }
+}
+
+impl<'a, S: Service<Request>, Request> Future for Ready<'a, S, Request> {
+    type Output = Result<&'a mut S, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<S: fmt::Debug, Request> fmt::Debug for Ready<'_, S, Request> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ready").field(&self.0.inner).finish()
+    }
+}

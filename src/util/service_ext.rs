@@ -1,0 +1,432 @@
+//! The trait `ServiceExt`, once for the root and once per runtime.
+
+/// Defines `ServiceExt`; with a runtime, the methods that need one are there too and use it.
+macro_rules! service_ext {
+    ($($runtime:ty)?) => {
+        /// What can be done with any [`Service`]($crate::Service): waiting for it, and putting middleware around it.
+        ///
+        /// A service made by `a.x().y()` has `y` on the outside: requests go through `y` first. A
+        /// [`ServiceBuilder`]($crate::builder::ServiceBuilder) reads the other way round.
+        pub trait ServiceExt<Request>: $crate::Service<Request> {
+            /// Waits until the service is ready for a call.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{Service, ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let mut service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n));
+            /// assert_eq!(service.ready().await.unwrap().call(1).await, Ok(1));
+            /// # });
+            /// ```
+            fn ready(&mut self) -> $crate::util::Ready<'_, Self, Request>
+            where
+                Self: Sized,
+            {
+                $crate::util::Ready::new(self)
+            }
+
+            /// Waits until the service is ready for a call, and gives it back.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{Service, ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n));
+            /// let mut service = service.ready_oneshot().await.unwrap();
+            /// assert_eq!(service.call(1).await, Ok(1));
+            /// # });
+            /// ```
+            fn ready_oneshot(self) -> $crate::util::ReadyOneshot<Self, Request>
+            where
+                Self: Sized,
+            {
+                $crate::util::ReadyOneshot::new(self)
+            }
+
+            /// Calls the service once, when it is ready.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n));
+            /// assert_eq!(service.oneshot(1).await, Ok(1));
+            /// # });
+            /// ```
+            fn oneshot(self, request: Request) -> $crate::util::Oneshot<Self, Request>
+            where
+                Self: Sized,
+            {
+                $crate::util::Oneshot::new(self, request)
+            }
+
+            /// Goes on with the future that `f` makes of a good response.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |id: u32| Ok::<_, core::num::ParseIntError>(format!("{id}0")))
+            ///     .and_then(async |text: String| text.parse::<u32>());
+            /// assert_eq!(service.oneshot(4).await, Ok(40));
+            /// # });
+            /// ```
+            fn and_then<F>(self, f: F) -> $crate::util::AndThen<Self, F>
+            where
+                Self: Sized,
+                F: Clone,
+            {
+                $crate::util::AndThen::new(self, f)
+            }
+
+            /// Changes responses by `f`.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n))
+            ///     .map_response(|n| n.to_string());
+            /// assert_eq!(service.oneshot(1).await.unwrap(), "1");
+            /// # });
+            /// ```
+            fn map_response<F, Response>(self, f: F) -> $crate::util::MapResponse<Self, F>
+            where
+                Self: Sized,
+                F: FnOnce(Self::Response) -> Response + Clone,
+            {
+                $crate::util::MapResponse::new(self, f)
+            }
+
+            /// Changes errors by `f`, those of readiness too.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |text: &str| text.parse::<u32>())
+            ///     .map_err(|error| format!("not a number: {error}"));
+            /// assert!(service.oneshot("one").await.unwrap_err().starts_with("not a number"));
+            /// # });
+            /// ```
+            fn map_err<F, Error>(self, f: F) -> $crate::util::MapErr<Self, F>
+            where
+                Self: Sized,
+                F: FnOnce(Self::Error) -> Error + Clone,
+            {
+                $crate::util::MapErr::new(self, f)
+            }
+
+            /// Changes results by `f`, be they responses or errors.
+            ///
+            /// An error of readiness does not go through `f`; it is converted by `From`.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |text: &str| text.parse::<u32>())
+            ///     .map_result(|result| Ok::<_, core::num::ParseIntError>(result.unwrap_or(0)));
+            /// assert_eq!(service.oneshot("one").await, Ok(0));
+            /// # });
+            /// ```
+            fn map_result<F, Response, Error>(self, f: F) -> $crate::util::MapResult<Self, F>
+            where
+                Self: Sized,
+                Error: From<Self::Error>,
+                F: FnOnce(Result<Self::Response, Self::Error>) -> Result<Response, Error> + Clone,
+            {
+                $crate::util::MapResult::new(self, f)
+            }
+
+            /// Makes the requests out of others by `f`.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: usize| Ok::<_, core::fmt::Error>(n))
+            ///     .map_request(|text: &str| text.len());
+            /// assert_eq!(service.oneshot("four").await, Ok(4));
+            /// # });
+            /// ```
+            fn map_request<F, NewRequest>(self, f: F) -> $crate::util::MapRequest<Self, F>
+            where
+                Self: Sized,
+                F: FnMut(NewRequest) -> Request,
+            {
+                $crate::util::MapRequest::new(self, f)
+            }
+
+            /// Changes response futures by `f`.
+            ///
+            /// An error of readiness does not go through `f`; it is converted by `From`.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(|n: u32| async move { Ok::<_, core::fmt::Error>(n) })
+            ///     .map_future(|response| async move { Ok::<_, core::fmt::Error>(response.await? + 1) });
+            /// assert_eq!(service.oneshot(1).await, Ok(2));
+            /// # });
+            /// ```
+            fn map_future<F, Fut, Response, Error>(self, f: F) -> $crate::util::MapFuture<Self, F>
+            where
+                Self: Sized,
+                F: FnMut(Self::Future) -> Fut,
+                Error: From<Self::Error>,
+                Fut: Future<Output = Result<Response, Error>>,
+            {
+                $crate::util::MapFuture::new(self, f)
+            }
+
+            /// Lets a request through if `predicate` does, which may change it.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, filter, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n))
+            ///     .filter(|text: &str| text.parse::<u32>());
+            /// assert_eq!(service.clone().oneshot("1").await, Ok(1));
+            /// assert!(matches!(service.oneshot("one").await, Err(filter::Error::Rejected(_))));
+            /// # });
+            /// ```
+            fn filter<F, NewRequest>(self, predicate: F) -> $crate::filter::Filter<Self, F>
+            where
+                Self: Sized,
+                F: $crate::filter::Predicate<NewRequest>,
+            {
+                $crate::filter::Filter::new(self, predicate)
+            }
+
+            /// Lets a request through if the future that `predicate` makes of it does.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, filter, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n))
+            ///     .filter_async(|text: &'static str| async move { text.parse::<u32>() });
+            /// assert_eq!(service.clone().oneshot("1").await, Ok(1));
+            /// assert!(matches!(service.oneshot("one").await, Err(filter::Error::Rejected(_))));
+            /// # });
+            /// ```
+            fn filter_async<F, NewRequest>(
+                self,
+                predicate: F,
+            ) -> $crate::filter::AsyncFilter<Self, F>
+            where
+                Self: Sized,
+                F: $crate::filter::AsyncPredicate<NewRequest>,
+            {
+                $crate::filter::AsyncFilter::new(self, predicate)
+            }
+
+            /// Goes on with the future that `f` makes of a result, be it a response or an error.
+            ///
+            /// An error of readiness does not go through `f`; it is converted by `From`.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |text: &str| text.parse::<u32>())
+            ///     .then(async |result: Result<u32, _>| Ok::<_, core::num::ParseIntError>(result.unwrap_or(0)));
+            /// assert_eq!(service.oneshot("one").await, Ok(0));
+            /// # });
+            /// ```
+            fn then<F, Response, Error, Fut>(self, f: F) -> $crate::util::Then<Self, F>
+            where
+                Self: Sized,
+                Error: From<Self::Error>,
+                F: FnOnce(Result<Self::Response, Self::Error>) -> Fut + Clone,
+                Fut: Future<Output = Result<Response, Error>>,
+            {
+                $crate::util::Then::new(self, f)
+            }
+
+            /// Converts errors into `E` by [`Into`], those of readiness too; the type can be named.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # #[cfg(feature = "alloc")]
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(async |text: &str| text.parse::<u32>())
+            ///     .err_into::<campanile::BoxError>();
+            /// assert!(service.oneshot("one").await.unwrap_err().is::<core::num::ParseIntError>());
+            /// # });
+            /// ```
+            fn err_into<E>(self) -> $crate::util::ErrInto<Self, E>
+            where
+                Self: Sized,
+                Self::Error: Into<E>,
+            {
+                $crate::util::ErrInto::new(self)
+            }
+
+            /// Answers at once with an error when the service is not ready.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, load_shed, util::future_service};
+            ///
+            /// # futures::executor::block_on(async {
+            /// type Never = core::future::Pending<Result<Echo, core::fmt::Error>>;
+            /// type Echo = campanile::util::ServiceFn<fn(u32) -> core::future::Ready<Result<u32, core::fmt::Error>>>;
+            /// let never: Never = core::future::pending();
+            /// let error = future_service(never).load_shed().oneshot(1).await.unwrap_err();
+            /// assert!(matches!(error, load_shed::Error::Overloaded(_)));
+            /// # });
+            /// ```
+            fn load_shed(self) -> $crate::load_shed::LoadShed<Self>
+            where
+                Self: Sized,
+            {
+                $crate::load_shed::LoadShed::new(self)
+            }
+
+            // PLACE, without a runtime: `concurrency_limit(self, max)`, `retry(self, policy)`.
+            // PLACE, with a runtime, inside `$( ... $runtime ... )?`: `timeout(self, duration)`,
+            // `rate_limit(self, num, per)`, `buffered(self, bound)`.
+
+            /// Boxes the service: one type for all with the same requests, responses and errors.
+            ///
+            /// See [`boxed`]($crate::util::boxed) for what it allocates.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # #[cfg(feature = "alloc")]
+            /// # futures::executor::block_on(async {
+            /// let echo = service_fn(|n: u32| async move { Ok::<_, core::fmt::Error>(n) });
+            /// for service in [echo.boxed(), echo.map_response(|n| n * 2).boxed()] {
+            ///     assert!([Ok(1), Ok(2)].contains(&service.oneshot(1).await));
+            /// }
+            /// # });
+            /// ```
+            #[cfg(feature = "alloc")]
+            fn boxed(self) -> $crate::util::BoxService<Request, Self::Response, Self::Error>
+            where
+                Self: Sized + Send + 'static,
+                Self::Future: Send + 'static,
+            {
+                $crate::util::BoxService::new(self)
+            }
+
+            /// Boxes the service; the box can be cloned.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # #[cfg(feature = "alloc")]
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(|n: u32| async move { Ok::<_, core::fmt::Error>(n) }).boxed_clone();
+            /// assert_eq!(service.clone().oneshot(1).await, Ok(1));
+            /// assert_eq!(service.oneshot(2).await, Ok(2));
+            /// # });
+            /// ```
+            #[cfg(feature = "alloc")]
+            fn boxed_clone(
+                self,
+            ) -> $crate::util::BoxCloneService<Request, Self::Response, Self::Error>
+            where
+                Self: Clone + Sized + Send + 'static,
+                Self::Future: Send + 'static,
+            {
+                $crate::util::BoxCloneService::new(self)
+            }
+
+            /// Boxes the service; the box can be cloned, and shared between threads.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            ///
+            /// # #[cfg(feature = "alloc")]
+            /// # futures::executor::block_on(async {
+            /// let service = service_fn(|n: u32| async move { Ok::<_, core::fmt::Error>(n) });
+            /// let shared = std::sync::Arc::new(service.boxed_clone_sync());
+            /// let there = shared.clone();
+            /// std::thread::spawn(move || drop((*there).clone())).join().unwrap();
+            /// assert_eq!((*shared).clone().oneshot(1).await, Ok(1));
+            /// # });
+            /// ```
+            #[cfg(feature = "alloc")]
+            fn boxed_clone_sync(
+                self,
+            ) -> $crate::util::BoxCloneSyncService<Request, Self::Response, Self::Error>
+            where
+                Self: Clone + Sized + Send + Sync + 'static,
+                Self::Future: Send + 'static,
+            {
+                $crate::util::BoxCloneSyncService::new(self)
+            }
+        }
+
+        impl<S, Request> ServiceExt<Request> for S where S: $crate::Service<Request> + ?Sized {}
+    };
+}
+
+#[allow(
+    unused_imports,
+    reason = "only the modules of the runtimes use it by this path"
+)]
+pub(crate) use service_ext;
+
+service_ext!();
+
+#[cfg(test)]
+mod tests {
+    /// The trait as a runtime's module has it.
+    mod with_runtime {
+        service_ext!(crate::NoRuntime);
+    }
+
+    #[test]
+    fn the_trait_of_a_runtime_has_the_methods_of_the_root() {
+        use with_runtime::ServiceExt as _;
+
+        let service = crate::service_fn(|n: u32| core::future::ready(Ok::<_, core::fmt::Error>(n)));
+        let mut response = core::pin::pin!(service.map_response(|n| n + 1).oneshot(1));
+        let mut cx = core::task::Context::from_waker(core::task::Waker::noop());
+        assert_eq!(
+            response.as_mut().poll(&mut cx),
+            core::task::Poll::Ready(Ok(2))
+        );
+    }
+}

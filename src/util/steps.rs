@@ -1,0 +1,87 @@
+//! The two state machines behind the combinators' response futures.
+//!
+//! Enums and not structs of `Option`s: the state then needs no room of its own where the future or
+//! the function has bit patterns to spare.
+
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+const DONE: &str = "a response future was polled after it was complete";
+
+pin_project! {
+    /// A future, and the function for what it gives.
+    #[project = MapProj]
+    #[project_replace = MapOwn]
+    pub(super) enum Map<Fut, F> {
+        Incomplete {
+            #[pin]
+            inner: Fut,
+            f: F,
+        },
+        Complete,
+    }
+}
+
+impl<Fut: Future, F> Map<Fut, F> {
+    /// Drops the future before `finish` runs, as an `await` does.
+    pub(super) fn poll_with<T>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        finish: impl FnOnce(Fut::Output, F) -> T,
+    ) -> Poll<T> {
+        let MapProj::Incomplete { inner, .. } = self.as_mut().project() else {
+            panic!("{DONE}");
+        };
+        let output = ready!(inner.poll(cx));
+        match self.project_replace(Map::Complete) {
+            MapOwn::Incomplete { f, .. } => Poll::Ready(finish(output, f)),
+            MapOwn::Complete => unreachable!(),
+        }
+    }
+}
+
+pin_project! {
+    /// A future, the function for what it gives, and then the future which that function gives.
+    #[project = ChainProj]
+    #[project_replace = ChainOwn]
+    pub(super) enum Chain<F1, F2, F> {
+        First {
+            #[pin]
+            inner: F1,
+            f: F,
+        },
+        Second {
+            #[pin]
+            inner: F2,
+        },
+        Complete,
+    }
+}
+
+impl<F1: Future, F2: Future, F> Chain<F1, F2, F> {
+    /// `next` gives the second future, or the end of it all.
+    pub(super) fn poll_with(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        next: impl FnOnce(F1::Output, F) -> Result<F2, F2::Output>,
+    ) -> Poll<F2::Output> {
+        if let ChainProj::First { inner, .. } = self.as_mut().project() {
+            let output = ready!(inner.poll(cx));
+            let ChainOwn::First { f, .. } = self.as_mut().project_replace(Chain::Complete) else {
+                unreachable!();
+            };
+            match next(output, f) {
+                Ok(inner) => self.set(Chain::Second { inner }),
+                Err(output) => return Poll::Ready(output),
+            }
+        }
+        let ChainProj::Second { inner } = self.as_mut().project() else {
+            panic!("{DONE}");
+        };
+        let output = ready!(inner.poll(cx));
+        self.set(Chain::Complete);
+        Poll::Ready(output)
+    }
+}

@@ -7,11 +7,6 @@ use crate::filter::{AsyncFilterLayer, FilterLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
 #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
 use crate::limit::{Rate, RateLimitLayer};
-#[cfg(feature = "std")]
-use crate::{
-    buffer::BufferLayer,
-    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
-};
 use crate::load_shed::LoadShedLayer;
 use crate::retry::RetryLayer;
 use crate::timeout::{DeadlineLayer, TimeoutLayer};
@@ -22,6 +17,11 @@ use crate::util::{
 #[cfg(feature = "alloc")]
 use crate::util::{BoxCloneService, BoxCloneSyncService, BoxService};
 use crate::{Layer, NoRuntime, Service, Timer};
+#[cfg(feature = "std")]
+use crate::{
+    buffer::BufferLayer,
+    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+};
 
 /// Builds a stack of middleware around a service.
 ///
@@ -373,7 +373,10 @@ impl<L, R> ServiceBuilder<L, R> {
     /// Boxes the service beneath: the box is `Send` and `Clone`.
     pub fn boxed_clone<S, Request>(
         self,
-    ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxCloneService<Request, S::Response, S::Error>>, L>, R>
+    ) -> ServiceBuilder<
+        Stack<LayerFn<fn(S) -> BoxCloneService<Request, S::Response, S::Error>>, L>,
+        R,
+    >
     where
         S: Service<Request, Future: Send + 'static> + Clone + Send + 'static,
     {
@@ -383,7 +386,10 @@ impl<L, R> ServiceBuilder<L, R> {
     /// Boxes the service beneath: the box is `Send`, `Sync` and `Clone`.
     pub fn boxed_clone_sync<S, Request>(
         self,
-    ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxCloneSyncService<Request, S::Response, S::Error>>, L>, R>
+    ) -> ServiceBuilder<
+        Stack<LayerFn<fn(S) -> BoxCloneSyncService<Request, S::Response, S::Error>>, L>,
+        R,
+    >
     where
         S: Service<Request, Future: Send + 'static> + Clone + Send + Sync + 'static,
     {

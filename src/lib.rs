@@ -15,6 +15,7 @@ mod sync;
 
 #[cfg(feature = "std")]
 pub mod buffer;
+pub mod builder;
 pub mod error;
 pub mod filter;
 pub mod layer;
@@ -32,6 +33,9 @@ pub use layer::Layer;
 pub use runtime::{Executor, Instant, NoRuntime, Runtime, Timer};
 pub use service::Service;
 pub use util::{ServiceExt, service_fn};
+
+/// The builder without a runtime: [`builder::ServiceBuilder`] for what needs neither a timer nor an executor.
+pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRuntime>;
 
 #[cfg(feature = "async-std")]
 pub use runtime::async_std;

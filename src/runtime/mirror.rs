@@ -38,8 +38,8 @@ macro_rules! mirror {
 
         /// [`limit`](crate::limit) on this runtime.
         pub mod limit {
-            use super::*;
             pub use self::rate::{RateLimit, RateLimitLayer};
+            use super::*;
             pub use $crate::limit::*;
 
             /// [`limit::rate`](crate::limit::rate) on this runtime.
@@ -74,7 +74,7 @@ macro_rules! mirror {
             use super::*;
             pub use $crate::util::*;
 
-            service_ext!($runtime);
+            $crate::util::service_ext!($runtime);
         }
     };
 }

@@ -3,10 +3,10 @@
 /// Defines `ServiceExt`; with a runtime, the methods that need one are there too and use it.
 macro_rules! service_ext {
     ($($runtime:ty)?) => {
-        /// What can be done with any [`Service`]($crate::Service): waiting for it, and putting middleware around it.
+        /// What can be done with any [`Service`](crate::Service): waiting for it, and putting middleware around it.
         ///
         /// A service made by `a.x().y()` has `y` on the outside: requests go through `y` first. A
-        /// [`ServiceBuilder`]($crate::builder::ServiceBuilder) reads the other way round.
+        /// [`ServiceBuilder`](crate::builder::ServiceBuilder) reads the other way round.
         pub trait ServiceExt<Request>: $crate::Service<Request> {
             /// Waits until the service is ready for a call.
             ///
@@ -315,13 +315,78 @@ macro_rules! service_ext {
                 $crate::load_shed::LoadShed::new(self)
             }
 
-            // PLACE, without a runtime: `concurrency_limit(self, max)`, `retry(self, policy)`.
-            // PLACE, with a runtime, inside `$( ... $runtime ... )?`: `timeout(self, duration)`,
-            // `rate_limit(self, num, per)`, `buffered(self, bound)`.
+            /// Lets at most `max` requests be under way at once: see [`limit::concurrency`](crate::limit::concurrency).
+            ///
+            /// # Panics
+            ///
+            /// If `max` is 0.
+            #[cfg(feature = "std")]
+            #[track_caller]
+            fn concurrency_limit(self, max: usize) -> $crate::limit::ConcurrencyLimit<Self>
+            where
+                Self: Sized,
+            {
+                $crate::limit::ConcurrencyLimit::new(self, max)
+            }
+
+            /// Tries again as `policy` says: see [`retry`](crate::retry).
+            fn retry<P>(self, policy: P) -> $crate::retry::Retry<P, Self>
+            where
+                Self: Sized,
+            {
+                $crate::retry::Retry::new(policy, self)
+            }
+
+            $(
+            /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).
+            fn timeout(self, limit: core::time::Duration) -> $crate::timeout::Timeout<Self, $runtime>
+            where
+                Self: Sized,
+                $runtime: $crate::Timer,
+            {
+                $crate::timeout::Timeout::new(self, limit)
+            }
+
+            /// Lets `num` requests begin in each `per`: see [`limit::rate`](crate::limit::rate).
+            ///
+            /// # Panics
+            ///
+            /// If `num` or `per` is 0.
+            #[cfg(target_has_atomic = "64")]
+            #[track_caller]
+            fn rate_limit(
+                self,
+                num: u64,
+                per: core::time::Duration,
+            ) -> $crate::limit::RateLimit<Self, $runtime>
+            where
+                Self: Sized,
+                $runtime: $crate::Timer,
+            {
+                $crate::limit::RateLimit::new(self, $crate::limit::Rate::new(num, per))
+            }
+
+            /// Lets clones share the service, through a queue of at most `bound` requests: see [`buffer`](crate::buffer).
+            ///
+            /// # Panics
+            ///
+            /// If `bound` is 0.
+            #[track_caller]
+            fn buffered(
+                self,
+                bound: usize,
+            ) -> $crate::buffer::Buffer<Request, Self::Future, Self::Error, $runtime>
+            where
+                Self: Sized,
+                $runtime: $crate::Executor<$crate::buffer::Worker<Self, Request>>,
+            {
+                $crate::buffer::Buffer::new(self, bound)
+            }
+            )?
 
             /// Boxes the service: one type for all with the same requests, responses and errors.
             ///
-            /// See [`boxed`]($crate::util::boxed) for what it allocates.
+            /// See [`boxed`](crate::util::boxed) for what it allocates.
             ///
             /// # Examples
             ///
@@ -409,24 +474,3 @@ macro_rules! service_ext {
 pub(crate) use service_ext;
 
 service_ext!();
-
-#[cfg(test)]
-mod tests {
-    /// The trait as a runtime's module has it.
-    mod with_runtime {
-        service_ext!(crate::NoRuntime);
-    }
-
-    #[test]
-    fn the_trait_of_a_runtime_has_the_methods_of_the_root() {
-        use with_runtime::ServiceExt as _;
-
-        let service = crate::service_fn(|n: u32| core::future::ready(Ok::<_, core::fmt::Error>(n)));
-        let mut response = core::pin::pin!(service.map_response(|n| n + 1).oneshot(1));
-        let mut cx = core::task::Context::from_waker(core::task::Waker::noop());
-        assert_eq!(
-            response.as_mut().poll(&mut cx),
-            core::task::Poll::Ready(Ok(2))
-        );
-    }
-}

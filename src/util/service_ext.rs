@@ -3,10 +3,10 @@
 /// Defines `ServiceExt`; with a runtime, the methods that need one are there too and use it.
 macro_rules! service_ext {
     ($($runtime:ty)?) => {
-        /// What can be done with any [`Service`]($crate::Service): waiting for it, and putting middleware around it.
+        /// What can be done with any [`Service`](crate::Service): waiting for it, and putting middleware around it.
         ///
         /// A service made by `a.x().y()` has `y` on the outside: requests go through `y` first. A
-        /// [`ServiceBuilder`]($crate::builder::ServiceBuilder) reads the other way round.
+        /// [`ServiceBuilder`](crate::builder::ServiceBuilder) reads the other way round.
         pub trait ServiceExt<Request>: $crate::Service<Request> {
             /// Waits until the service is ready for a call.
             ///
@@ -321,7 +321,7 @@ macro_rules! service_ext {
 
             /// Boxes the service: one type for all with the same requests, responses and errors.
             ///
-            /// See [`boxed`]($crate::util::boxed) for what it allocates.
+            /// See [`boxed`](crate::util::boxed) for what it allocates.
             ///
             /// # Examples
             ///
@@ -413,6 +413,7 @@ service_ext!();
 #[cfg(test)]
 mod tests {
     /// The trait as a runtime's module has it.
+    #[allow(dead_code, unreachable_pub, reason = "nobody but the test sees it")]
     mod with_runtime {
         service_ext!(crate::NoRuntime);
     }

@@ -1,8 +1,13 @@
 //! The combinators and adaptors of `util`.
+#![allow(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    reason = "tests have std"
+)]
 
 use std::cell::RefCell;
 use std::future::{Future, Pending, Ready, pending, ready};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -496,6 +501,8 @@ mod boxes {
 /// The services are the same to both crates, so each response future can be laid beside tower's.
 #[cfg(feature = "tower")]
 mod size {
+    use std::pin::Pin;
+
     use super::*;
 
     #[derive(Clone, Debug)]

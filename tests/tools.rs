@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use core::time::Duration;
 
 use campanile::{Executor, Service, Timer};
 use common::{Host, ManualTimer, On, mock, on_every_runtime, ready, spawn, until};
@@ -53,7 +53,7 @@ fn a_breach_in_a_background_task_fails_the_test() {
     let (mut service, handle) = mock::<(), ()>();
     let worker = std::thread::spawn(move || drop(service.call(())));
     assert!(worker.join().is_err());
-    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(handle)));
+    let dropped = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(handle)));
     assert!(dropped.is_err());
 }
 
@@ -63,7 +63,7 @@ async fn a_task_runs_and_time_moves<H: Host>(rt: On<H>) {
     let start = rt.now();
     rt.execute(async move {
         time.sleep(SECOND).await;
-        std::future::poll_fn(|cx| service.poll_ready(cx))
+        core::future::poll_fn(|cx| service.poll_ready(cx))
             .await
             .unwrap();
         assert_eq!(service.call(1).await, Ok(2));

@@ -1,0 +1,177 @@
+//! `Service` and `Layer`: tower's own with the feature `tower`, and the same without it. This file is
+//! written against the one and has to compile against the other.
+
+use core::convert::Infallible;
+use core::fmt;
+use core::future::{Future, Ready, ready};
+use core::task::{Context, Poll};
+
+use campanile::layer::{Identity, Layer, LayerFn, Stack, layer_fn};
+use campanile::{Service, service_fn};
+use futures::FutureExt;
+
+/// The traits and types are tower's, not ones like them.
+#[cfg(feature = "tower")]
+mod unified {
+    use super::*;
+
+    const _: fn(Identity) -> tower_layer::Identity = |layer| layer;
+    const _: fn(LayerFn<()>) -> tower_layer::LayerFn<()> = |layer| layer;
+    const _: fn(Stack<(), u8>) -> tower_layer::Stack<(), u8> = |layer| layer;
+    const _: fn(
+        Box<Dyn>,
+    ) -> Box<
+        dyn tower_service::Service<u8, Response = u8, Error = u8, Future = Ready<Result<u8, u8>>>,
+    > = |service| service;
+
+    type Dyn = dyn Service<u8, Response = u8, Error = u8, Future = Ready<Result<u8, u8>>>;
+
+    fn towers_service<S: tower_service::Service<u8>>(_: &S) {}
+    fn ours<S: Service<u8>>(service: &S) {
+        towers_service(service);
+    }
+    fn towers_layer<L: tower_layer::Layer<u8>>(_: &L) {}
+    fn our_layer<L: Layer<u8>>(layer: &L) {
+        towers_layer(layer);
+    }
+
+    #[test]
+    fn middleware_goes_into_tower_and_tower_into_it() {
+        use campanile::load_shed::LoadShedLayer;
+
+        ours(&service_fn(async |n: u8| Ok::<_, Infallible>(n)));
+        our_layer(&Identity::new());
+
+        let service = tower::ServiceBuilder::new()
+            .layer(LoadShedLayer::new())
+            .map_request(|n: u32| n + 1)
+            .layer(LoadShedLayer::new())
+            .service_fn(async |n: u32| Ok::<_, Infallible>(n * 2));
+        let answer = tower::ServiceExt::oneshot(service, 1).now_or_never();
+        assert_eq!(answer.unwrap().unwrap(), 4);
+    }
+}
+
+/// As a user writes one, with neither trait's crate in sight.
+struct Twice<S>(S);
+
+impl<S: Service<u32>> Service<u32> for Twice<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: u32) -> Self::Future {
+        self.0.call(2 * request)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Echo;
+
+impl<R> Service<R> for Echo {
+    type Response = R;
+    type Error = Infallible;
+    type Future = Ready<Result<R, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        ready(Ok(request))
+    }
+}
+
+fn answer<S, R>(mut service: S, request: R) -> S::Response
+where
+    S: Service<R, Error: fmt::Debug>,
+{
+    let mut cx = Context::from_waker(core::task::Waker::noop());
+    assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
+    service.call(request).now_or_never().unwrap().unwrap()
+}
+
+#[test]
+fn a_service_serves_through_a_reference_and_a_box() {
+    let mut service = Twice(Echo);
+    assert_eq!(answer(&mut service, 1), 2);
+    assert_eq!(answer(&mut &mut service, 2), 4);
+    assert_eq!(answer(service, 3), 6);
+}
+
+// As with tower: sized behind `&mut`, and a trait object only in a `Box`. Without tower the box needs
+// `alloc`.
+#[cfg(feature = "alloc")]
+#[test]
+fn a_boxed_service_may_be_a_trait_object() {
+    type Answer = core::pin::Pin<Box<dyn Future<Output = Result<u32, Infallible>>>>;
+    let service = service_fn(|n: u32| -> Answer { Box::pin(async move { Ok(n + 1) }) });
+    let boxed: Box<dyn Service<u32, Response = u32, Error = Infallible, Future = Answer>> =
+        Box::new(Twice(service));
+    assert_eq!(answer(boxed, 1), 3);
+    assert_eq!(answer(Box::new(Echo), 1), 1);
+}
+
+/// A layer that leaves its name, so that the order can be read off the service.
+#[derive(Clone, Copy)]
+struct Name(&'static str);
+
+impl Layer<String> for Name {
+    type Service = String;
+
+    fn layer(&self, inner: String) -> String {
+        format!("{}({inner})", self.0)
+    }
+}
+
+fn on(layer: impl Layer<String, Service = String>) -> String {
+    layer.layer("x".to_owned())
+}
+
+#[test]
+fn layers_apply_in_towers_order() {
+    let [a, b, c] = ["a", "b", "c"].map(Name);
+    assert_eq!(on(Identity::new()), "x");
+    assert_eq!(on(Identity::default()), "x");
+    assert_eq!(on(Stack::new(a, b)), "b(a(x))");
+    assert_eq!(
+        on(&Stack::new(Stack::new(Identity::new(), c), a)),
+        "a(c(x))"
+    );
+    assert_eq!(on(layer_fn(|inner: String| inner + "!")), "x!");
+    let dynamic: &dyn Layer<String, Service = String> = &a;
+    assert_eq!(on(dynamic), "a(x)");
+}
+
+#[test]
+fn tuples_up_to_sixteen_are_layers_outermost_first() {
+    let [a, b, c] = ["a", "b", "c"].map(Name);
+    assert_eq!(on(()), "x");
+    assert_eq!(on((a,)), "a(x)");
+    assert_eq!(on((a, b)), "a(b(x))");
+    assert_eq!(on((a, b, c)), "a(b(c(x)))");
+    assert_eq!(on((a, (b, ()), &c)), "a(b(c(x)))");
+    assert_eq!(
+        on((a, b, c, a, b, c, a, b, c, a, b, c, a, b, c, a)),
+        "a(b(c(a(b(c(a(b(c(a(b(c(a(b(c(a(x))))))))))))))))"
+    );
+}
+
+#[test]
+fn debug_reads_the_same_with_and_without_tower() {
+    assert_eq!(format!("{:?}", Identity::new()), "Identity");
+    assert_eq!(format!("{:?}", Stack::new(1, Stack::new(2, 3))), "3, 2, 1");
+    assert_eq!(format!("{:#?}", Stack::new(1, 2)), "2,\n1");
+    fn named(inner: u8) -> u8 {
+        inner
+    }
+    let layer: LayerFn<fn(u8) -> u8> = layer_fn(named);
+    assert_eq!(layer.layer(1), 1);
+    assert_eq!(format!("{layer:?}"), "LayerFn { f: fn(u8) -> u8 }");
+    let service = service_fn(named as fn(u8) -> u8);
+    assert_eq!(format!("{service:?}"), "ServiceFn { f: fn(u8) -> u8 }");
+}

@@ -1,0 +1,99 @@
+//! `LoadShed`: never makes anybody wait, and leaves nothing behind.
+
+mod common;
+
+use campanile::Service;
+use campanile::load_shed::{Error, LoadShed, LoadShedLayer, Overloaded};
+use campanile::{Layer, error::find};
+use common::{Failure, WakeCount, mock, ready, spawn};
+
+#[test]
+fn it_hands_on_what_the_service_is_ready_for_and_sheds_the_rest() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut service = LoadShedLayer::new().layer(service);
+    let wakes = WakeCount::new();
+
+    assert_eq!(ready(wakes.poll_ready(&mut service)), Ok(()));
+    let mut admitted = spawn(service.call(1));
+    assert!(admitted.poll().is_pending());
+    let (request, responder) = handle.try_next().unwrap();
+    responder.send(request + 1);
+    assert!(admitted.is_woken());
+    assert_eq!(ready(admitted.poll()), Ok(2));
+
+    handle.set_ready(false);
+    assert_eq!(ready(wakes.poll_ready(&mut service)), Ok(()));
+    let mut shed = spawn(service.call(2));
+    assert_eq!(
+        ready(shed.poll()),
+        Err(Error::Overloaded(Overloaded::new()))
+    );
+    assert_eq!(handle.calls(), 1);
+}
+
+#[test]
+fn readiness_is_asked_for_again_before_every_call() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut service = LoadShed::new(service);
+    let wakes = WakeCount::new();
+
+    handle.set_ready(false);
+    assert_eq!(ready(wakes.poll_ready(&mut service)), Ok(()));
+    handle.set_ready(true);
+    assert_eq!(ready(wakes.poll_ready(&mut service)), Ok(()));
+    let mut response = spawn(service.call(1));
+    assert!(response.poll().is_pending());
+    assert!(handle.try_next().is_some());
+    // Nobody was left waiting in the inner service, so nobody is woken.
+    assert_eq!(wakes.get(), 0);
+
+    // One readiness is good for one call.
+    let mut shed = spawn(service.call(2));
+    assert_eq!(
+        ready(shed.poll()),
+        Err(Error::Overloaded(Overloaded::new()))
+    );
+}
+
+#[test]
+fn a_call_without_readiness_is_shed_and_does_not_panic() {
+    let (service, handle) = mock::<u32, u32>();
+    let mut response = spawn(LoadShed::new(service).call(1));
+    assert_eq!(
+        ready(response.poll()),
+        Err(Error::Overloaded(Overloaded::new()))
+    );
+    assert_eq!(handle.calls(), 0);
+}
+
+#[test]
+fn a_clone_starts_as_never_polled() {
+    let (service, handle) = mock::<u32, u32>();
+    let mut service = LoadShed::new(service);
+    assert_eq!(ready(WakeCount::new().poll_ready(&mut service)), Ok(()));
+    let mut response = spawn(service.clone().call(1));
+    assert!(ready(response.poll()).is_err());
+    assert_eq!(handle.calls(), 0);
+    // The original is as ready as before.
+    let mut response = spawn(service.call(1));
+    assert!(response.poll().is_pending());
+    assert_eq!(handle.calls(), 1);
+}
+
+#[test]
+fn an_error_of_the_service_is_not_taken_for_overload() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut service = LoadShed::new(service);
+    let wakes = WakeCount::new();
+
+    assert_eq!(ready(wakes.poll_ready(&mut service)), Ok(()));
+    let mut response = spawn(service.call(1));
+    handle.try_next().unwrap().1.fail(Failure("no"));
+    let error = ready(response.poll()).unwrap_err();
+    assert_eq!(error, Error::Service(Failure("no")));
+    assert!(find::<Failure>(&error).is_some() && find::<Overloaded>(&error).is_none());
+
+    handle.fail(Failure("dead"));
+    let error = ready(wakes.poll_ready(&mut service)).unwrap_err();
+    assert_eq!(error.into_service(), Some(Failure("dead")));
+}

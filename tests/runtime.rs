@@ -1,0 +1,318 @@
+//! Every adapter keeps the contracts of `Executor` and `Timer`.
+//!
+//! Deadlines here lie in the past, or further away than the test lives: no test waits for a real clock.
+
+#![cfg(all(
+    feature = "tokio",
+    feature = "smol",
+    feature = "async-std",
+    feature = "futures-timer"
+))]
+
+mod common;
+
+use core::pin::pin;
+use core::time::Duration;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use campanile::async_std::AsyncStd;
+use campanile::futures_timer::FuturesTimer;
+use campanile::smol::Smol;
+use campanile::tokio::{Tokio, TokioLocal};
+use campanile::{Executor, Instant, Runtime, Timer};
+use common::{Host, ManualTimer, On, Threads, on_every_runtime, ready, spawn, until};
+use futures::channel::oneshot;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn current_thread() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// The contract of `Timer`, for a runtime that is being run.
+async fn timer_contract(timer: &impl Timer) {
+    let now = timer.now();
+    assert!(timer.now() >= now);
+
+    let past = now.saturating_sub(HOUR);
+    timer.sleep_until(past).await;
+    timer.sleep_until(Instant::from_nanos(0)).await;
+    timer.alarm_until(past).await;
+    timer.sleep(Duration::ZERO).await;
+
+    assert!(spawn(timer.sleep(HOUR)).poll().is_pending());
+    assert!(spawn(timer.sleep(Duration::MAX)).poll().is_pending());
+    assert!(spawn(timer.sleep_until(Instant::MAX)).poll().is_pending());
+    assert!(
+        spawn(timer.sleep_until(now.saturating_add(Duration::MAX)))
+            .poll()
+            .is_pending()
+    );
+
+    // An alarm moves both ways, from and to "never" too, and again after it was ready.
+    let wakes = common::WakeCount::new();
+    let mut alarm = timer.alarm_until(Instant::MAX);
+    assert!(wakes.poll(&mut alarm).is_pending());
+    timer.reset(&mut alarm, now.saturating_add(HOUR));
+    assert!(wakes.poll(&mut alarm).is_pending());
+    timer.reset(&mut alarm, past);
+    (&mut alarm).await;
+    timer.reset(&mut alarm, Instant::MAX);
+    assert!(wakes.poll(&mut alarm).is_pending());
+}
+
+/// A deadline that has passed is ready at the first poll. futures-timer is not asked: its helper thread
+/// has to see a delay before it ends. "Passed" is by more than the millisecond tokio rounds up to.
+fn a_past_deadline_is_ready(timer: &impl Timer) {
+    let past = timer.now().saturating_sub(HOUR);
+    ready(spawn(timer.sleep_until(past)).poll());
+    ready(spawn(timer.alarm_until(past)).poll());
+    let mut alarm = timer.alarm_until(Instant::MAX);
+    timer.reset(&mut alarm, past);
+    ready(spawn(alarm).poll());
+}
+
+#[test]
+fn a_past_deadline_is_ready_at_the_first_poll() {
+    let runtime = current_thread();
+    runtime.block_on(async {
+        a_past_deadline_is_ready(&Tokio);
+        a_past_deadline_is_ready(&TokioLocal);
+    });
+    a_past_deadline_is_ready(runtime.handle());
+    a_past_deadline_is_ready(&Smol);
+    a_past_deadline_is_ready(&AsyncStd);
+    a_past_deadline_is_ready(&smol::Executor::new());
+    a_past_deadline_is_ready(&smol::LocalExecutor::new());
+    a_past_deadline_is_ready(&ManualTimer::new());
+}
+
+/// A sleep ends, and not early: the one wait in real time here, of a millisecond.
+async fn wakes_up(timer: impl Timer) {
+    let deadline = timer.now().saturating_add(Duration::from_millis(1));
+    timer.sleep_until(deadline).await;
+    assert!(timer.now() >= deadline);
+    timer.sleep(Duration::ZERO).await;
+    timer.sleep_until(timer.now()).await;
+    let deadline = timer.now().saturating_add(Duration::from_millis(1));
+    let mut alarm = timer.alarm_until(Instant::MAX);
+    timer.reset(&mut alarm, deadline);
+    alarm.await;
+    assert!(timer.now() >= deadline);
+}
+
+/// Runs one task, which tells when it ran.
+async fn executes<E: Executor<Task>>(executor: &E) {
+    let (told, ran) = oneshot::channel();
+    executor.execute(task(told));
+    assert_eq!(ran.await, Ok("ran"));
+}
+
+type Task = core::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn task(told: oneshot::Sender<&'static str>) -> Task {
+    Box::pin(async move { told.send("ran").unwrap() })
+}
+
+/// A task of a single thread.
+async fn executes_local<E: Executor<core::pin::Pin<Box<dyn Future<Output = ()>>>>>(executor: &E) {
+    let (told, ran) = oneshot::channel();
+    let here = Rc::new(told);
+    executor.execute(Box::pin(async move {
+        Rc::into_inner(here).unwrap().send("ran").unwrap();
+    }));
+    assert_eq!(ran.await, Ok("ran"));
+}
+
+/// `&`, `Rc` and `Arc` of a runtime are that runtime.
+async fn forwards<R: Executor<Task> + Timer>(runtime: R) {
+    executes(&&runtime).await;
+    timer_contract(&&runtime).await;
+    let runtime = Rc::new(runtime);
+    executes(&runtime).await;
+    timer_contract(&runtime).await;
+    let runtime = Arc::new(Rc::into_inner(runtime).unwrap());
+    executes(&runtime).await;
+    timer_contract(&runtime).await;
+    wakes_up(&runtime).await;
+}
+
+#[test]
+fn every_adapter_forwards_through_pointers() {
+    current_thread().block_on(forwards(Tokio));
+    let runtime = current_thread();
+    runtime.block_on(forwards(runtime.handle().clone()));
+    smol::block_on(forwards(Smol));
+    async_std::task::block_on(forwards(AsyncStd));
+    futures::executor::block_on(forwards(Runtime::new(Threads, FuturesTimer)));
+    let executor = smol::Executor::new();
+    smol::block_on(executor.run(forwards(&executor)));
+}
+
+#[test]
+fn halves_of_different_runtimes_make_one() {
+    current_thread().block_on(forwards(Runtime::new(Tokio, Smol)));
+    current_thread().block_on(forwards(Runtime::new(Smol, Tokio)));
+    smol::block_on(forwards(Runtime::new(AsyncStd, FuturesTimer)));
+    let timer = ManualTimer::new();
+    smol::block_on(executes(&Runtime::new(Smol, timer.clone())));
+    smol::block_on(timer_contract(&Runtime::new((), timer)));
+}
+
+#[test]
+fn smols_executors_run_tasks_behind_pointers() {
+    let executor = Arc::new(smol::Executor::new());
+    smol::block_on(executor.run(forwards(executor.clone())));
+
+    let local = Rc::new(smol::LocalExecutor::new());
+    smol::block_on(local.run(executes_local(&local)));
+    smol::block_on(local.run(executes_local(&&*local)));
+    smol::block_on(timer_contract(&local));
+}
+
+#[test]
+fn tokios_local_sets_run_tasks_that_are_not_send() {
+    let set = tokio::task::LocalSet::new();
+    let runtime = current_thread();
+    set.block_on(&runtime, async {
+        executes_local(&TokioLocal).await;
+        timer_contract(&TokioLocal).await;
+    });
+    set.block_on(&runtime, executes_local(&set));
+    set.block_on(&runtime, executes_local(&Runtime::new(&set, Tokio)));
+    let set = Rc::new(set);
+    set.block_on(&runtime, executes_local(&set));
+}
+
+#[test]
+fn a_handle_works_outside_of_the_context() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    futures::executor::block_on(forwards(handle));
+}
+
+#[test]
+fn making_a_timer_and_asking_for_the_time_needs_no_runtime() {
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    assert!(Tokio.now() <= TokioLocal.now());
+    assert!(Smol.now() <= AsyncStd.now());
+    assert!(FuturesTimer.now() > Instant::from_nanos(0));
+}
+
+#[test]
+fn without_a_context_tokio_panics_at_the_callers_line() {
+    let file = Arc::new(std::sync::Mutex::new(None));
+    let seen = file.clone();
+    let hook = std::panic::take_hook();
+    let here = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() == here {
+            *seen.lock().unwrap() = info.location().map(|l| (l.file().to_owned(), l.line()));
+        } else {
+            hook(info);
+        }
+    }));
+    let line = line!() + 1;
+    let result = std::panic::catch_unwind(|| Tokio.execute(async {}));
+    assert!(result.is_err());
+    let _ = std::panic::take_hook();
+    assert_eq!(*file.lock().unwrap(), Some((file!().to_owned(), line)));
+}
+
+#[test]
+fn a_paused_clock_that_began_before_the_epoch_goes_on() {
+    // tokio's clock is stopped first; what the adapters' epoch is taken from is then later than it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        std::hint::black_box(Smol.now());
+        let start = Tokio.now();
+        assert_eq!(Tokio.now(), start, "the clock stands");
+        timer_contract(&Tokio).await;
+
+        let mut sleep = pin!(Tokio.sleep(HOUR));
+        assert!(futures::poll!(&mut sleep).is_pending());
+        tokio::time::advance(HOUR).await;
+        assert!(futures::poll!(&mut sleep).is_ready());
+        assert_eq!(Tokio.now(), start.saturating_add(HOUR));
+
+        // When nothing else is left to do, the clock jumps.
+        Tokio.sleep_until(start.saturating_add(3 * HOUR)).await;
+        assert_eq!(Tokio.now(), start.saturating_add(3 * HOUR));
+    });
+}
+
+/// Tells when it is dropped.
+struct Guard(Arc<AtomicBool>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn guarded() -> (Arc<AtomicBool>, impl Future<Output = ()> + Send + 'static) {
+    let dropped = Arc::new(AtomicBool::new(false));
+    let guard = Guard(dropped.clone());
+    let task = async move {
+        let _guard = guard;
+        core::future::pending::<()>().await;
+    };
+    (dropped, task)
+}
+
+#[test]
+fn an_executor_that_stops_drops_its_tasks() {
+    let (dropped, task) = guarded();
+    let runtime = current_thread();
+    runtime.block_on(async { Tokio.execute(task) });
+    assert!(!dropped.load(Ordering::SeqCst));
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    assert!(dropped.load(Ordering::SeqCst));
+
+    // One that has stopped drops at once what it is given.
+    let (dropped, task) = guarded();
+    handle.execute(task);
+    assert!(dropped.load(Ordering::SeqCst));
+
+    let (dropped, task) = guarded();
+    let executor = smol::Executor::new();
+    executor.execute(task);
+    drop(executor);
+    assert!(dropped.load(Ordering::SeqCst));
+
+    let (dropped, task) = guarded();
+    let set = tokio::task::LocalSet::new();
+    set.execute(task);
+    drop(set);
+    assert!(dropped.load(Ordering::SeqCst));
+}
+
+async fn a_task_runs_in_the_background<H: Host>(rt: On<H>) {
+    let ran = Arc::new(AtomicBool::new(false));
+    let seen = ran.clone();
+    rt.execute(async move { seen.store(true, Ordering::SeqCst) });
+    until(|| ran.load(Ordering::SeqCst)).await;
+}
+
+async fn a_sleep_ends_when_time_moves<H: Host>(rt: On<H>) {
+    timer_contract(&rt).await;
+    let mut sleep = spawn(rt.sleep(HOUR));
+    assert!(sleep.poll().is_pending());
+    rt.advance(HOUR - Duration::from_millis(1)).await;
+    assert!(sleep.poll().is_pending());
+    rt.advance(Duration::from_millis(1)).await;
+    assert!(sleep.is_woken());
+    ready(sleep.poll());
+}
+
+on_every_runtime! { a_task_runs_in_the_background, a_sleep_ends_when_time_moves }

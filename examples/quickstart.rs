@@ -27,12 +27,12 @@ use smol::stream::StreamExt;
 // The load: each client sends its requests one after the other, with a pause before each.
 const CLIENTS: u64 = 300;
 const REQUESTS: u64 = 10;
-const PAUSE: Range<u64> = 50..250; // ms
+const PAUSE: Range<u64> = 60..180; // ms
 
 // The backend: beyond CROWD calls at once it becomes slower in proportion.
 const CROWD: u64 = 40;
 const LATENCY: Range<u64> = 5..30; // ms
-const STALL: Range<u64> = 1_000..3_000; // ms
+const STALL: Range<u64> = 500..2_500; // ms
 const STALLS: f64 = 0.02;
 const ERRORS: f64 = 0.15;
 
@@ -44,6 +44,16 @@ impl<R> AnyRuntime for R where
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An executor of boxed tasks as one of any task, so that `run` need not name the type of the buffer's worker.
+#[derive(Clone)]
+struct Boxed<R>(R);
+
+impl<R: Executor<Task>, F: Future<Output = ()> + Send + 'static> Executor<F> for Boxed<R> {
+    fn execute(&self, task: F) {
+        self.0.execute(Box::pin(task));
+    }
+}
 
 fn main() -> ExitCode {
     use campanile::{async_std::AsyncStd, smol::Smol, tokio::Tokio};
@@ -75,16 +85,37 @@ fn main() -> ExitCode {
 async fn run<R: AnyRuntime>(runtime: R) -> io::Result<bool> {
     // Bare: the backend is not `Clone`, so the connections share it behind a lock.
     let calls = Arc::new(Calls::default());
-    let backend = Mutex::new(Backend::new(runtime.clone(), calls.clone()));
-    let backend = Arc::new(backend);
+    let backend = Arc::new(Mutex::new(Backend::new(runtime.clone(), calls.clone())));
     let service = service_fn(move |id| backend.lock().unwrap().call(id));
     let bare = measure(&runtime, "bare", service, &calls).await?;
 
+    // Behind the stack. What stands below the buffer is there once, what stands above it once for each
+    // connection; a layer that is named first is further outside.
     let calls = Arc::new(Calls::default());
-    let backend = Backend::new(runtime.clone(), calls.clone());
-    let backend = Arc::new(Mutex::new(backend));
-    let service = service_fn(move |id| backend.lock().unwrap().call(id));
+    let tasks = campanile::Runtime::new(Boxed(runtime.clone()), runtime.clone());
+    let buffer = ServiceBuilder::with_runtime(tasks)
+        // Makes the rest `Clone`. Its bound is the longest line there can be; no line stands anywhere else.
+        .buffer(64)
+        // As many calls as the backend bears without becoming slower. Inside of the buffer, so that what
+        // is over the limit waits in the line, and is shed when that is full.
+        .concurrency_limit(CROWD as usize)
+        // And so many calls in a second. Retries are calls too: a storm of them ends here.
+        .rate_limit(2_000, Duration::from_secs(1))
+        // The innermost: each call has this time for itself, and a wait in the line costs none of it. A call that
+        // stalls then gives its place to another.
+        .timeout(Duration::from_millis(100))
+        .service(Backend::new(runtime.clone(), calls.clone()));
+    let service = ServiceBuilder::with_runtime(runtime.clone())
+        // Outside of retry: a new request is turned away when the line is full, but one that was let in
+        // is not turned away half-way; its next attempt waits for room.
+        .load_shed()
+        // Outside of buffer, since a retry needs a service that is `Clone`, and each attempt has to queue.
+        .retry(retries(runtime.clone()))
+        .service(buffer.clone());
     let stack = measure(&runtime, "with the stack", service, &calls).await?;
+
+    // All clients are gone. The worker answers what is still in the line, and ends.
+    buffer.shutdown().await;
 
     print_report(&bare, &stack);
     Ok(bare.balances() && stack.balances())
@@ -428,7 +459,7 @@ fn print_report(bare: &Tally, stack: &Tally) {
         text += &row(&name, &|tally| ms(tally.percentile(percent)));
     }
     text.push('\n');
-    const EDGES: [u64; 11] = [0, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 60_000];
+    const EDGES: [u64; 10] = [0, 10, 20, 50, 100, 200, 500, 1_000, 2_000, u64::MAX];
     for edge in EDGES.windows(2) {
         let bar = |tally: &Tally| {
             let share = tally.share(edge[0], edge[1]);
@@ -437,7 +468,10 @@ fn print_report(bare: &Tally, stack: &Tally) {
             let rest = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
             format!("{}{rest}", "█".repeat(eighths / 8))
         };
-        let name = format!("{} - {} ms", edge[0], edge[1]);
+        let name = match edge[1] {
+            u64::MAX => format!("over {} ms", edge[0]),
+            below => format!("under {below} ms"),
+        };
         text += format!("{name:>16}      {:<24}   {:<24}", bar(bare), bar(stack)).trim_end();
         text.push('\n');
     }

@@ -1,1 +1,283 @@
-//! stub
+//! Sends a request again when a policy says so.
+//!
+//! A [`Policy`] looks at the result of each attempt and either lets it pass or asks for another one,
+//! after a wait of its choosing. [`StandardPolicy`] is a ready-made one, with [`backoff`], jitter, a
+//! [`budget`], a bound on attempts and on time; or implement [`Policy`].
+//!
+//! The first attempt is made by the service that was polled ready, each further one by a clone, which
+//! is polled ready for it when the wait is over and no earlier. The policy is cloned for each request,
+//! so what it counts, it counts for that request.
+//!
+//! When the clone's readiness fails, no further attempt can be made. The caller then gets the error
+//! of the last attempt that was answered, as the policy left it, and not the error of the readiness:
+//! it is the one that says what became of the request. A *response* that the policy wanted to retry
+//! is dropped before the wait, because it can hold what the next attempt needs, such as a connection
+//! or a permit; if readiness fails after that, its error is what there is to give.
+//!
+//! # Differences from tower
+//!
+//! - The error of an attempt is not lost when the readiness for the next one fails.
+//! - [`Policy::clone_request`] is called on the request's own clone of the policy for the first attempt
+//!   too, and not on the policy that the service keeps.
+//! - There is a ready-made policy.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::{Layer, Service, retry::{Policy, RetryLayer}, service_fn};
+//! use core::future::{Ready, poll_fn, ready};
+//!
+//! /// Retries errors, at once.
+//! #[derive(Clone)]
+//! struct Attempts(u32);
+//!
+//! impl<Req: Clone, Res, E> Policy<Req, Res, E> for Attempts {
+//!     type Future = Ready<()>;
+//!
+//!     fn retry(&mut self, _: &mut Req, result: &mut Result<Res, E>) -> Option<Ready<()>> {
+//!         if result.is_ok() {
+//!             return None;
+//!         }
+//!         self.0 = self.0.checked_sub(1)?;
+//!         Some(ready(()))
+//!     }
+//!
+//!     fn clone_request(&mut self, request: &Req) -> Option<Req> {
+//!         Some(request.clone())
+//!     }
+//! }
+//!
+//! # futures::executor::block_on(async {
+//! let failures = core::cell::Cell::new(2);
+//! let flaky = service_fn(|n: u32| {
+//!     let left = failures.get();
+//!     failures.set(left.saturating_sub(1));
+//!     ready(if left > 0 { Err("not yet") } else { Ok(n) })
+//! });
+//!
+//! let mut service = RetryLayer::new(Attempts(2)).layer(flaky);
+//! poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//! assert_eq!(service.call(7).await, Ok(7));
+//! # });
+//! ```
+
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::{Layer, Service};
+
+pub mod backoff;
+pub mod budget;
+mod standard;
+
+pub use standard::{
+    Action, Classify, CloneByClone, CloneByFn, CloneRequest, OnError, StandardPolicy,
+};
+
+/// Decides which requests are sent again, and when.
+///
+/// The service's own policy only serves to be cloned, once for each request.
+pub trait Policy<Req, Res, E> {
+    /// The wait before the next attempt.
+    type Future: Future<Output = ()>;
+
+    /// Looks at the result of an attempt: `None` lets it pass, a future asks for another attempt when
+    /// it is over.
+    ///
+    /// A change to `request` goes into the next attempt. A change to `result` is what the caller sees.
+    fn retry(&mut self, request: &mut Req, result: &mut Result<Res, E>) -> Option<Self::Future>;
+
+    /// A copy of the request to keep for another attempt, made before each one. `None` if there is to
+    /// be no other: the result of the attempt then goes to the caller without a look at it.
+    fn clone_request(&mut self, request: &Req) -> Option<Req>;
+}
+
+/// A layer of [`Retry`].
+#[derive(Clone, Copy, Debug)]
+pub struct RetryLayer<P> {
+    policy: P,
+}
+
+impl<P> RetryLayer<P> {
+    /// A layer that retries as `policy` says.
+    pub const fn new(policy: P) -> Self {
+        Self { policy }
+    }
+}
+
+impl<P: Clone, S> Layer<S> for RetryLayer<P> {
+    type Service = Retry<P, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Retry::new(self.policy.clone(), inner)
+    }
+}
+
+/// A service that sends requests again as its policy says.
+///
+/// See the [module](self) for an example.
+#[derive(Clone, Debug)]
+pub struct Retry<P, S> {
+    policy: P,
+    inner: S,
+}
+
+impl<P, S> Retry<P, S> {
+    /// Retries the requests to `inner` as `policy` says.
+    pub const fn new(policy: P, inner: S) -> Self {
+        Self { policy, inner }
+    }
+
+    accessors!(S);
+}
+
+impl<P, S, Request> Service<Request> for Retry<P, S>
+where
+    P: Policy<Request, S::Response, S::Error> + Clone,
+    S: Service<Request> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<P, S, Request>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let mut policy = self.policy.clone();
+        let copy = policy.clone_request(&request);
+        // The instance that was polled ready makes the first attempt, and only then is cloned.
+        let attempt = self.inner.call(request);
+        ResponseFuture {
+            policy,
+            service: self.inner.clone(),
+            state: State::Called { attempt, copy },
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`Retry`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the attempt or the wait that is under way, and with the clone of the service
+    /// whatever that one had reserved.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<P, S, Request>
+    where
+        P: Policy<Request, S::Response, S::Error>,
+        S: Service<Request>,
+    {
+        policy: P,
+        service: S,
+        #[pin]
+        state: State<S::Future, P::Future, Request, S::Error>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    #[project_replace = StateOwned]
+    enum State<F, W, Request, E> {
+        Called {
+            #[pin]
+            attempt: F,
+            // `None`: this is the last attempt.
+            copy: Option<Request>,
+        },
+        Waiting {
+            // `None`: over, and the service is being polled ready.
+            #[pin]
+            wait: Option<W>,
+            request: Request,
+            error: Option<E>,
+        },
+        Done,
+    }
+}
+
+impl<P, S, Request> Future for ResponseFuture<P, S, Request>
+where
+    P: Policy<Request, S::Response, S::Error>,
+    S: Service<Request>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Called { attempt, copy } => {
+                    let mut result = ready!(attempt.poll(cx));
+                    let copy = copy.take();
+                    // Drops the attempt: what it holds is free before the policy looks further.
+                    this.state.set(State::Done);
+                    let Some(mut request) = copy else {
+                        return Poll::Ready(result);
+                    };
+                    let Some(wait) = this.policy.retry(&mut request, &mut result) else {
+                        return Poll::Ready(result);
+                    };
+                    this.state.set(State::Waiting {
+                        wait: Some(wait),
+                        request,
+                        error: result.err(),
+                    });
+                }
+                StateProj::Waiting {
+                    mut wait, error, ..
+                } => {
+                    if let Some(unfinished) = wait.as_mut().as_pin_mut() {
+                        ready!(unfinished.poll(cx));
+                        wait.set(None);
+                    }
+                    let polled = ready!(this.service.poll_ready(cx));
+                    if let Err(unready) = polled {
+                        let error = error.take().unwrap_or(unready);
+                        this.state.set(State::Done);
+                        return Poll::Ready(Err(error));
+                    }
+                    if let StateOwned::Waiting { request, .. } =
+                        this.state.as_mut().project_replace(State::Done)
+                    {
+                        let copy = this.policy.clone_request(&request);
+                        let attempt = this.service.call(request);
+                        this.state.set(State::Called { attempt, copy });
+                    }
+                }
+                // Polled again after its end.
+                StateProj::Done => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl<P, S, Request> fmt::Debug for ResponseFuture<P, S, Request>
+where
+    P: Policy<Request, S::Response, S::Error> + fmt::Debug,
+    S: Service<Request> + fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Called { .. } => "called",
+            State::Waiting { wait: Some(_), .. } => "waiting",
+            State::Waiting { wait: None, .. } => "waiting for readiness",
+            State::Done => "done",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("policy", &self.policy)
+            .field("service", &self.service)
+            .field("state", &format_args!("{state}"))
+            .finish()
+    }
+}
+
+/// The response future, at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}

@@ -1,5 +1,10 @@
 //! Retry, its backoff, its budget, its policies, and the random numbers beneath them.
 
+#![allow(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 use core::cell::{Cell, RefCell};
 use core::future::{Future, Ready, ready};
 use core::pin::{Pin, pin};

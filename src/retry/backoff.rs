@@ -271,7 +271,7 @@ impl<T> ExponentialBackoff<T> {
                 self.base
             }
             Draw::Proportional(factor) => {
-                let widest = u128::from(base) * u128::from(factor) >> 32;
+                let widest = (u128::from(base) * u128::from(factor)) >> 32;
                 let room = u128::from(max - base);
                 // At most `room`, which fits.
                 base + self.up_to(widest.min(room) as u64)

@@ -61,7 +61,7 @@ forward!(&B);
 #[cfg(feature = "alloc")]
 forward!(alloc::rc::Rc<B>);
 #[cfg(feature = "std")]
-forward!(std::sync::Arc<B>);
+forward!(alloc::sync::Arc<B>);
 
 /// No budget: every retry is paid for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@
     clippy::std_instead_of_core,
     reason = "a test has std"
 )]
+
 use core::cell::{Cell, RefCell};
 use core::future::{Future, Ready, ready};
 use core::pin::{Pin, pin};

@@ -48,7 +48,7 @@
 //! }
 //!
 //! # futures::executor::block_on(async {
-//! let failures = core::cell::Cell::new(2);
+//! let failures = core::cell::Cell::new(2_u32);
 //! let flaky = service_fn(|n: u32| {
 //!     let left = failures.get();
 //!     failures.set(left.saturating_sub(1));

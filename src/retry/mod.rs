@@ -48,7 +48,7 @@
 //! }
 //!
 //! # futures::executor::block_on(async {
-//! let failures = core::cell::Cell::new(2);
+//! let failures = core::cell::Cell::new(2_u32);
 //! let flaky = service_fn(|n: u32| {
 //!     let left = failures.get();
 //!     failures.set(left.saturating_sub(1));
@@ -68,6 +68,14 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::{Layer, Service};
+
+pub mod backoff;
+pub mod budget;
+mod standard;
+
+pub use standard::{
+    Action, Classify, CloneByClone, CloneByFn, CloneRequest, OnError, StandardPolicy,
+};
 
 /// Decides which requests are sent again, and when.
 ///

@@ -1,0 +1,436 @@
+//! A bound on retries in proportion to requests, so that retries cannot bring a struggling service down.
+//!
+//! A bound on the attempts of one request does not bound their sum: when everything fails, three
+//! attempts each are three times the load. A [`Budget`] is shared by all requests instead. Each request
+//! makes a deposit, each retry a withdrawal, and a retry that cannot be paid for is not made.
+//!
+//! A budget is shared behind a `&'static`, an `Rc` or an `Arc`, since a policy is cloned for each request.
+//!
+//! # Differences from tower
+//!
+//! - [`TpsBudget`] takes no lock, needs no allocator, and never withdraws more than there is, however many
+//!   threads do so at once. Being idle costs nothing afterwards.
+//! - A share of 0.4 is 40 %, and one of 0.75 is 75 %. In tower they are 50 % and 100 %.
+//! - A withdrawal from the reserve is made good at the rate of the reserve, and not all at once when it
+//!   has left the window.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(all(feature = "futures-timer", target_has_atomic = "64"))] {
+//! use campanile::futures_timer::FuturesTimer;
+//! use campanile::retry::budget::{Budget, TpsBudget};
+//! use core::time::Duration;
+//!
+//! let budget: TpsBudget<FuturesTimer> = TpsBudget::new(Duration::from_secs(10), 0, 0.4);
+//! for _ in 0..5 {
+//!     budget.deposit();
+//! }
+//! assert!(budget.withdraw());
+//! assert!(budget.withdraw());
+//! assert!(!budget.withdraw()); // 40 % of 5 are 2
+//! # }
+//! ```
+
+use core::fmt;
+use core::time::Duration;
+
+/// A store of retries that many requests share.
+pub trait Budget {
+    /// Pays in what one request earns.
+    fn deposit(&self);
+
+    /// Takes out one retry. `false`: there is none, and nothing has changed.
+    fn withdraw(&self) -> bool;
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<B: Budget + ?Sized> Budget for $pointer {
+            fn deposit(&self) {
+                (**self).deposit();
+            }
+
+            fn withdraw(&self) -> bool {
+                (**self).withdraw()
+            }
+        }
+    )*};
+}
+forward!(&B);
+#[cfg(feature = "alloc")]
+forward!(alloc::rc::Rc<B>);
+#[cfg(feature = "std")]
+forward!(alloc::sync::Arc<B>);
+
+/// No budget: every retry is paid for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unlimited;
+
+impl Budget for Unlimited {
+    fn deposit(&self) {}
+
+    fn withdraw(&self) -> bool {
+        true
+    }
+}
+
+// One word holds a moment and a number: a core without 64-bit atomics has no `TpsBudget`.
+#[cfg(target_has_atomic = "64")]
+pub use tps::TpsBudget;
+
+/// Why there is no budget with these arguments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum InvalidBudget {
+    /// The time that a deposit counts is not from a second to an hour.
+    Ttl(Duration),
+    /// The reserve is above a thousand million retries a second.
+    MinPerSec(u32),
+    /// The share of retries is not from 0 to 1000.
+    RetryPercent(f32),
+}
+
+impl fmt::Display for InvalidBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ttl(ttl) => write!(
+                f,
+                "invalid budget: the ttl is {ttl:?}, and must be from 1s to 3600s"
+            ),
+            Self::MinPerSec(rate) => write!(
+                f,
+                "invalid budget: the reserve is {rate} a second, and must be at most 1000000000"
+            ),
+            Self::RetryPercent(share) => write!(
+                f,
+                "invalid budget: the share of retries is {share}, and must be from 0 to 1000"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for InvalidBudget {}
+
+#[cfg(target_has_atomic = "64")]
+mod tps {
+    use core::fmt;
+    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use core::time::Duration;
+
+    use super::{Budget, InvalidBudget};
+    use crate::Timer;
+
+    /// A share of the requests, and a reserve for when there are few of them.
+    ///
+    /// There are two stores, and a withdrawal takes from the first that has a retry:
+    ///
+    /// 1. *Deposits.* Each pays in `retry_percent` retries, exactly: out of any `n` deposits come
+    ///    `n * retry_percent` retries, rounded down, and what is less than one retry is kept for the next
+    ///    deposits. A whole retry counts for the tenth of `ttl` in which it was paid in and for nine
+    ///    more, so for 0.9 to 1 `ttl`; the oldest is taken first.
+    /// 2. *Reserve.* It holds `min_per_sec * ttl` retries, rounded down but at least one, is full at the
+    ///    start, and fills again at `min_per_sec` a second (a token bucket, as the generic cell rate
+    ///    algorithm of ITU-T I.371 does it). Its rate is rounded down to a whole number of nanoseconds
+    ///    between retries.
+    ///
+    /// Every operation is lock-free and takes the same time however long nothing happened: what is too old
+    /// is told by its number, and not swept up. A retry is taken by one compare-and-swap, so that no two
+    /// withdrawals take the same.
+    pub struct TpsBudget<T> {
+        limits: Limits,
+        // Parts of a retry paid in that do not make a whole one: less than `limits.cost`.
+        fraction: AtomicU64,
+        slots: [AtomicU64; SLOTS as usize],
+        // The moment, in nanoseconds, at which the reserve will be full again.
+        full_at: AtomicU64,
+        timer: T,
+    }
+
+    const SLOTS: u32 = 10;
+
+    /// What one unit of `retry_percent` is divided into.
+    const PARTS: u64 = 10_000;
+
+    #[derive(Clone, Copy, Debug)]
+    struct Limits {
+        // A deposit is `gain` parts, a retry is `cost` of them, without a common divisor.
+        gain: u64,
+        cost: u64,
+        // Nanoseconds.
+        slot: u64,
+        period: u64,
+        // How far `full_at` may lie ahead: a whole number of periods; 0 without a reserve.
+        reserve: u64,
+    }
+
+    impl Limits {
+        const fn new(
+            ttl: Duration,
+            min_per_sec: u32,
+            retry_percent: f32,
+        ) -> Result<Self, InvalidBudget> {
+            const SECOND: u64 = 1_000_000_000;
+            let nanos = ttl.as_nanos();
+            if nanos < SECOND as u128 || nanos > 3600 * SECOND as u128 {
+                return Err(InvalidBudget::Ttl(ttl));
+            }
+            if min_per_sec as u64 > SECOND {
+                return Err(InvalidBudget::MinPerSec(min_per_sec));
+            }
+            if retry_percent.is_nan() || retry_percent < 0.0 || retry_percent > 1000.0 {
+                return Err(InvalidBudget::RetryPercent(retry_percent));
+            }
+            let nanos = nanos as u64;
+            // Undoes the rounding of an `f32`, for which 0.4 is 0.400000006.
+            let gain = (retry_percent as f64 * PARTS as f64 + 0.5) as u64;
+            let divisor = greatest_common_divisor(PARTS, gain);
+            let (period, reserve) = if min_per_sec == 0 {
+                (0, 0)
+            } else {
+                let period = SECOND.div_ceil(min_per_sec as u64);
+                let count = min_per_sec as u128 * nanos as u128 / SECOND as u128;
+                // At most 3600 * (10⁹ + `min_per_sec`) nanoseconds; a second or more holds one at least.
+                (period, period * count as u64)
+            };
+            Ok(Self {
+                gain: gain / divisor,
+                cost: PARTS / divisor,
+                slot: nanos / SLOTS as u64,
+                period,
+                reserve,
+            })
+        }
+    }
+
+    const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    }
+
+    /// The number of a tenth of `ttl`, and the retries paid in during it that are left: one word.
+    ///
+    /// The number wraps after 2³² tenths, at least 13 years.
+    #[derive(Clone, Copy)]
+    struct Slot {
+        number: u32,
+        retries: u32,
+    }
+
+    impl Slot {
+        const fn unpack(word: u64) -> Self {
+            Self {
+                number: (word >> 32) as u32,
+                retries: word as u32,
+            }
+        }
+
+        const fn pack(self) -> u64 {
+            (self.number as u64) << 32 | self.retries as u64
+        }
+
+        /// Whether this still counts in the tenth `now`. It may be a later one: another thread's clock
+        /// was read later.
+        const fn counts(self, now: u32) -> bool {
+            (now.wrapping_sub(self.number) as i32).unsigned_abs() < SLOTS
+        }
+    }
+
+    impl<T: Timer> TpsBudget<T> {
+        /// A budget of `retry_percent` retries per request and, besides, `min_per_sec` retries a second.
+        ///
+        /// `ttl` is how long a deposit counts, from a second to an hour. `retry_percent` is a share and
+        /// not a percentage, from 0 to 1000: 0.2 lets one in five requests be retried, 2.0 each of them
+        /// twice. It is rounded to a hundredth of a percent. `min_per_sec` is at most 10⁹.
+        ///
+        /// # Panics
+        ///
+        /// If an argument is out of its range.
+        #[track_caller]
+        pub fn new(ttl: Duration, min_per_sec: u32, retry_percent: f32) -> Self
+        where
+            T: Default,
+        {
+            Self::with_timer(ttl, min_per_sec, retry_percent, T::default())
+        }
+
+        /// As [`new`](Self::new), with this timer.
+        ///
+        /// # Panics
+        ///
+        /// If an argument is out of its range.
+        #[track_caller]
+        pub fn with_timer(ttl: Duration, min_per_sec: u32, retry_percent: f32, timer: T) -> Self {
+            match Limits::new(ttl, min_per_sec, retry_percent) {
+                Ok(limits) => Self::of(limits, timer),
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        /// As [`new`](Self::new), with a typed error.
+        ///
+        /// # Errors
+        ///
+        /// If an argument is out of its range.
+        pub fn try_new(
+            ttl: Duration,
+            min_per_sec: u32,
+            retry_percent: f32,
+        ) -> Result<Self, InvalidBudget>
+        where
+            T: Default,
+        {
+            Self::try_with_timer(ttl, min_per_sec, retry_percent, T::default())
+        }
+
+        /// As [`with_timer`](Self::with_timer), with a typed error.
+        ///
+        /// # Errors
+        ///
+        /// If an argument is out of its range.
+        pub fn try_with_timer(
+            ttl: Duration,
+            min_per_sec: u32,
+            retry_percent: f32,
+            timer: T,
+        ) -> Result<Self, InvalidBudget> {
+            Limits::new(ttl, min_per_sec, retry_percent).map(|limits| Self::of(limits, timer))
+        }
+
+        /// As [`with_timer`](Self::with_timer), for a `static`. The message cannot name the value, but
+        /// the compiler shows the line.
+        ///
+        /// # Panics
+        ///
+        /// If an argument is out of its range.
+        #[track_caller]
+        pub const fn const_new(
+            ttl: Duration,
+            min_per_sec: u32,
+            retry_percent: f32,
+            timer: T,
+        ) -> Self {
+            match Limits::new(ttl, min_per_sec, retry_percent) {
+                Ok(limits) => Self::of(limits, timer),
+                Err(InvalidBudget::Ttl(_)) => {
+                    panic!("invalid budget: the ttl must be from 1s to 3600s")
+                }
+                Err(InvalidBudget::MinPerSec(_)) => {
+                    panic!("invalid budget: the reserve must be at most 1000000000 a second")
+                }
+                Err(InvalidBudget::RetryPercent(_)) => {
+                    panic!("invalid budget: the share of retries must be from 0 to 1000")
+                }
+            }
+        }
+
+        const fn of(limits: Limits, timer: T) -> Self {
+            Self {
+                limits,
+                fraction: AtomicU64::new(0),
+                slots: [const { AtomicU64::new(0) }; SLOTS as usize],
+                full_at: AtomicU64::new(0),
+                timer,
+            }
+        }
+
+        /// The number of the tenth that `now` lies in.
+        const fn number(&self, now: u64) -> u32 {
+            (now / self.limits.slot) as u32
+        }
+
+        fn slot(&self, number: u32) -> &AtomicU64 {
+            &self.slots[(number % SLOTS) as usize]
+        }
+
+        fn take_deposit(&self, now: u32) -> bool {
+            // The oldest first.
+            (0..SLOTS).rev().any(|age| {
+                let slot = self.slot(now.wrapping_sub(age));
+                update(slot, |word| {
+                    let mut slot = Slot::unpack(word);
+                    if !slot.counts(now) {
+                        return None;
+                    }
+                    slot.retries = slot.retries.checked_sub(1)?;
+                    Some(slot.pack())
+                })
+            })
+        }
+
+        fn take_reserve(&self, now: u64) -> bool {
+            let Limits {
+                period, reserve, ..
+            } = self.limits;
+            if reserve == 0 {
+                return false;
+            }
+            update(&self.full_at, |full_at| {
+                let next = full_at.max(now).checked_add(period)?;
+                (next - now <= reserve).then_some(next)
+            })
+        }
+    }
+
+    /// Whether `change` gave a new value. Each word stands for itself, so relaxed ordering will do.
+    fn update(word: &AtomicU64, change: impl FnMut(u64) -> Option<u64>) -> bool {
+        word.fetch_update(Relaxed, Relaxed, change).is_ok()
+    }
+
+    impl<T: Timer> Budget for TpsBudget<T> {
+        fn deposit(&self) {
+            let Limits { gain, cost, .. } = self.limits;
+            if gain == 0 {
+                return;
+            }
+            let mut earned = 0;
+            update(&self.fraction, |fraction| {
+                earned = (fraction + gain) / cost;
+                Some((fraction + gain) % cost)
+            });
+            if earned == 0 {
+                return;
+            }
+            // At most 1000.
+            let earned = earned as u32;
+            let number = self.number(self.timer.now().as_nanos());
+            update(self.slot(number), |word| {
+                let slot = Slot::unpack(word);
+                let next = if slot.counts(number) {
+                    Slot {
+                        retries: slot.retries.saturating_add(earned),
+                        ..slot
+                    }
+                } else {
+                    Slot {
+                        number,
+                        retries: earned,
+                    }
+                };
+                Some(next.pack())
+            });
+        }
+
+        fn withdraw(&self) -> bool {
+            let now = self.timer.now().as_nanos();
+            self.take_deposit(self.number(now)) || self.take_reserve(now)
+        }
+    }
+
+    impl<T: Timer + Default> Default for TpsBudget<T> {
+        /// One in five requests, counted for ten seconds, and ten retries a second: what tower gives.
+        fn default() -> Self {
+            Self::const_new(Duration::from_secs(10), 10, 0.2, T::default())
+        }
+    }
+
+    impl<T> fmt::Debug for TpsBudget<T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("TpsBudget")
+                .field("limits", &self.limits)
+                .finish_non_exhaustive()
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! Retry, its backoff, its budget, its policies, and the random numbers beneath them.
+
+#![allow(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
+
+use core::cell::{Cell, RefCell};
+use core::future::{Future, Ready, ready};
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+use campanile::retry::backoff::{ExponentialBackoffMaker, InvalidBackoff, Jitter, MakeBackoff};
+use campanile::retry::budget::{Budget, InvalidBudget, TpsBudget};
+use campanile::retry::{Action, Policy, Retry, StandardPolicy};
+use campanile::util::rng::{Rng, SplitMix64};
+use campanile::{Instant, NoRuntime, Service, Timer};
+
+/// A clock that is moved by hand.
+#[derive(Clone, Debug, Default)]
+struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_nanos() as u64, SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct Sleep(Clock, Instant);
+
+impl Future for Sleep {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        match self.0.now() >= self.1 {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Timer for Clock {
+    type Sleep = Sleep;
+    type Alarm = Sleep;
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.0.load(SeqCst))
+    }
+    fn sleep_until(&self, deadline: Instant) -> Sleep {
+        Sleep(self.clone(), deadline)
+    }
+    fn alarm_until(&self, deadline: Instant) -> Sleep {
+        self.sleep_until(deadline)
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Answers from a script, and insists on a readiness of its own for each call.
+#[derive(Default)]
+struct Scripted {
+    shared: Rc<Script>,
+    is_ready: bool,
+}
+
+#[derive(Default)]
+struct Script {
+    answers: RefCell<Vec<Result<u32, &'static str>>>,
+    unready: Cell<Option<&'static str>>,
+    polled: Cell<u32>,
+    calls: Cell<u32>,
+}
+
+impl Clone for Scripted {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            is_ready: false,
+        }
+    }
+}
+
+impl Service<u32> for Scripted {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = Ready<Result<u32, &'static str>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        self.shared.polled.set(self.shared.polled.get() + 1);
+        if let Some(error) = self.shared.unready.get() {
+            return Poll::Ready(Err(error));
+        }
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: u32) -> Self::Future {
+        assert!(core::mem::take(&mut self.is_ready), "called unready");
+        self.shared.calls.set(self.shared.calls.get() + 1);
+        let mut answers = self.shared.answers.borrow_mut();
+        ready(if answers.is_empty() {
+            Ok(0)
+        } else {
+            answers.remove(0)
+        })
+    }
+}
+
+fn scripted(answers: &[Result<u32, &'static str>]) -> Scripted {
+    let service = Scripted::default();
+    *service.shared.answers.borrow_mut() = answers.to_vec();
+    service
+}
+
+type Maker = ExponentialBackoffMaker<SplitMix64, Clock>;
+
+/// A policy that waits exactly one second.
+fn every_second(clock: &Clock) -> StandardPolicy<Clock, Maker> {
+    let second = Duration::from_secs(1);
+    let rng = SplitMix64::new(1);
+    let maker = Maker::with_timer(second, second, Jitter::None, rng, clock.clone()).unwrap();
+    StandardPolicy::with_backoff(maker, clock.clone())
+}
+
+fn ready_call<S: Service<u32>>(service: &mut S) -> S::Future {
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(&mut cx), Poll::Ready(Ok(()))));
+    service.call(1)
+}
+
+#[test]
+fn each_attempt_waits_for_readiness_of_its_own() {
+    let clock = Clock::default();
+    let inner = scripted(&[Err("a"), Err("b"), Ok(3)]);
+    let script = inner.shared.clone();
+    let mut service = Retry::new(every_second(&clock), inner);
+    let mut response = pin!(ready_call(&mut service));
+    assert!(poll(response.as_mut()).is_pending());
+    assert_eq!((script.polled.get(), script.calls.get()), (1, 1));
+    clock.advance(Duration::from_secs(1));
+    assert!(poll(response.as_mut()).is_pending());
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(poll(response.as_mut()), Poll::Ready(Ok(3)));
+    assert_eq!((script.polled.get(), script.calls.get()), (3, 3));
+    // And no panic after the end.
+    assert!(poll(response).is_pending());
+}
+
+#[test]
+fn the_error_of_an_attempt_survives_a_failed_readiness() {
+    let clock = Clock::default();
+    let inner = scripted(&[Err("first")]);
+    let script = inner.shared.clone();
+    let mut service = Retry::new(every_second(&clock), inner);
+    let mut response = pin!(ready_call(&mut service));
+    assert!(poll(response.as_mut()).is_pending());
+    script.unready.set(Some("unready"));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(poll(response.as_mut()), Poll::Ready(Err("first")));
+}
+
+#[test]
+fn a_retried_response_is_not_kept_when_readiness_fails() {
+    let clock = Clock::default();
+    let inner = scripted(&[Ok(503)]);
+    let script = inner.shared.clone();
+    let policy = every_second(&clock).classify(|_: &Result<u32, &str>| Action::Retry);
+    let mut service = Retry::new(policy, inner);
+    let mut response = pin!(ready_call(&mut service));
+    assert!(poll(response.as_mut()).is_pending());
+    script.unready.set(Some("unready"));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(poll(response.as_mut()), Poll::Ready(Err("unready")));
+}
+
+#[test]
+fn a_dropped_response_drops_everything() {
+    let clock = Clock::default();
+    let inner = scripted(&[Err("a")]);
+    let script = inner.shared.clone();
+    let mut service = Retry::new(every_second(&clock), inner);
+    let mut response = Box::pin(ready_call(&mut service));
+    assert!(poll(response.as_mut()).is_pending());
+    assert_eq!(Rc::strong_count(&script), 3);
+    drop(response);
+    assert_eq!(Rc::strong_count(&script), 2);
+    assert_eq!(script.calls.get(), 1);
+}
+
+#[test]
+fn retries_are_counted_per_request() {
+    let clock = Clock::default();
+    let inner = scripted(&[Err("x"); 6]);
+    let script = inner.shared.clone();
+    let mut service = Retry::new(every_second(&clock).max_retries(2), inner);
+    for request in 1..=2 {
+        let mut response = pin!(ready_call(&mut service));
+        for _ in 0..2 {
+            assert!(poll(response.as_mut()).is_pending());
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(poll(response.as_mut()), Poll::Ready(Err("x")));
+        assert_eq!(script.calls.get(), request * 3);
+    }
+}
+
+fn one<P: Policy<u32, u32, &'static str>>(policy: &mut P) -> Option<P::Future> {
+    assert!(policy.clone_request(&1).is_some());
+    policy.retry(&mut 1, &mut Err("x"))
+}
+
+#[test]
+fn no_wait_ends_past_the_total_time() {
+    let clock = Clock::default();
+    let limit = Duration::from_millis(2500);
+    let mut policy = every_second(&clock).max_retries(99).total_time(limit);
+    assert!(one(&mut policy).is_some());
+    clock.advance(Duration::from_millis(1500));
+    assert!(one(&mut policy).is_some()); // ends exactly at the limit
+    clock.advance(Duration::from_nanos(1));
+    assert!(one(&mut policy).is_none());
+    // The clock of a clone starts with its first use, and `Duration::MAX` is no bound.
+    assert!(one(&mut policy.clone()).is_some());
+    let mut endless = every_second(&clock).total_time(Duration::MAX);
+    assert!(one(&mut endless).is_some());
+}
+
+#[test]
+fn a_longer_hint_overrides_the_backoff_and_a_shorter_does_not() {
+    for (hint, expected) in [(5, 5), (0, 1)] {
+        let clock = Clock::default();
+        let mut policy = every_second(&clock)
+            .classify(move |_: &Result<u32, &str>| Action::RetryAfter(Duration::from_secs(hint)));
+        let wait = one(&mut policy).unwrap();
+        assert_eq!(wait.1, Instant::from_nanos(expected * 1_000_000_000));
+    }
+}
+
+#[test]
+fn a_request_pays_in_once_and_each_retry_is_withdrawn() {
+    #[derive(Default)]
+    struct Log(Cell<u32>, Cell<u32>);
+    impl Budget for Log {
+        fn deposit(&self) {
+            self.0.set(self.0.get() + 1);
+        }
+        fn withdraw(&self) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.1.get() < 3
+        }
+    }
+    let log = Log::default();
+    let mut policy = every_second(&Clock::default()).max_retries(9).budget(&log);
+    assert!(one(&mut policy).is_some() && one(&mut policy).is_some());
+    assert!(one(&mut policy).is_none(), "the budget refuses the third");
+    assert_eq!((log.0.get(), log.1.get()), (1, 3));
+    let mut none = every_second(&Clock::default())
+        .budget(&log)
+        .clone_request_with(|_: &u32| None);
+    let copy = Policy::<u32, u32, &str>::clone_request(&mut none, &1);
+    assert_eq!(copy, None);
+}
+
+fn maker(
+    min: Duration,
+    max: Duration,
+    jitter: impl Into<Jitter>,
+) -> Result<ExponentialBackoffMaker<SplitMix64, NoRuntime>, InvalidBackoff> {
+    ExponentialBackoffMaker::with_timer(min, max, jitter, SplitMix64::new(9), NoRuntime)
+}
+
+#[test]
+fn jitter_differs_between_backoffs_and_clones() {
+    let (min, max) = (Duration::from_secs(1), Duration::from_secs(1000));
+    let mut maker = maker(min, max, Jitter::Full).unwrap();
+    let mut clones = [maker.clone(), maker.clone()];
+    let first = maker.backoff();
+    let backoffs = [first.clone(), first.clone(), first, maker.backoff()];
+    let mut waits: Vec<_> = backoffs
+        .into_iter()
+        .chain(clones.iter_mut().map(|maker| maker.backoff()))
+        .map(|mut backoff| backoff.next_delay())
+        .collect();
+    waits.sort();
+    waits.dedup();
+    assert_eq!(waits.len(), 6);
+    let mut policy = Maker::standard(SplitMix64::new(1), Clock::default());
+    let mut clone = policy.clone();
+    let mut one = policy.make_backoff();
+    let mut two = clone.make_backoff();
+    assert_ne!(one.next_delay(), two.next_delay());
+}
+
+#[test]
+fn jitter_on_whole_seconds_stays_in_its_bounds_and_is_spread() {
+    let second = Duration::from_secs(1);
+    for (jitter, low, high) in [
+        (Jitter::Full, 0.0, 1.0),
+        (Jitter::Equal, 0.5, 1.0),
+        (Jitter::Decorrelated, 1.0, 3.0),
+        (Jitter::Proportional(0.5), 1.0, 1.5),
+    ] {
+        let mut maker = maker(second, second * 100, jitter).unwrap();
+        let waits: Vec<f64> = (0..4000)
+            .map(|_| maker.backoff().next_delay().as_secs_f64())
+            .collect();
+        assert!(waits.iter().all(|wait| (low..=high).contains(wait)));
+        let mean = waits.iter().sum::<f64>() / waits.len() as f64;
+        let middle = f64::midpoint(low, high);
+        assert!((mean - middle).abs() < 0.05 * (high - low), "{jitter:?}");
+    }
+}
+
+#[test]
+fn backoff_arguments_are_checked_and_extremes_saturate() {
+    let second = Duration::from_secs(1);
+    for wrong in [f64::NAN, -0.1, 100.1, f64::INFINITY] {
+        let error = maker(second, second, wrong).unwrap_err();
+        assert!(matches!(error, InvalidBackoff::Jitter(_)));
+    }
+    let error = maker(second, Duration::ZERO, 0.0).unwrap_err();
+    assert_eq!(error, InvalidBackoff::ZeroMax);
+    let error = maker(second * 2, second, 0.0).unwrap_err();
+    assert!(error.to_string().contains("2s"), "{error}");
+    let extremes = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+    for min in extremes {
+        for max in extremes {
+            for jitter in [
+                Jitter::None,
+                Jitter::Full,
+                Jitter::Equal,
+                Jitter::Decorrelated,
+                Jitter::Proportional(100.0),
+            ] {
+                let Ok(mut maker) = maker(min, max, jitter) else {
+                    continue;
+                };
+                let mut backoff = maker.backoff();
+                for _ in 0..200 {
+                    assert!(backoff.next_delay() <= max);
+                }
+            }
+        }
+    }
+}
+
+const TEN: Duration = Duration::from_secs(10);
+
+fn budget(per_sec: u32, share: f32) -> (Clock, TpsBudget<Clock>) {
+    let clock = Clock::default();
+    clock.advance(Duration::from_secs(1 << 32));
+    let budget = TpsBudget::with_timer(TEN, per_sec, share, clock.clone());
+    (clock, budget)
+}
+
+fn drain(budget: &impl Budget) -> usize {
+    (0..10_000).take_while(|_| budget.withdraw()).count()
+}
+
+#[test]
+fn a_share_is_exact() {
+    for (share, of_1000) in [(0.4, 400), (0.75, 750), (0.2, 200), (2.5, 2500), (0.0, 0)] {
+        let (_, budget) = budget(0, share);
+        (0..1000).for_each(|_| budget.deposit());
+        assert_eq!(drain(&budget), of_1000, "{share}");
+        // And in small steps: no fraction is lost.
+        let steps = (0..1000).map(|_| {
+            budget.deposit();
+            drain(&budget)
+        });
+        assert_eq!(steps.sum::<usize>(), of_1000, "{share}");
+    }
+}
+
+#[test]
+fn deposits_expire_and_a_month_idle_is_nothing() {
+    let (clock, budget) = budget(0, 1.0);
+    budget.deposit();
+    clock.advance(Duration::from_secs(9));
+    budget.deposit();
+    assert_eq!(drain(&budget), 2);
+    budget.deposit();
+    clock.advance(TEN);
+    assert_eq!(drain(&budget), 0);
+    budget.deposit();
+    clock.advance(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(drain(&budget), 0);
+    budget.deposit();
+    assert_eq!(drain(&budget), 1);
+}
+
+#[test]
+fn the_reserve_fills_at_its_rate() {
+    let (clock, budget) = budget(3, 0.0);
+    assert_eq!(drain(&budget), 30);
+    clock.advance(Duration::from_millis(1001));
+    assert_eq!(drain(&budget), 3);
+    clock.advance(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(drain(&budget), 30);
+}
+
+#[test]
+fn threads_never_overdraw() {
+    let (_, budget) = budget(10, 0.75);
+    let taken = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..1000 {
+                    budget.deposit();
+                    let count = usize::from(budget.withdraw()) + usize::from(budget.withdraw());
+                    taken.fetch_add(count, SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(taken.load(SeqCst) + drain(&budget), 4000 * 3 / 4 + 100);
+}
+
+#[test]
+fn budget_arguments_are_checked() {
+    let check = |ttl, per_sec, share| TpsBudget::<Clock>::try_new(ttl, per_sec, share).err();
+    for wrong in [f32::NAN, -0.1, 1000.1, f32::INFINITY] {
+        let error = check(TEN, 1, wrong).unwrap();
+        assert!(matches!(error, InvalidBudget::RetryPercent(_)));
+    }
+    for wrong in [Duration::ZERO, Duration::MAX] {
+        assert_eq!(check(wrong, 1, 0.1), Some(InvalidBudget::Ttl(wrong)));
+    }
+    let error = check(TEN, u32::MAX, 0.1);
+    assert_eq!(error, Some(InvalidBudget::MinPerSec(u32::MAX)));
+    assert_eq!(check(Duration::from_secs(3600), 1_000_000_000, 1e3), None);
+    let panic = std::panic::catch_unwind(|| TpsBudget::<Clock>::new(TEN, 1, -3.0)).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    assert!(message.contains("-3") && message.contains("1000"));
+}
+
+static FIXED: TpsBudget<NoTime> = TpsBudget::const_new(TEN, 1, 0.5, NoTime);
+
+/// Time stands still.
+struct NoTime;
+
+impl Timer for NoTime {
+    type Sleep = Ready<()>;
+    type Alarm = Ready<()>;
+    fn now(&self) -> Instant {
+        Instant::from_nanos(0)
+    }
+    fn sleep_until(&self, _: Instant) -> Ready<()> {
+        ready(())
+    }
+    fn alarm_until(&self, _: Instant) -> Ready<()> {
+        ready(())
+    }
+}
+
+#[test]
+fn a_budget_can_be_a_static() {
+    assert_eq!(drain(&&FIXED), 10);
+}
+
+#[test]
+fn ranges_are_unbiased_bounded_and_never_hang() {
+    let mut rng = SplitMix64::new(3);
+    let mut counts = [0; 6];
+    for _ in 0..60_000 {
+        counts[(rng.next_range(10..16) - 10) as usize] += 1;
+    }
+    assert!(counts.iter().all(|count| (9_600..10_400).contains(count)));
+    // By a remainder, two thirds of these would lie in the lower half.
+    let span = 3 << 62;
+    let low = (0..10_000)
+        .filter(|_| rng.next_range(0..span) < span / 2)
+        .count();
+    assert!((4_800..5_200).contains(&low), "{low}");
+    #[allow(clippy::reversed_empty_ranges, reason = "that is what is tested")]
+    let empty = [rng.next_range(5..5), rng.next_range(7..2)];
+    assert_eq!(empty, [5, 7]);
+    assert!(rng.next_range(0..u64::MAX) < u64::MAX);
+
+    struct Stuck(u64);
+    impl Rng for Stuck {
+        fn next_u64(&mut self) -> u64 {
+            self.0
+        }
+    }
+    assert!((1..4).contains(&Stuck(0).next_range(1..4)));
+    assert!((0.0..1.0).contains(&Stuck(u64::MAX).next_f64()));
+    assert!((0.0..1.0).contains(&(&mut Stuck(0)).next_f64()));
+}

@@ -37,7 +37,10 @@ const STALLS: f64 = 0.02;
 const ERRORS: f64 = 0.15;
 
 /// What this program asks of a runtime: tasks, and time.
-trait AnyRuntime: Executor<Task> + Timer<Sleep: Send, Alarm: Send> + Clone + Send + Sync + 'static {}
+trait AnyRuntime:
+    Executor<Task> + Timer<Sleep: Send, Alarm: Send> + Clone + Send + Sync + 'static
+{
+}
 impl<R> AnyRuntime for R where
     R: Executor<Task> + Timer<Sleep: Send, Alarm: Send> + Clone + Send + Sync + 'static
 {
@@ -122,7 +125,12 @@ async fn run<R: AnyRuntime>(runtime: R) -> io::Result<bool> {
 }
 
 /// Serves `service` on a loopback port to all clients, and counts what they see.
-async fn measure<R, S>(runtime: &R, label: &'static str, service: S, calls: &Calls) -> io::Result<Tally>
+async fn measure<R, S>(
+    runtime: &R,
+    label: &'static str,
+    service: S,
+    calls: &Calls,
+) -> io::Result<Tally>
 where
     R: AnyRuntime,
     S: Service<u64, Response = u64, Future: Send, Error: Into<BoxError> + Send>,
@@ -235,7 +243,11 @@ impl Drop for Call {
 
 impl<R> Backend<R> {
     fn new(runtime: R, calls: Arc<Calls>) -> Self {
-        Self { runtime, random: Random(u64::MAX), calls }
+        Self {
+            runtime,
+            random: Random(u64::MAX),
+            calls,
+        }
     }
 }
 
@@ -263,7 +275,11 @@ impl<R: AnyRuntime> Service<u64> for Backend<R> {
         Box::pin(async move {
             runtime.sleep(latency).await;
             drop(call);
-            if fails { Err(io::Error::other("the backend failed")) } else { Ok(id * id) }
+            if fails {
+                Err(io::Error::other("the backend failed"))
+            } else {
+                Ok(id * id)
+            }
         })
     }
 }
@@ -325,7 +341,14 @@ struct Tally {
 impl Tally {
     fn new(label: &'static str) -> Self {
         let (latencies, elapsed) = (Vec::new(), Duration::ZERO);
-        Self { label, sent: 0, outcomes: [0; 4], latencies, elapsed, calls: 0 }
+        Self {
+            label,
+            sent: 0,
+            outcomes: [0; 4],
+            latencies,
+            elapsed,
+            calls: 0,
+        }
     }
 
     fn add(&mut self, event: Event) {
@@ -351,7 +374,8 @@ impl Tally {
 
     /// Calls of the backend beyond one for each request that was let in.
     fn retries(&self) -> u64 {
-        self.calls.saturating_sub(self.sent - self.count(Outcome::Shed))
+        self.calls
+            .saturating_sub(self.sent - self.count(Outcome::Shed))
     }
 
     /// Every request was sent and has one outcome, and each that was let in reached the backend.
@@ -363,12 +387,18 @@ impl Tally {
 
     fn percentile(&self, percent: usize) -> Duration {
         let last = self.latencies.len().saturating_sub(1);
-        self.latencies.get(last * percent / 100).copied().unwrap_or_default()
+        self.latencies
+            .get(last * percent / 100)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The share of answers that took between `from` and `to` milliseconds.
     fn share(&self, from: u64, to: u64) -> f64 {
-        let below = |ms| self.latencies.partition_point(|x| *x < Duration::from_millis(ms));
+        let below = |ms| {
+            self.latencies
+                .partition_point(|x| *x < Duration::from_millis(ms))
+        };
         (below(to) - below(from)) as f64 / self.latencies.len().max(1) as f64
     }
 }
@@ -404,7 +434,11 @@ struct Progress {
 
 impl Progress {
     fn new(label: &'static str) -> Self {
-        Self { label, live: io::stderr().is_terminal(), shown: 0 }
+        Self {
+            label,
+            live: io::stderr().is_terminal(),
+            shown: 0,
+        }
     }
 
     fn show(&mut self, tally: &Tally) {
@@ -414,7 +448,10 @@ impl Progress {
             self.shown = step;
             let bar = "█".repeat((step * 24 / steps) as usize);
             let (done, under_way) = (tally.done(), tally.sent - tally.done());
-            let line = format!("{:>14} {bar:·<24} {done:>5} done, {under_way:>3} under way", self.label);
+            let line = format!(
+                "{:>14} {bar:·<24} {done:>5} done, {under_way:>3} under way",
+                self.label
+            );
             if self.live {
                 eprint!("\r{line}\x1b[K");
             } else {
@@ -427,35 +464,58 @@ impl Progress {
         if self.live {
             eprint!("\r\x1b[K");
         }
-        eprintln!("{:>14} took {:.1} s", self.label, tally.elapsed.as_secs_f64());
+        eprintln!(
+            "{:>14} took {:.1} s",
+            self.label,
+            tally.elapsed.as_secs_f64()
+        );
     }
 }
 
 fn print_report(bare: &Tally, stack: &Tally) {
     let colour = io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (bold, plain) = if colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if colour {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
     let row = |name: &str, cell: &dyn Fn(&Tally) -> String| {
         format!("{name:<22}{:>24}   {:>24}\n", cell(bare), cell(stack))
     };
     let of_sent = |count: u64, tally: &Tally| {
-        format!("{count} ({:4.1} %)", 100.0 * count as f64 / tally.sent.max(1) as f64)
+        format!(
+            "{count} ({:4.1} %)",
+            100.0 * count as f64 / tally.sent.max(1) as f64
+        )
     };
     let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
 
-    let mut text = format!("\n{bold}{}{plain}", row("", &|tally| tally.label.to_owned()));
+    let mut text = format!(
+        "\n{bold}{}{plain}",
+        row("", &|tally| tally.label.to_owned())
+    );
     text += &row("sent", &|tally| tally.sent.to_string());
     for outcome in Outcome::ALL {
-        text += &row(outcome.word(), &|tally| of_sent(tally.count(outcome), tally));
+        text += &row(outcome.word(), &|tally| {
+            of_sent(tally.count(outcome), tally)
+        });
     }
     text += &row("retries", &|tally| tally.retries().to_string());
     text += &row("answers per second", &|tally| {
-        format!("{:.0}", tally.count(Outcome::Answered) as f64 / tally.elapsed.as_secs_f64())
+        format!(
+            "{:.0}",
+            tally.count(Outcome::Answered) as f64 / tally.elapsed.as_secs_f64()
+        )
     });
 
     text += &format!("\n{bold}how long an answer took{plain}\n");
     for percent in [50, 90, 99, 100] {
-        let name = if percent == 100 { "max".to_owned() } else { format!("p{percent}") };
+        let name = if percent == 100 {
+            "max".to_owned()
+        } else {
+            format!("p{percent}")
+        };
         text += &row(&name, &|tally| ms(tally.percentile(percent)));
     }
     text.push('\n');

@@ -54,6 +54,42 @@ macro_rules! mirror {
             }
         }
 
+        /// [`retry`](crate::retry) on this runtime.
+        pub mod retry {
+            use super::*;
+            pub use $crate::retry::*;
+
+            /// [`StandardPolicy`](crate::retry::StandardPolicy) on this runtime.
+            pub type StandardPolicy<
+                M = backoff::ExponentialBackoffMaker,
+                C = $crate::retry::OnError,
+                B = $crate::retry::budget::Unlimited,
+                K = $crate::retry::CloneByClone,
+            > = $crate::retry::StandardPolicy<$runtime, M, C, B, K>;
+
+            /// [`retry::backoff`](crate::retry::backoff) on this runtime.
+            pub mod backoff {
+                use super::*;
+                pub use $crate::retry::backoff::*;
+
+                /// [`ExponentialBackoffMaker`](crate::retry::backoff::ExponentialBackoffMaker) on this runtime.
+                pub type ExponentialBackoffMaker<R = $crate::util::rng::HasherRng> =
+                    $crate::retry::backoff::ExponentialBackoffMaker<R, $runtime>;
+                /// [`ExponentialBackoff`](crate::retry::backoff::ExponentialBackoff) on this runtime.
+                pub type ExponentialBackoff = $crate::retry::backoff::ExponentialBackoff<$runtime>;
+            }
+
+            /// [`retry::budget`](crate::retry::budget) on this runtime.
+            pub mod budget {
+                use super::*;
+                pub use $crate::retry::budget::*;
+
+                /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
+                #[cfg(target_has_atomic = "64")]
+                pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
+            }
+        }
+
         /// [`timeout`](crate::timeout) on this runtime.
         pub mod timeout {
             use super::*;

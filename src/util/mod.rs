@@ -19,7 +19,25 @@
 //! - Every combinator gives its inner service back (`get_ref`, `get_mut`, `into_inner`), and its layer is
 //!   `Debug` whatever its function is.
 
+#[macro_use]
+mod combinator;
+
+mod and_then;
+#[cfg(feature = "alloc")]
+pub mod boxed;
+mod either;
+mod err_into;
+pub mod future_service;
+mod map_err;
+mod map_future;
+mod map_request;
+mod map_response;
+mod map_result;
+mod oneshot;
+pub mod optional;
+mod ready;
 pub mod rng;
+mod service_ext;
 mod service_fn;
 mod steps;
 mod then;

@@ -1,0 +1,12 @@
+//! Mistakes that have to be compile errors, with a message that says what to do instead.
+//!
+//! What rustc prints changes from one release to the next. `ci/ui` runs this file, and it does so on the one
+//! release that the `.stderr` files were written with; `cargo test` leaves it out (`test = false`). To write
+//! the files anew: `TRYBUILD=overwrite cargo test --all-features --test ui`.
+
+#![cfg(all(feature = "tower", feature = "tokio"))]
+
+#[test]
+fn mistakes_are_compile_errors() {
+    trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
+}

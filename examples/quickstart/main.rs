@@ -6,8 +6,15 @@
 //! side. Nothing in this file but `main` knows on which runtime it runs: tasks go through
 //! `campanile::Executor`, time through `campanile::Timer`, and the sockets are async-io's, whose
 //! reactor has a thread of its own and so works under any executor.
+#![allow(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    reason = "a program has std"
+)]
 
-use std::io::{self, IsTerminal, Write as _};
+mod report;
+
+use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -16,15 +23,20 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use campanile::load_shed::Overloaded;
-use campanile::timeout::Elapsed;
+use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
+use campanile::retry::budget::TpsBudget;
+use campanile::retry::{Policy, StandardPolicy};
+use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Executor, Service, ServiceBuilder, ServiceExt, Timer, service_fn};
 use smol::channel::{Sender, unbounded};
 use smol::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use smol::net::{TcpListener, TcpStream};
 use smol::stream::StreamExt;
 
+use report::{Event, Outcome, Progress, Tally, print_report};
+
 // The load: each client sends its requests one after the other, with a pause before each.
+const SEED: u64 = 1;
 const CLIENTS: u64 = 300;
 const REQUESTS: u64 = 10;
 const PAUSE: Range<u64> = 60..180; // ms
@@ -113,7 +125,7 @@ async fn run<R: AnyRuntime>(runtime: R) -> io::Result<bool> {
         // is not turned away half-way; its next attempt waits for room.
         .load_shed()
         // Outside of buffer, since a retry needs a service that is `Clone`, and each attempt has to queue.
-        .retry(retries(runtime.clone()))
+        .retry(retries(&runtime)?)
         .service(buffer.clone());
     let stack = measure(&runtime, "with the stack", service, &calls).await?;
 
@@ -122,6 +134,23 @@ async fn run<R: AnyRuntime>(runtime: R) -> io::Result<bool> {
 
     print_report(&bare, &stack);
     Ok(bare.balances() && stack.balances())
+}
+
+/// What is worth another attempt, and when: any error, at most twice, after a wait that no two requests
+/// have in common, and as long as retries are fewer than 3 in 10 requests.
+fn retries<R: AnyRuntime, Res, E>(
+    runtime: &R,
+) -> io::Result<impl Policy<u64, Res, E, Future: Send> + Clone + Send + 'static> {
+    let (min, max) = (Duration::from_millis(10), Duration::from_millis(100));
+    let random = SplitMix64::new(SEED);
+    let backoff =
+        ExponentialBackoffMaker::with_timer(min, max, Jitter::Full, random, runtime.clone());
+    let budget = TpsBudget::with_timer(Duration::from_secs(10), 10, 0.3, runtime.clone());
+    Ok(
+        StandardPolicy::with_backoff(backoff.map_err(io::Error::other)?, runtime.clone())
+            .max_retries(2)
+            .budget(Arc::new(budget)),
+    )
 }
 
 /// Serves `service` on a loopback port to all clients, and counts what they see.
@@ -150,7 +179,7 @@ where
     }
     drop((events, service)); // The clients hold the others: when they are done, the channel closes.
 
-    let mut tally = Tally::new(label);
+    let mut tally = Tally::new(label, CLIENTS * REQUESTS);
     let mut progress = Progress::new(label);
     while let Ok(event) = incoming.recv().await {
         tally.add(event);
@@ -200,10 +229,10 @@ async fn send_requests<R: AnyRuntime>(
     client: u64,
     events: Sender<Event>,
 ) -> io::Result<()> {
-    let mut random = Random(client);
+    let mut random = SplitMix64::new(SEED ^ client << 32);
     let mut lines = BufReader::new(stream.clone()).lines();
     for n in 0..REQUESTS {
-        runtime.sleep(random.millis(PAUSE)).await;
+        runtime.sleep(millis(&mut random, PAUSE)).await;
         let request = format!("{}\n", client * REQUESTS + n);
         let sent = runtime.now();
         let _ = events.try_send(Event::Sent);
@@ -221,7 +250,7 @@ async fn send_requests<R: AnyRuntime>(
 /// Slow, flaky, and one of a kind: it is no `Clone`.
 struct Backend<R> {
     runtime: R,
-    random: Random,
+    random: SplitMix64,
     calls: Arc<Calls>,
 }
 
@@ -245,7 +274,7 @@ impl<R> Backend<R> {
     fn new(runtime: R, calls: Arc<Calls>) -> Self {
         Self {
             runtime,
-            random: Random(u64::MAX),
+            random: SplitMix64::new(SEED),
             calls,
         }
     }
@@ -265,12 +294,12 @@ impl<R: AnyRuntime> Service<u64> for Backend<R> {
         let crowd = self.calls.now.fetch_add(1, Relaxed) + 1;
         let call = Call(self.calls.clone());
 
-        let mut latency = self.random.millis(LATENCY);
+        let mut latency = millis(&mut self.random, LATENCY);
         latency = latency.mul_f64((crowd as f64 / CROWD as f64).max(1.0));
-        if self.random.chance(STALLS) {
-            latency += self.random.millis(STALL);
+        if self.random.next_f64() < STALLS {
+            latency += millis(&mut self.random, STALL);
         }
-        let fails = self.random.chance(ERRORS);
+        let fails = self.random.next_f64() < ERRORS;
         let runtime = self.runtime.clone();
         Box::pin(async move {
             runtime.sleep(latency).await;
@@ -284,257 +313,6 @@ impl<R: AnyRuntime> Service<u64> for Backend<R> {
     }
 }
 
-// ---- The books ----
-
-/// What became of a request.
-#[derive(Clone, Copy, PartialEq)]
-enum Outcome {
-    Answered,
-    Shed,
-    TimedOut,
-    Failed,
-}
-
-impl Outcome {
-    const ALL: [Self; 4] = [Self::Answered, Self::Shed, Self::TimedOut, Self::Failed];
-
-    /// The stack's error is typed to its depth; as a `BoxError` it is the innermost one.
-    fn of(error: &BoxError) -> Self {
-        if error.is::<Overloaded>() {
-            Self::Shed
-        } else if error.is::<Elapsed>() {
-            Self::TimedOut
-        } else {
-            Self::Failed
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::Shed => "shed",
-            Self::TimedOut => "timed out",
-            Self::Failed => "failed",
-        }
-    }
-
-    fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|outcome| outcome.word() == word)
-    }
-}
-
-enum Event {
-    Sent,
-    Done(Outcome, Duration),
-}
-
-/// What the clients saw in one run.
-struct Tally {
-    label: &'static str,
-    sent: u64,
-    outcomes: [u64; 4],
-    latencies: Vec<Duration>, // of the answered ones
-    elapsed: Duration,
-    calls: u64,
-}
-
-impl Tally {
-    fn new(label: &'static str) -> Self {
-        let (latencies, elapsed) = (Vec::new(), Duration::ZERO);
-        Self {
-            label,
-            sent: 0,
-            outcomes: [0; 4],
-            latencies,
-            elapsed,
-            calls: 0,
-        }
-    }
-
-    fn add(&mut self, event: Event) {
-        match event {
-            Event::Sent => self.sent += 1,
-            Event::Done(outcome, latency) => {
-                self.outcomes[outcome as usize] += 1;
-                if outcome == Outcome::Answered {
-                    let place = self.latencies.partition_point(|other| *other <= latency);
-                    self.latencies.insert(place, latency);
-                }
-            }
-        }
-    }
-
-    fn count(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
-    }
-
-    fn done(&self) -> u64 {
-        self.outcomes.iter().sum()
-    }
-
-    /// Calls of the backend beyond one for each request that was let in.
-    fn retries(&self) -> u64 {
-        self.calls
-            .saturating_sub(self.sent - self.count(Outcome::Shed))
-    }
-
-    /// Every request was sent and has one outcome, and each that was let in reached the backend.
-    fn balances(&self) -> bool {
-        self.sent == CLIENTS * REQUESTS
-            && self.done() == self.sent
-            && self.calls >= self.sent - self.count(Outcome::Shed)
-    }
-
-    fn percentile(&self, percent: usize) -> Duration {
-        let last = self.latencies.len().saturating_sub(1);
-        self.latencies
-            .get(last * percent / 100)
-            .copied()
-            .unwrap_or_default()
-    }
-
-    /// The share of answers that took between `from` and `to` milliseconds.
-    fn share(&self, from: u64, to: u64) -> f64 {
-        let below = |ms| {
-            self.latencies
-                .partition_point(|x| *x < Duration::from_millis(ms))
-        };
-        (below(to) - below(from)) as f64 / self.latencies.len().max(1) as f64
-    }
-}
-
-/// SplitMix64: small, seeded, and good enough for a load.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn millis(&mut self, range: Range<u64>) -> Duration {
-        Duration::from_millis(range.start + self.next() % (range.end - range.start))
-    }
-
-    fn chance(&mut self, probability: f64) -> bool {
-        self.next() as f64 / u64::MAX as f64 <= probability
-    }
-}
-
-// ---- What is seen on the terminal ----
-
-/// On a terminal one line that is rewritten; otherwise a line for each quarter of the way.
-struct Progress {
-    label: &'static str,
-    live: bool,
-    shown: u64,
-}
-
-impl Progress {
-    fn new(label: &'static str) -> Self {
-        Self {
-            label,
-            live: io::stderr().is_terminal(),
-            shown: 0,
-        }
-    }
-
-    fn show(&mut self, tally: &Tally) {
-        let steps = if self.live { 100 } else { 4 };
-        let step = tally.done() * steps / (CLIENTS * REQUESTS);
-        if step > self.shown {
-            self.shown = step;
-            let bar = "█".repeat((step * 24 / steps) as usize);
-            let (done, under_way) = (tally.done(), tally.sent - tally.done());
-            let line = format!(
-                "{:>14} {bar:·<24} {done:>5} done, {under_way:>3} under way",
-                self.label
-            );
-            if self.live {
-                eprint!("\r{line}\x1b[K");
-            } else {
-                eprintln!("{line}");
-            }
-        }
-    }
-
-    fn end(&self, tally: &Tally) {
-        if self.live {
-            eprint!("\r\x1b[K");
-        }
-        eprintln!(
-            "{:>14} took {:.1} s",
-            self.label,
-            tally.elapsed.as_secs_f64()
-        );
-    }
-}
-
-fn print_report(bare: &Tally, stack: &Tally) {
-    let colour = io::stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (bold, plain) = if colour {
-        ("\x1b[1m", "\x1b[0m")
-    } else {
-        ("", "")
-    };
-    let row = |name: &str, cell: &dyn Fn(&Tally) -> String| {
-        format!("{name:<22}{:>24}   {:>24}\n", cell(bare), cell(stack))
-    };
-    let of_sent = |count: u64, tally: &Tally| {
-        format!(
-            "{count} ({:4.1} %)",
-            100.0 * count as f64 / tally.sent.max(1) as f64
-        )
-    };
-    let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-
-    let mut text = format!(
-        "\n{bold}{}{plain}",
-        row("", &|tally| tally.label.to_owned())
-    );
-    text += &row("sent", &|tally| tally.sent.to_string());
-    for outcome in Outcome::ALL {
-        text += &row(outcome.word(), &|tally| {
-            of_sent(tally.count(outcome), tally)
-        });
-    }
-    text += &row("retries", &|tally| tally.retries().to_string());
-    text += &row("answers per second", &|tally| {
-        format!(
-            "{:.0}",
-            tally.count(Outcome::Answered) as f64 / tally.elapsed.as_secs_f64()
-        )
-    });
-
-    text += &format!("\n{bold}how long an answer took{plain}\n");
-    for percent in [50, 90, 99, 100] {
-        let name = if percent == 100 {
-            "max".to_owned()
-        } else {
-            format!("p{percent}")
-        };
-        text += &row(&name, &|tally| ms(tally.percentile(percent)));
-    }
-    text.push('\n');
-    const EDGES: [u64; 10] = [0, 10, 20, 50, 100, 200, 500, 1_000, 2_000, u64::MAX];
-    for edge in EDGES.windows(2) {
-        let bar = |tally: &Tally| {
-            let share = tally.share(edge[0], edge[1]);
-            // At least a sliver for whatever is there at all.
-            let eighths = (share * 160.0).ceil() as usize;
-            let rest = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
-            format!("{}{rest}", "█".repeat(eighths / 8))
-        };
-        let name = match edge[1] {
-            u64::MAX => format!("over {} ms", edge[0]),
-            below => format!("under {below} ms"),
-        };
-        text += format!("{name:>16}      {:<24}   {:<24}", bar(bare), bar(stack)).trim_end();
-        text.push('\n');
-    }
-    // A reader that went away, such as `head`, is no failure of the run.
-    let _ = io::stdout().write_all(text.as_bytes());
+fn millis(random: &mut SplitMix64, range: Range<u64>) -> Duration {
+    Duration::from_millis(random.next_range(range))
 }

@@ -1,7 +1,6 @@
 //! A first program on async-std: a slow function behind a queue, a limit and a timeout.
 //!
 //!     cargo run --features async-std --example async_std
-#![allow(clippy::std_instead_of_core, reason = "a program has std")]
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! A first program on smol: a slow function behind a queue, a limit and a timeout.
 //!
 //!     cargo run --features smol --example smol
-#![allow(clippy::std_instead_of_core, reason = "a program has std")]
 
 use std::time::Duration;
 

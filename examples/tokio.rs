@@ -1,7 +1,6 @@
 //! A first program on tokio: a slow function behind a queue, a limit and a timeout.
 //!
 //!     cargo run --features tokio --example tokio
-#![allow(clippy::std_instead_of_core, reason = "a program has std")]
 
 use std::time::Duration;
 

@@ -1,6 +1,12 @@
 //! tower's middleware, free of any runtime.
 #![no_std]
 #![forbid(unsafe_code)]
+// What `core` and `alloc` have is taken from there; tests and examples have std.
+#![warn(
+    clippy::alloc_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "alloc")]

@@ -335,7 +335,7 @@ fn whatever_is_dropped_no_permit_is_lost() {
     });
     let threads: Vec<_> = (0..4_u32)
         .map(|seed| {
-            let limit = ConcurrencyLimit::with_semaphore(service.clone(), semaphore.clone());
+            let limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
             std::thread::spawn(move || {
                 let mut answered = 0;
                 for n in 0..5_000 {

@@ -138,10 +138,7 @@ fn layers_apply_in_towers_order() {
     assert_eq!(on(Identity::new()), "x");
     assert_eq!(on(Identity::default()), "x");
     assert_eq!(on(Stack::new(a, b)), "b(a(x))");
-    assert_eq!(
-        on(&Stack::new(Stack::new(Identity::new(), c), a)),
-        "a(c(x))"
-    );
+    assert_eq!(on(Stack::new(Stack::new(Identity::new(), c), a)), "a(c(x))");
     assert_eq!(on(layer_fn(|inner: String| inner + "!")), "x!");
     let dynamic: &dyn Layer<String, Service = String> = &a;
     assert_eq!(on(dynamic), "a(x)");

@@ -1,10 +1,4 @@
 //! Filters: what passes, what is rejected, and what a rejection gives back.
-#![allow(
-    clippy::std_instead_of_core,
-    clippy::std_instead_of_alloc,
-    reason = "tests have std"
-)]
-
 use std::cell::{Cell, RefCell};
 use std::future::{Ready, ready};
 use std::num::ParseIntError;

@@ -1,5 +1,4 @@
 //! `RateLimit`, on a timer that is moved by hand.
-#![allow(clippy::std_instead_of_alloc, reason = "tests have std")]
 #![cfg(all(feature = "alloc", target_has_atomic = "64"))]
 
 use core::cell::Cell;

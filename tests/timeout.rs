@@ -1,7 +1,5 @@
 //! `Timeout` and `Deadline`, on a timer that is moved by hand; and on tokio where its budget matters.
 
-#![allow(clippy::std_instead_of_alloc, reason = "tests have std")]
-
 use core::cell::{Cell, RefCell};
 use core::future::{Future, pending, poll_fn, ready};
 use core::pin::{Pin, pin};

@@ -1,10 +1,4 @@
 //! The combinators and adaptors of `util`.
-#![allow(
-    clippy::std_instead_of_core,
-    clippy::std_instead_of_alloc,
-    reason = "tests have std"
-)]
-
 use std::cell::RefCell;
 use std::future::{Future, Pending, Ready, pending, ready};
 use std::pin::pin;

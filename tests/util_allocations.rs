@@ -1,11 +1,5 @@
 //! What the boxes of `util` allocate, and that nothing else there does.
 #![cfg(feature = "alloc")]
-#![allow(
-    clippy::std_instead_of_core,
-    clippy::std_instead_of_alloc,
-    reason = "tests have std"
-)]
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::future::poll_fn;

@@ -6,12 +6,6 @@
 //! side. Nothing in this file but `main` knows on which runtime it runs: tasks go through
 //! `campanile::Executor`, time through `campanile::Timer`, and the sockets are async-io's, whose
 //! reactor has a thread of its own and so works under any executor.
-#![allow(
-    clippy::std_instead_of_core,
-    clippy::std_instead_of_alloc,
-    reason = "a program has std"
-)]
-
 mod report;
 
 use std::io;

@@ -50,4 +50,4 @@ forward!(&E);
 #[cfg(feature = "alloc")]
 forward!(alloc::rc::Rc<E>);
 #[cfg(feature = "std")]
-forward!(std::sync::Arc<E>);
+forward!(alloc::sync::Arc<E>);

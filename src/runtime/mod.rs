@@ -110,6 +110,12 @@
 mod executor;
 mod timer;
 
+#[cfg(any(
+    feature = "async-std",
+    feature = "futures-timer",
+    feature = "smol",
+    feature = "tokio"
+))]
 #[macro_use]
 mod mirror;
 #[cfg(any(feature = "smol", feature = "async-std"))]
@@ -125,8 +131,13 @@ pub mod tokio;
 
 pub use executor::Executor;
 pub(crate) use timer::forward_timer;
-#[cfg(feature = "std")]
-pub(crate) use timer::std_clock;
+#[cfg(any(
+    feature = "async-std",
+    feature = "futures-timer",
+    feature = "smol",
+    feature = "tokio"
+))]
+use timer::std_clock;
 pub use timer::{Instant, Timer};
 
 /// The error in a future of a `Result`: what lets a runtime's alias of `Buffer` have tower's parameters.

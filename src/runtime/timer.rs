@@ -72,8 +72,9 @@ pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
 ///
 /// - Making a timer, and asking it for `now`, works anywhere. A sleep may need the runtime's context;
 ///   it may panic for want of it, at the caller's line, when it is made or first polled, not before.
-/// - A sleep or alarm whose deadline has passed is ready at its next poll. It may be late, never early:
-///   when it is ready, `now() >= deadline`.
+/// - A sleep or alarm may be late, never early: when it is ready, `now() >= deadline`. One whose deadline has
+///   passed is ready soon, though not at its first poll on every runtime: tokio rounds up to the
+///   millisecond, and futures-timer's thread has to see it first.
 /// - A deadline beyond what the runtime can represent is one that never comes.
 /// - A sleep that is dropped leaves nothing behind.
 #[diagnostic::on_unimplemented(
@@ -98,7 +99,7 @@ pub trait Timer {
     /// Waits until `deadline`, movable.
     fn alarm_until(&self, deadline: Instant) -> Self::Alarm;
 
-    /// Waits for `duration`. Zero is over at once; [`Duration::MAX`] never is.
+    /// Waits for `duration`. [`Duration::MAX`] is for ever.
     fn sleep(&self, duration: Duration) -> Self::Sleep {
         self.sleep_until(self.now().saturating_add(duration))
     }
@@ -152,7 +153,7 @@ impl<T: Timer + ?Sized> Timer for alloc::rc::Rc<T> {
 }
 
 #[cfg(feature = "std")]
-impl<T: Timer + ?Sized> Timer for std::sync::Arc<T> {
+impl<T: Timer + ?Sized> Timer for alloc::sync::Arc<T> {
     forward_timer!(self => &**self, T);
 }
 

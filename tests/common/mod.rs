@@ -26,8 +26,6 @@
     unreachable_pub,
     reason = "every test file compiles this module for itself, and uses what it needs of it"
 )]
-// The tests have std, whatever the crate has.
-#![allow(clippy::std_instead_of_core, clippy::std_instead_of_alloc)]
 
 mod manual_timer;
 mod mock;

@@ -328,10 +328,14 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if self.unreserved {
-            return Poll::Ready(self.queue.end().map_or(Ok(()), |end| Err(end.into())));
+            return Poll::Ready(
+                self.queue
+                    .end()
+                    .map_or(Ok(()), |end| Err(Error::from_end(end))),
+            );
         }
         let room = ready!(self.queue.poll_reserve(&mut self.place, cx));
-        Poll::Ready(room.map_err(Error::from))
+        Poll::Ready(room.map_err(Error::from_end))
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
@@ -562,7 +566,7 @@ where
                     return response.poll(cx).map_err(Error::Service);
                 }
                 StateProj::Refused { end } => {
-                    return Poll::Ready(Err(end.take().unwrap_or(End::Closed).into()));
+                    return Poll::Ready(Err(Error::from_end(end.take().unwrap_or(End::Closed))));
                 }
             };
             state.set(next);
@@ -659,8 +663,14 @@ impl<E> Error<E> {
     }
 }
 
-impl<E> From<End<E>> for Error<E> {
-    fn from(end: End<E>) -> Self {
+impl<E> From<E> for Error<E> {
+    fn from(error: E) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl<E> Error<E> {
+    fn from_end(end: End<E>) -> Self {
         match end {
             End::Closed => Self::Closed(Closed::new()),
             End::Panicked => Self::Panicked(Panicked::new()),

@@ -398,6 +398,12 @@ pub enum Error<E, P> {
     Service(E),
 }
 
+impl<E, P> From<E> for Error<E, P> {
+    fn from(error: E) -> Self {
+        Self::Service(error)
+    }
+}
+
 impl<E, P> Error<E, P> {
     /// The predicate's error, if that is what this is.
     pub fn into_rejected(self) -> Option<P> {

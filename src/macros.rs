@@ -42,7 +42,7 @@ macro_rules! leaf_error {
         impl core::error::Error for $name {}
     };
 }
-/// Gives a middleware's enum its `Display`, `AsError`, the way into `BoxError`, and `into_service`.
+/// Gives a middleware's enum its `Display`, `AsError`, and the ways from the service's error, to it, and into `BoxError`.
 ///
 /// The enum is written out where it is used; each variant named here holds a leaf error, and the
 /// variant `Service` the inner service's.
@@ -55,6 +55,12 @@ macro_rules! flatten {
                     $(Self::$leaf(_) => None,)+
                     Self::Service(error) => Some(error),
                 }
+            }
+        }
+
+        impl<E> From<E> for $name<E> {
+            fn from(error: E) -> Self {
+                Self::Service(error)
             }
         }
 

@@ -194,7 +194,7 @@ where
         }
         this.clock
             .poll_elapsed(cx)
-            .map(|elapsed| Err(elapsed.into()))
+            .map(|elapsed| Err(Error::Elapsed(elapsed)))
     }
 }
 
@@ -431,14 +431,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(inner) = this.inner.as_pin_mut() else {
-            return Poll::Ready(Err(Elapsed::new().into()));
+            return Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
         };
         if let Poll::Ready(result) = inner.poll(cx) {
             return Poll::Ready(result.map_err(Error::Service));
         }
         this.clock
             .poll_elapsed(cx)
-            .map(|elapsed| Err(elapsed.into()))
+            .map(|elapsed| Err(Error::Elapsed(elapsed)))
     }
 }
 
@@ -461,12 +461,6 @@ pub enum Error<E> {
 }
 
 flatten!(Error: Elapsed);
-
-impl<E> From<Elapsed> for Error<E> {
-    fn from(elapsed: Elapsed) -> Self {
-        Self::Elapsed(elapsed)
-    }
-}
 
 leaf_error! {
     /// A request was not answered in time.

@@ -6,7 +6,10 @@ use pin_project_lite::pin_project;
 use crate::layer::{Identity, Layer};
 use crate::service::Service;
 
-/// One of two services with the same responses and errors, or one of two layers.
+/// One of two services with the same responses, or one of two layers.
+///
+/// The error is that of the left one, and errors of the right one are converted into it: so a layer that
+/// adds a failure can be optional, since every middleware's error is made [`From`] its service's.
 ///
 /// ```
 /// use campanile::{Layer, ServiceExt, service_fn, util::Either, util::MapRequestLayer};
@@ -33,8 +36,8 @@ pub enum Either<A, B> {
 
 impl<A, B, Request> Service<Request> for Either<A, B>
 where
-    A: Service<Request>,
-    B: Service<Request, Response = A::Response, Error = A::Error>,
+    A: Service<Request, Error: From<B::Error>>,
+    B: Service<Request, Response = A::Response>,
 {
     type Response = A::Response;
     type Error = A::Error;
@@ -43,7 +46,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         match self {
             Self::Left(service) => service.poll_ready(cx),
-            Self::Right(service) => service.poll_ready(cx),
+            Self::Right(service) => service.poll_ready(cx).map_err(From::from),
         }
     }
 
@@ -92,17 +95,18 @@ pin_project! {
     }
 }
 
-impl<A, B> Future for EitherResponseFuture<A, B>
+impl<A, B, T, E, F> Future for EitherResponseFuture<A, B>
 where
-    A: Future,
-    B: Future<Output = A::Output>,
+    A: Future<Output = Result<T, E>>,
+    B: Future<Output = Result<T, F>>,
+    E: From<F>,
 {
-    type Output = A::Output;
+    type Output = Result<T, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().side.project() {
             SideProj::Left { inner } => inner.poll(cx),
-            SideProj::Right { inner } => inner.poll(cx),
+            SideProj::Right { inner } => inner.poll(cx).map_err(From::from),
         }
     }
 }
@@ -111,7 +115,8 @@ opaque_debug!(EitherResponseFuture<A, B>);
 
 /// `layer`, if there is one; otherwise a layer that changes nothing.
 ///
-/// Both ways have to give services with the same responses and errors.
+/// A layer that adds a failure of its own can be optional too: without it there is no such failure, and the
+/// error type is the same.
 ///
 /// ```
 /// use campanile::{Layer, ServiceExt, service_fn, util::MapRequestLayer, util::option_layer};
@@ -122,6 +127,11 @@ opaque_debug!(EitherResponseFuture<A, B>);
 ///     let service = layer.layer(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
 ///     assert_eq!(service.oneshot(21).await, Ok(expected));
 /// }
+///
+/// # use campanile::load_shed::LoadShedLayer;
+/// let maybe_shed = option_layer(Some(LoadShedLayer::new()));
+/// let service = maybe_shed.layer(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+/// assert_eq!(service.oneshot(21).await, Ok(21));
 /// # });
 /// ```
 pub fn option_layer<L>(layer: Option<L>) -> Either<L, Identity> {

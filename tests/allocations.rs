@@ -1,0 +1,252 @@
+//! What a call allocates, per middleware: nothing, but for the boxes that were asked for.
+#![cfg(feature = "alloc")]
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::hint::black_box;
+use std::task::{Context, Poll, Waker};
+
+use campanile::util::{BoxCloneService, BoxCloneSyncService, BoxService, UnsyncBoxService};
+use campanile::{Service, ServiceExt, service_fn};
+use futures::executor::block_on;
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+std::thread_local! {
+    static COUNT: Cell<u32> = const { Cell::new(0) };
+}
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How often `f` allocates.
+fn allocations<T>(f: impl FnOnce() -> T) -> (u32, T) {
+    let before = COUNT.get();
+    let value = black_box(f());
+    (COUNT.get() - before, value)
+}
+
+async fn echo(n: u32) -> Result<u32, std::convert::Infallible> {
+    let mut left = n;
+    poll_fn(|_| {
+        left = 0;
+        Poll::Ready(())
+    })
+    .await;
+    Ok(n)
+}
+
+fn one_per_call<S: Service<u32, Response = u32>>(mut service: S) {
+    let mut cx = Context::from_waker(Waker::noop());
+    for n in 0..3 {
+        let (count, polled) = allocations(|| service.poll_ready(&mut cx).is_ready());
+        assert_eq!((count, polled), (0, true));
+        let (count, response) = allocations(|| service.call(n));
+        assert_eq!(count, 1);
+        let (count, response) = allocations(|| block_on(response).ok());
+        assert_eq!((count, response), (0, Some(n)));
+    }
+}
+
+#[test]
+fn a_box_allocates_once_when_it_is_made_once_per_clone_and_once_per_call() {
+    // `block_on` makes the waker of its thread the first time.
+    block_on(async {});
+
+    let kept = [1_u8; 8];
+    let service = service_fn(move |n: u32| {
+        black_box(kept);
+        echo(n)
+    });
+
+    let (count, boxed) = allocations(|| BoxService::new(service));
+    assert_eq!(count, 1);
+    one_per_call(boxed);
+
+    let (count, boxed) = allocations(|| BoxCloneService::new(service));
+    assert_eq!(count, 1);
+    let (count, clone) = allocations(|| boxed.clone());
+    assert_eq!(count, 1);
+    one_per_call(clone);
+
+    one_per_call(BoxCloneSyncService::new(service));
+    one_per_call(UnsyncBoxService::new(service));
+}
+
+#[test]
+fn combinators_and_filters_allocate_nothing() {
+    block_on(async {});
+    let service = service_fn(echo)
+        .map_request(|n: u32| n + 1)
+        .map_response(|n| n + 1)
+        .map_result(|result| result)
+        .and_then(echo)
+        .then(|result: Result<u32, _>| async move { result })
+        .filter(|n: u32| n.checked_add(1).ok_or(std::fmt::Error))
+        .filter_async(|n: u32| async move { n.checked_add(1).ok_or(std::fmt::Error) })
+        .map_err(|_| 7_u8)
+        .err_into::<u32>();
+    let (count, result) = allocations(|| block_on(service.oneshot(0)));
+    assert_eq!(count, 0);
+    assert_eq!(result.ok(), Some(4));
+}
+
+/// Rooms on a timer that is there, so that the waiting paths are measured too.
+#[cfg(feature = "smol")]
+mod rooms {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use campanile::buffer;
+    use campanile::limit::{ConcurrencyLimit, Rate};
+    use campanile::load_shed::LoadShed;
+    use campanile::retry::{Retry, StandardPolicy};
+    use campanile::smol::Smol;
+    use campanile::smol::{
+        limit::RateLimit,
+        timeout::{Deadline, Timeout},
+    };
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// Pends once, so that whoever waits with it has to arm what it waits with.
+    async fn pends_once(n: u32) -> Result<u32, std::io::Error> {
+        let mut pended = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut pended, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        Ok(n)
+    }
+
+    fn per_call<S: Service<u32, Response = u32>>(mut service: S) -> u32
+    where
+        S::Error: std::fmt::Debug,
+    {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut call = || {
+            assert!(service.poll_ready(&mut cx).is_ready());
+            let response = service.call(1);
+            block_on(response).unwrap()
+        };
+        // The first may fill what is kept.
+        call();
+        let (count, answer) = allocations(&mut call);
+        assert_eq!(answer, 1);
+        count
+    }
+
+    #[test]
+    fn limits_shedding_and_filters_allocate_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        assert_eq!(per_call(ConcurrencyLimit::new(leaf, 2)), 0);
+        assert_eq!(per_call(ConcurrencyLimit::new(leaf, 2).unreserved()), 0);
+        assert_eq!(per_call(LoadShed::new(ConcurrencyLimit::new(leaf, 2))), 0);
+        let rate = Rate::new(1_000, LONG);
+        assert_eq!(per_call(RateLimit::new(leaf, rate)), 0);
+        let odd = |n: u32| {
+            NonZeroU32::new(n % 2)
+                .map(NonZeroU32::get)
+                .ok_or(std::fmt::Error)
+        };
+        assert_eq!(per_call(leaf.filter(odd)), 0);
+    }
+
+    #[test]
+    fn a_retry_allocates_nothing() {
+        block_on(async {});
+        let mut fails = false;
+        let leaf = service_fn(move |n: u32| {
+            fails = !fails;
+            std::future::ready(if fails { Err(std::fmt::Error) } else { Ok(n) })
+        });
+        // Without a wait: async-io's own bookkeeping of a timer that is armed is not ours to count.
+        #[derive(Clone)]
+        struct Again;
+        impl campanile::retry::Policy<u32, u32, std::fmt::Error> for Again {
+            type Future = std::future::Ready<()>;
+            fn retry(
+                &mut self,
+                _: &mut u32,
+                result: &mut Result<u32, std::fmt::Error>,
+            ) -> Option<Self::Future> {
+                result.is_err().then(|| std::future::ready(()))
+            }
+            fn clone_request(&mut self, request: &u32) -> Option<u32> {
+                Some(*request)
+            }
+        }
+        let leaf = Alternating(std::rc::Rc::new(std::cell::RefCell::new(leaf)));
+        assert_eq!(per_call(Retry::new(Again, leaf)), 0);
+        let policy = StandardPolicy::with_timer(Smol).total_time(LONG);
+        assert_eq!(per_call(Retry::new(policy, service_fn(pends_once))), 0);
+    }
+
+    /// Clones fail in turn, and not each at its first call.
+    #[derive(Clone)]
+    struct Alternating<S>(std::rc::Rc<std::cell::RefCell<S>>);
+
+    impl<S: Service<u32>> Service<u32> for Alternating<S> {
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = S::Future;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+            self.0.borrow_mut().poll_ready(cx)
+        }
+
+        fn call(&mut self, n: u32) -> S::Future {
+            self.0.borrow_mut().call(n)
+        }
+    }
+
+    #[test]
+    fn a_timeout_that_is_not_armed_allocates_nothing() {
+        block_on(async {});
+        let leaf = service_fn(|n: u32| std::future::ready(Ok::<_, std::io::Error>(n)));
+        assert_eq!(per_call(Timeout::new(leaf, LONG)), 0);
+        assert_eq!(per_call(Timeout::new(leaf, LONG).from_call()), 0);
+        assert_eq!(per_call(Deadline::new(leaf, LONG)), 0);
+    }
+
+    #[test]
+    fn a_buffer_allocates_nothing_once_its_table_has_its_size() {
+        block_on(async {});
+        let (mut buffer, worker) = buffer::pair(service_fn(pends_once), 4);
+        let mut worker = std::pin::pin!(worker);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut call = || {
+            assert!(buffer.poll_ready(&mut cx).is_ready());
+            let response = buffer.call(1);
+            assert!(worker.as_mut().poll(&mut cx).is_pending());
+            let answer = block_on(response).unwrap();
+            drop(buffer.clone());
+            answer
+        };
+        call();
+        let (count, answer) = allocations(&mut call);
+        assert_eq!((count, answer), (0, 1));
+    }
+}

@@ -1,4 +1,65 @@
 //! tower's middleware, free of any runtime.
+//!
+//! A [`Service`] is an asynchronous function from a request to a response that can say when it is ready. A
+//! [`Layer`] puts middleware around one: a queue, a limit, a timeout. The names and their meaning are
+//! [tower]'s; what is different is that nothing here is written against tokio. Middleware asks for what it uses,
+//! an [`Executor`] or a [`Timer`], and mostly for neither.
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::ServiceBuilder; // or campanile::tokio, campanile::async_std
+//! use std::time::Duration;
+//!
+//! let service = ServiceBuilder::new()
+//!     .load_shed()
+//!     .buffer(64)
+//!     .concurrency_limit(16)
+//!     .timeout(Duration::from_secs(1))
+//!     .service_fn(async |name: &'static str| Ok::<_, std::io::Error>(format!("hello, {name}")));
+//!
+//! assert_eq!(service.oneshot("campanile").await.unwrap(), "hello, campanile");
+//! # });
+//! ```
+//!
+//! # Middleware
+//!
+//! | module | what it does | needs |
+//! |---|---|---|
+//! | [`buffer`] | lets many handles share one service, through a bounded queue | an executor |
+//! | [`limit::concurrency`] | so many requests under way at once | |
+//! | [`limit::rate`] | so many requests in a span of time | a timer |
+//! | [`load_shed`] | an error at once instead of a wait | |
+//! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
+//! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
+//! | [`filter`] | requests let through or rejected | |
+//! | [`util`] | combinators, boxes and adaptors | |
+//!
+//! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
+//!
+//! # Runtimes
+//!
+//! Each adapter is a module that mirrors this crate's tree with the runtime filled in, so that
+//! `use campanile::smol as tower;` makes code compile that was written for tower. [`runtime`] has the table of
+//! adapters, and how to write one. To use middleware that needs a runtime without one is a compile error.
+//!
+//! # Errors
+//!
+//! Each middleware has an enum of its own around the error of the service inside: see [`mod@error`] for how a
+//! stack of them is matched, searched, reported and flattened into a `BoxError`.
+//!
+//! # Crate features
+//!
+//! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
+//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
+//! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
+//! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//!
+//! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
+//!
+//! [tower]: https://docs.rs/tower/0.5
 #![no_std]
 #![forbid(unsafe_code)]
 // What `core` and `alloc` have is taken from there; tests and examples have std.

@@ -173,6 +173,48 @@ fn two_bursts_do_not_meet_at_an_edge() {
 }
 
 #[test]
+fn fixed_windows_give_the_whole_budget_back_at_their_edges() {
+    for (num, per) in [(3, 1_000_000_000), (7, 1_000), (5, 5)] {
+        let timer = Manual::new();
+        let rate = Rate::new(num, Duration::from_nanos(per)).fixed_window();
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
+        assert_eq!(burst(&mut service) as u64, num);
+        // Nothing comes back within the window.
+        timer.advance(Duration::from_nanos(per - 1));
+        assert_eq!(
+            request(&mut service),
+            Some(Err(Duration::from_nanos(1))),
+            "{num} per {per}"
+        );
+        timer.advance(Duration::from_nanos(1));
+        assert_eq!(burst(&mut service) as u64, num);
+        // Budgets that were not used do not add up.
+        timer.advance(Duration::from_nanos(10 * per));
+        assert_eq!(burst(&mut service) as u64, num);
+    }
+}
+
+#[test]
+fn an_unused_token_goes_back_into_its_own_window_only() {
+    let timer = Manual::new();
+    let rate = Rate::new(2, Duration::from_secs(1)).fixed_window();
+    let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
+    let mut idle = service.clone();
+    assert!(poll_ready(&mut idle).is_ready());
+    assert_eq!(burst(&mut service), 1);
+    drop(idle);
+    assert_eq!(burst(&mut service), 1);
+
+    timer.advance(Duration::from_secs(1));
+    let mut idle = service.clone();
+    assert!(poll_ready(&mut idle).is_ready());
+    timer.advance(Duration::from_secs(1));
+    assert_eq!(burst(&mut service), 2);
+    drop(idle);
+    assert_eq!(burst(&mut service), 0);
+}
+
+#[test]
 fn clones_and_services_of_a_layer_share_one_budget_unless_told_otherwise() {
     let timer = Manual::new();
     let layer = RateLimitLayer::with_timer(Rate::new(3, SECOND), timer.clone());

@@ -15,7 +15,7 @@
 //! The burst is `num` unless [`Rate::burst`] says otherwise: after a pause `num` requests go at once, as with
 //! tower, and the rest follow evenly spaced. `burst(1)` spaces all of them evenly, and then no window of `per`
 //! ever sees more than `num`: choose it where the other side counts strictly. [`Rate::strict`] keeps that bound
-//! with a burst, and pays for it with the rate in the long run.
+//! with a burst, and pays for it with the rate in the long run. [`Rate::fixed_window`] counts as tower does.
 //!
 //! The algorithm is the generic cell rate algorithm (ITU-T I.371), in whole nanoseconds. A rate above one per
 //! nanosecond counts as one per nanosecond, and a period longer than 146 years as 146 years.
@@ -457,6 +457,7 @@ pub struct Rate {
     per: u64,
     // At least 1.
     burst: u64,
+    fixed_window: bool,
 }
 
 /// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
@@ -495,6 +496,7 @@ impl Rate {
                 num: if num < per { num } else { per },
                 per,
                 burst: num,
+                fixed_window: false,
             })
         }
     }
@@ -515,6 +517,18 @@ impl Rate {
         let burst = if burst < self.num { burst } else { self.num };
         self.burst = if burst == 0 { 1 } else { burst };
         self.num -= self.burst - 1;
+        self
+    }
+
+    /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back when the
+    /// next one begins.
+    ///
+    /// Windows of `per` follow one another from the first request on. Two bursts can meet at an edge, so that
+    /// up to `2 * num` requests pass within less than `per`; a [`burst`](Self::burst) has no meaning here. This
+    /// is for a server that counts in the same way.
+    #[must_use]
+    pub const fn fixed_window(mut self) -> Self {
+        self.fixed_window = true;
         self
     }
 }
@@ -556,8 +570,11 @@ pub struct Limiter {
     rate: Rate,
     // Nanoseconds per token, where that is a whole number.
     step: Option<u64>,
-    // The theoretical arrival time: the moment at which the budget is full again.
+    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
+    // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
     full_at: AtomicU64,
+    // With fixed windows: where the first of them began; 0 before that.
+    origin: AtomicU64,
 }
 
 impl Limiter {
@@ -572,6 +589,7 @@ impl Limiter {
                 None
             },
             full_at: AtomicU64::new(0),
+            origin: AtomicU64::new(0),
         }
     }
 
@@ -587,6 +605,9 @@ impl Limiter {
     }
 
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        if self.rate.fixed_window {
+            return self.offer_in_window(full_at, now);
+        }
         if full_at > now.as_nanos() {
             let due = self.back(full_at, self.rate.burst - 1);
             if due > now.as_nanos() {
@@ -597,6 +618,31 @@ impl Limiter {
             Some(then) => Ok(Offer { full_at, then }),
             None => Err(Instant::MAX),
         }
+    }
+
+    fn offer_in_window(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        let window = self.window(now.as_nanos());
+        let passed = full_at.saturating_sub(window);
+        if passed < self.rate.num {
+            return Ok(Offer {
+                full_at,
+                then: window.saturating_add(passed + 1),
+            });
+        }
+        Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
+    }
+
+    /// Where the window of `nanos` begins.
+    fn window(&self, nanos: u64) -> u64 {
+        // The first to ask sets it, and all others find what it has set.
+        let first = nanos.max(1);
+        let origin = self
+            .origin
+            .compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed)
+            .err()
+            .unwrap_or(first);
+        let since = nanos.saturating_sub(origin);
+        origin + (since - since % self.rate.per)
     }
 
     /// Takes the offered token, or another if it is gone: gives the moment at which the budget is then full.
@@ -615,6 +661,15 @@ impl Limiter {
 
     /// Gives a token back, at `now`, after which the budget was to be full at `full`.
     fn give_back(&self, full: Instant, now: Instant) {
+        if self.rate.fixed_window {
+            // Into the window that it was taken from, if that is still the latest.
+            let window = self.window(full.as_nanos() - 1);
+            let back = |full_at| (self.window(full_at - 1) == window).then(|| full_at - 1);
+            let _ = self
+                .full_at
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
+            return;
+        }
         // Past that moment the budget may have been full in between, and the token with it: if so, time
         // has brought it back, and once more would be too much.
         if now <= full {

@@ -14,6 +14,9 @@
 //!
 //! A handle that is called without having been polled ready waits for room in the response future, too.
 //!
+//! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
+//! for that, until the next request: nothing but dropping a service takes readiness back.
+//!
 //! # Differences from tower
 //!
 //! - It runs on any executor.
@@ -237,10 +240,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
         };
         let worker = Worker {
             service: Some(service),
-            closer: Closer {
-                queue,
-                in_poll: false,
-            },
+            closer: Closer { queue },
         };
         (buffer, worker)
     }
@@ -342,13 +342,18 @@ where
         let mut admission = Admission {
             queue: Arc::clone(&self.queue),
             place: core::mem::take(&mut self.place),
+            is_handle: false,
         };
         let state = match admission.place {
             Place::Inside => admission.send(request),
-            _ => State::Waiting {
-                request: Some(request),
-                admission,
-            },
+            _ => {
+                self.queue.add_handle();
+                admission.is_handle = true;
+                State::Waiting {
+                    request: Some(request),
+                    admission,
+                }
+            }
         };
         ResponseFuture { state }
     }
@@ -398,20 +403,23 @@ impl<S: Service<Request>, Request> Future for Worker<S, Request> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        // A panic leaves this set, and the drop that follows finds it.
-        this.closer.in_poll = true;
-        let polled = this.work(cx);
-        this.closer.in_poll = false;
+        // Not left to the worker's drop: whoever catches the panic may keep the worker.
+        let panicked = Panicking(&this.closer.queue);
+        let polled = Self::work(&mut this.service, &this.closer.queue, cx);
+        core::mem::forget(panicked);
         polled
     }
 }
 
 impl<S: Service<Request>, Request> Worker<S, Request> {
-    fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(service) = &mut self.service else {
+    fn work(
+        slot: &mut Option<S>,
+        queue: &Queue<Request, S::Future, S::Error>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(service) = slot else {
             return Poll::Ready(());
         };
-        let queue = &self.closer.queue;
         let mut end = End::Closed;
         for _ in 0..REQUESTS_PER_POLL {
             // A request stays in the queue until the service is ready for it, and can be cancelled
@@ -431,8 +439,8 @@ impl<S: Service<Request>, Request> Worker<S, Request> {
                 Work::Ended => {}
             }
             // The service goes first: who learns of the end may rely on it.
-            self.service = None;
-            self.closer.queue.close(end);
+            *slot = None;
+            queue.close(end);
             return Poll::Ready(());
         }
         cx.waker().wake_by_ref();
@@ -457,16 +465,20 @@ where
 /// Closes the queue when the worker goes, in whatever way it goes.
 struct Closer<Request, F, E> {
     queue: Arc<Queue<Request, F, E>>,
-    in_poll: bool,
 }
 
 impl<Request, F, E> Drop for Closer<Request, F, E> {
     fn drop(&mut self) {
-        self.queue.close(if self.in_poll {
-            End::Panicked
-        } else {
-            End::Closed
-        });
+        self.queue.close(End::Closed);
+    }
+}
+
+/// Closes the queue when it is dropped by a panic that passes.
+struct Panicking<'a, Request, F, E>(&'a Queue<Request, F, E>);
+
+impl<Request, F, E> Drop for Panicking<'_, Request, F, E> {
+    fn drop(&mut self) {
+        self.0.close(End::Panicked);
     }
 }
 
@@ -584,6 +596,8 @@ impl<Request, F, E> fmt::Debug for ResponseFuture<Request, F, E> {
 struct Admission<Request, F, E> {
     queue: Arc<Queue<Request, F, E>>,
     place: Place,
+    // Counts as a handle: the worker is not to end while a request waits for room.
+    is_handle: bool,
 }
 
 impl<Request, F, E> Admission<Request, F, E> {
@@ -611,6 +625,9 @@ impl<Request, F, E> Admission<Request, F, E> {
 impl<Request, F, E> Drop for Admission<Request, F, E> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
+        if self.is_handle {
+            self.queue.drop_handle();
+        }
     }
 }
 

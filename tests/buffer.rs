@@ -435,6 +435,115 @@ fn shedding_leaves_nobody_in_the_line() {
 }
 
 #[test]
+fn a_request_that_waits_for_room_is_served_after_the_last_handle_went() {
+    for unreserved in [false, true] {
+        let (mut buffer, worker, handle) = mock_pair(1);
+        if unreserved {
+            buffer = buffer.unreserved();
+        }
+        let mut worker = spawn(worker);
+        assert!(worker.poll().is_pending());
+        let mut response = spawn(buffer.call(1));
+        drop(buffer);
+        assert!(worker.poll().is_pending());
+        assert!(response.poll().is_pending());
+        assert!(worker.is_woken());
+        // And then there is nobody any more.
+        assert!(worker.poll().is_ready());
+        assert_eq!(handle.calls(), 1);
+    }
+}
+
+#[test]
+fn cancelling_the_last_request_ends_a_worker_that_drains() {
+    for shut_down in [false, true] {
+        let (mut buffer, worker, handle) = mock_pair(1);
+        handle.set_ready(false);
+        let mut worker = spawn(worker);
+        make_ready(&mut buffer);
+        let response = buffer.call(1);
+        assert!(worker.poll().is_pending());
+        let mut shutdown = spawn(buffer.shutdown());
+        let keep = (!shut_down).then_some(buffer);
+        assert!(worker.poll().is_pending());
+        assert!(shutdown.poll().is_pending());
+        drop(response);
+        assert!(worker.is_woken());
+        assert!(worker.poll().is_ready());
+        assert!(shutdown.poll().is_ready());
+        drop(keep);
+    }
+}
+
+#[test]
+fn a_bound_can_be_as_large_as_it_gets() {
+    let (buffer, worker, _handle) = mock_pair(usize::MAX);
+    let mut worker = spawn(worker);
+    let mut shutdown = spawn(buffer.shutdown());
+    assert!(worker.poll().is_ready());
+    assert!(shutdown.poll().is_ready());
+
+    let (buffer, worker, _handle) = mock_pair(usize::MAX);
+    drop(worker);
+    assert!(buffer.is_closed());
+}
+
+#[test]
+fn a_request_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+    struct Bomb(bool);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(!self.0, "dropped");
+        }
+    }
+    let service = service_fn(|_: Bomb| std::future::pending::<Result<(), Failure>>());
+    let (mut buffer, worker) = buffer::pair(service, 4);
+    let mut responses: Vec<_> = (0..3)
+        .map(|n| {
+            make_ready(&mut buffer);
+            let mut response = spawn(buffer.call(Bomb(n == 0)));
+            assert!(response.poll().is_pending());
+            response
+        })
+        .collect();
+    let mut shutdown = spawn(buffer.shutdown());
+    assert!(shutdown.poll().is_pending());
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(worker)));
+    assert!(caught.is_err());
+    for response in &mut responses {
+        assert!(response.is_woken());
+        assert!(matches!(ready(response.poll()), Err(Error::Closed(_))));
+    }
+    assert!(shutdown.is_woken());
+    assert!(shutdown.poll().is_ready());
+}
+
+#[test]
+fn a_panic_is_known_though_the_worker_is_kept() {
+    let (mut buffer, worker) = buffer::pair(
+        service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") }),
+        4,
+    );
+    let mut worker = spawn(worker);
+    let mut responses: Vec<_> = (0..2)
+        .map(|n| {
+            make_ready(&mut buffer);
+            let mut response = spawn(buffer.call(n));
+            assert!(response.poll().is_pending());
+            response
+        })
+        .collect();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.poll()));
+    assert!(caught.is_err());
+    for response in &mut responses {
+        assert!(response.is_woken());
+        assert!(matches!(ready(response.poll()), Err(Error::Panicked(_))));
+    }
+    // Polled again, it has ended, and does not call the service any more.
+    assert!(worker.poll().is_ready());
+}
+
+#[test]
 fn a_clone_has_no_reservation() {
     let (mut buffer, _worker, _handle) = mock_pair(1);
     make_ready(&mut buffer);

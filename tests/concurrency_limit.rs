@@ -111,6 +111,28 @@ fn a_shed_request_keeps_no_permit_of_an_unready_service() {
 }
 
 #[test]
+fn a_service_that_failed_keeps_no_permit() {
+    let (service, handle) = mock::<u32, u32>();
+    handle.fail(Failure("broken"));
+    let semaphore = Semaphore::new(1);
+    let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+    assert!(ready(WakeCount::new().poll_ready(&mut limit)).is_err());
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+    let mut holder = ConcurrencyLimit::new(mock::<u32, u32>().0, 1);
+    let mut waiting = holder.clone();
+    make_ready(&mut holder);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut waiting).is_pending());
+    make_ready(&mut LoadShed::new(&mut waiting));
+    drop(holder);
+    assert_eq!(wakes.get(), 1);
+}
+
+#[test]
 fn first_come_first_served() {
     let (service, _handle) = mock::<u32, u32>();
     let mut holder = ConcurrencyLimit::new(service, 1);
@@ -263,6 +285,19 @@ fn a_limit_of_zero_is_refused() {
 #[cfg(feature = "async-lock")]
 mod shared_with_the_application {
     use super::*;
+
+    #[test]
+    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+        let semaphore = Arc::new(async_lock::Semaphore::new(1));
+        let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
+        let mut waiting = holder.clone();
+        make_ready(&mut holder);
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut waiting).is_pending());
+        make_ready(&mut LoadShed::new(&mut waiting));
+        drop(holder);
+        assert_eq!(wakes.get(), 1);
+    }
 
     #[test]
     fn permits_are_taken_waited_for_and_returned() {

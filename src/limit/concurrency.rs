@@ -10,7 +10,7 @@
 //! By default `poll_ready` takes the permit, as tower's does: a handle that was polled ready keeps its
 //! permit until it calls or is dropped, and handles that idle in that state can keep the others
 //! waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
-//! future waits for its permit before it begins. A handle that is called without having been polled
+//! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
 //!
 //! # Differences from tower
@@ -206,8 +206,10 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         }
     }
 
-    /// Takes no permit when polled ready: the response future waits for one before it begins.
+    /// Takes no permit when polled ready: the response future waits for one before it is first polled.
     ///
+    /// The inner service is called at once, so this limits services whose work is done in their futures, as
+    /// that of an `async fn` is, and not one that begins it in the call, as a [`Buffer`](crate::buffer) does.
     /// Handles that idle then starve nobody; but the limit itself is always ready, so that a `LoadShed`
     /// around it has nothing to go by.
     #[must_use]
@@ -252,8 +254,10 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     {
         ready!(self.poll_claim(cx));
         let polled = self.inner.poll_ready(cx);
-        // Who only tried does not come back for the permit.
-        if polled.is_pending() && crate::sync::is_attempt(cx) {
+        // A service that failed has no use for the permit, and who only tried does not come back for it.
+        if matches!(polled, Poll::Ready(Err(_)))
+            || polled.is_pending() && crate::sync::is_attempt(cx)
+        {
             self.claim.release();
         }
         polled
@@ -551,6 +555,14 @@ impl Claim for AsyncLockPermit {
             }
         }
         if let AsyncLockState::Waiting(acquire) = &mut self.state {
+            if crate::sync::is_attempt(cx) {
+                // A poll would put the waker of nobody in the place of the one that waits.
+                let Some(guard) = self.semaphore.try_acquire_arc() else {
+                    return Poll::Pending;
+                };
+                self.state = AsyncLockState::Held(guard);
+                return Poll::Ready(());
+            }
             let guard = ready!(acquire.as_mut().poll(cx));
             self.state = AsyncLockState::Held(guard);
         }

@@ -111,7 +111,8 @@ impl Gate {
                 Waiter::Granted => None,
             },
             None => {
-                self.permits += 1;
+                // A gate that is opened for all has no count to keep.
+                self.permits = self.permits.saturating_add(1);
                 None
             }
         }

@@ -99,6 +99,11 @@ impl<T, R, E> State<T, R, E> {
         }
     }
 
+    /// There is no message, and there will be none.
+    fn is_done(&self) -> bool {
+        self.line.is_empty() && (self.handles == 0 || !matches!(self.phase, Phase::Open))
+    }
+
     /// Takes a slot away, out of the line if it is there.
     fn remove(&mut self, index: Index) -> Slot<T, R> {
         if let Slot::Queued(..) = self.slots.get_mut(index) {
@@ -249,17 +254,23 @@ impl<T, R, E> Queue<T, R, E> {
     pub(crate) fn abandon(&self, index: Index) {
         let mut state = self.lock();
         let ended = matches!(state.phase, Phase::Ended(_));
-        let mut next = None;
+        let (mut next, mut worker) = (None, None);
         let given_up = match state.slots.get_mut(index) {
             slot @ Slot::Taken(_) if !ended => replace(slot, Slot::Abandoned),
             Slot::Queued(..) => {
                 next = state.room.release();
-                state.remove(index)
+                let message = state.remove(index);
+                // The worker may have waited for nothing but this.
+                if state.is_done() {
+                    worker = state.worker.take();
+                }
+                message
             }
             _ => state.remove(index),
         };
         drop(state);
         wake(next);
+        wake(worker);
         drop(given_up);
     }
 
@@ -320,7 +331,7 @@ impl<T, R, E> Queue<T, R, E> {
         loop {
             let mut state = self.lock();
             let is_empty = state.line.is_empty();
-            if is_empty && (state.handles == 0 || !matches!(state.phase, Phase::Open)) {
+            if state.is_done() {
                 return Work::Ended;
             }
             state.worker_is_idle = is_empty;
@@ -390,7 +401,13 @@ impl<T, R, E> Queue<T, R, E> {
         let worker = state.worker.take();
         drop(state);
         drop(worker);
+        let _rest = Rest(self);
         wake(taken);
+        self.refuse_all();
+    }
+
+    /// Drops all messages, and wakes all who wait.
+    fn refuse_all(&self) {
         loop {
             let mut state = self.lock();
             let state_ref = &mut *state;
@@ -401,11 +418,20 @@ impl<T, R, E> Queue<T, R, E> {
             let message = replace(state_ref.slots.get_mut(index), Slot::Taken(None));
             drop(state);
             if let Slot::Queued(message, waker) = message {
-                drop(message);
                 wake(waker);
+                drop(message);
             }
         }
         self.wake_all(|state| &mut state.room);
         self.wake_all(|state| &mut state.end);
+    }
+}
+
+/// Goes on with refusing where a message panicked when it was dropped.
+struct Rest<'a, T, R, E>(&'a Queue<T, R, E>);
+
+impl<T, R, E> Drop for Rest<'_, T, R, E> {
+    fn drop(&mut self) {
+        self.0.refuse_all();
     }
 }

@@ -13,7 +13,8 @@ use campanile::load_shed::{self, LoadShed};
 use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
 
 use common::{
-    Failure, Host, Mock, MockFuture, On, WakeCount, mock, on_every_runtime, ready, spawn, until,
+    Failure, Host, Mock, MockFuture, On, Threads, WakeCount, mock, on_every_runtime, panics_at,
+    ready, spawn, until,
 };
 
 type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>, Failure>;
@@ -86,6 +87,16 @@ fn a_bound_of_zero_is_refused() {
         message,
         Some("a buffer's bound is 0, and must be at least 1")
     );
+    // At the caller's line, whichever way the buffer is made.
+    let here = |line| (file!().to_owned(), line);
+    let pair = || drop(buffer::pair(mock::<(), ()>().0, 0));
+    assert_eq!(panics_at(pair), here(line!() - 1));
+    let buffer = || drop(Buffer::with_executor(mock::<u32, u32>().0, 0, &Threads));
+    assert_eq!(panics_at(buffer), here(line!() - 1));
+    let layer = || _ = BufferLayer::<(), NoRuntime>::new(0);
+    assert_eq!(panics_at(layer), here(line!() - 1));
+    let layer = || _ = BufferLayer::<(), _>::with_executor(0, Threads);
+    assert_eq!(panics_at(layer), here(line!() - 1));
 }
 
 #[test]
@@ -391,6 +402,21 @@ fn unreserved_handles_that_idle_starve_nobody() {
     assert!(worker.poll().is_pending());
     handle.try_next().unwrap().1.send(2);
     assert_eq!(ready(response.poll()), Ok(2));
+}
+
+#[test]
+fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
+    let layer = BufferLayer::with_executor(1, Threads).unreserved();
+    let buffer = layer.clone().layer(mock::<u32, u32>().0);
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    make_ready(&mut buffer.clone());
+
+    let (buffer, _worker, _handle) = mock_pair(1);
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    let _idle = idle.unreserved();
+    make_ready(&mut buffer.clone());
 }
 
 #[test]

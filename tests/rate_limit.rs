@@ -247,6 +247,23 @@ fn it_rejects_or_waits_up_to_a_limit() {
 }
 
 #[test]
+fn a_refused_request_leaves_the_next_its_whole_patience() {
+    let timer = Manual::new();
+    let rate = Rate::new(10, SECOND).burst(1);
+    let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+    let mut patient = service.clone().wait_at_most(100 * MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut patient), None);
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut patient), Some(Err(100 * MS)));
+    // The next one begins to wait now.
+    assert_eq!(request(&mut patient), None);
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut patient), Some(Ok(())));
+}
+
+#[test]
 fn a_call_without_readiness_takes_a_token_or_fails() {
     let mut service = RateLimit::with_timer(Inner, Rate::new(1, SECOND), Manual::new());
     assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));

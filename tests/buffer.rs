@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -436,6 +437,46 @@ fn a_waiting_request_that_is_dropped_leaves_the_line() {
     drop(first);
     assert_eq!(b.get(), 1);
     ready(b.poll_ready(&mut second)).unwrap();
+}
+
+#[test]
+fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
+    let (mut buffer, _worker, _handle) = mock_pair(1);
+    let mut holder = buffer.clone();
+    make_ready(&mut holder);
+    let mut response = spawn(buffer.call(1));
+    assert!(response.poll().is_pending());
+    drop(response);
+    drop(holder);
+    make_ready(&mut buffer);
+}
+
+#[test]
+fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
+    type Answer = std::future::Ready<Result<u32, Failure>>;
+    type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Failure>>>>;
+    let (first, second) = (Slot::default(), Slot::default());
+    let handle = Rc::new(RefCell::new(None));
+    let service = service_fn({
+        let (first, second, handle) = (first.clone(), second.clone(), handle.clone());
+        move |n: u32| -> Answer {
+            // The next request comes when the place of the first would be free.
+            if let Some(mut buffer) = handle.take() {
+                drop(first.take());
+                let buffer: &mut Buffer<u32, Answer, Failure> = &mut buffer;
+                make_ready(buffer);
+                second.replace(Some(buffer.call(2)));
+            }
+            std::future::ready(Ok(n))
+        }
+    });
+    let (mut buffer, worker) = buffer::pair(service, 2);
+    handle.replace(Some(buffer.clone()));
+    make_ready(&mut buffer);
+    first.replace(Some(buffer.call(1)));
+    assert!(spawn(worker).poll().is_pending());
+    let response = second.take().unwrap();
+    assert_eq!(ready(spawn(response).poll()), Ok(2));
 }
 
 #[test]

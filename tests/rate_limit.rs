@@ -348,6 +348,27 @@ fn no_token_is_taken_while_the_inner_service_is_not_ready() {
 }
 
 #[test]
+fn a_token_that_is_gone_when_the_inner_service_is_ready_is_not_taken() {
+    /// Lets another have the token first.
+    struct Slow(RateLimit<Inner, Manual>);
+    impl Service<()> for Slow {
+        type Response = ();
+        type Error = &'static str;
+        type Future = Ready<Result<(), &'static str>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            let _ = request(&mut self.0);
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    let layer = RateLimitLayer::with_timer(Rate::new(1, SECOND), Manual::new());
+    let mut service = layer.layer(Slow(layer.layer(Inner)));
+    assert_eq!(request(&mut service), None);
+}
+
+#[test]
 fn a_shed_request_leaves_no_timer_behind() {
     let timer = Manual::new();
     let rate = Rate::new(1, SECOND);

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,8 @@ use campanile::load_shed::{self, LoadShed};
 use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
 
 use common::{
-    Failure, Host, Mock, MockFuture, On, WakeCount, mock, on_every_runtime, ready, spawn, until,
+    Failure, Host, Mock, MockFuture, On, Threads, WakeCount, mock, on_every_runtime, panics_at,
+    ready, spawn, until,
 };
 
 type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>, Failure>;
@@ -86,6 +88,16 @@ fn a_bound_of_zero_is_refused() {
         message,
         Some("a buffer's bound is 0, and must be at least 1")
     );
+    // At the caller's line, whichever way the buffer is made.
+    let here = |line| (file!().to_owned(), line);
+    let pair = || drop(buffer::pair(mock::<(), ()>().0, 0));
+    assert_eq!(panics_at(pair), here(line!() - 1));
+    let buffer = || drop(Buffer::with_executor(mock::<u32, u32>().0, 0, &Threads));
+    assert_eq!(panics_at(buffer), here(line!() - 1));
+    let layer = || _ = BufferLayer::<(), NoRuntime>::new(0);
+    assert_eq!(panics_at(layer), here(line!() - 1));
+    let layer = || _ = BufferLayer::<(), _>::with_executor(0, Threads);
+    assert_eq!(panics_at(layer), here(line!() - 1));
 }
 
 #[test]
@@ -394,6 +406,21 @@ fn unreserved_handles_that_idle_starve_nobody() {
 }
 
 #[test]
+fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
+    let layer = BufferLayer::with_executor(1, Threads).unreserved();
+    let buffer = layer.clone().layer(mock::<u32, u32>().0);
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    make_ready(&mut buffer.clone());
+
+    let (buffer, _worker, _handle) = mock_pair(1);
+    let mut idle = buffer.clone();
+    make_ready(&mut idle);
+    let _idle = idle.unreserved();
+    make_ready(&mut buffer.clone());
+}
+
+#[test]
 fn a_waiting_request_that_is_dropped_leaves_the_line() {
     let (buffer, _worker, handle) = mock_pair(1);
     handle.set_ready(false);
@@ -410,6 +437,46 @@ fn a_waiting_request_that_is_dropped_leaves_the_line() {
     drop(first);
     assert_eq!(b.get(), 1);
     ready(b.poll_ready(&mut second)).unwrap();
+}
+
+#[test]
+fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
+    let (mut buffer, _worker, _handle) = mock_pair(1);
+    let mut holder = buffer.clone();
+    make_ready(&mut holder);
+    let mut response = spawn(buffer.call(1));
+    assert!(response.poll().is_pending());
+    drop(response);
+    drop(holder);
+    make_ready(&mut buffer);
+}
+
+#[test]
+fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
+    type Answer = std::future::Ready<Result<u32, Failure>>;
+    type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Failure>>>>;
+    let (first, second) = (Slot::default(), Slot::default());
+    let handle = Rc::new(RefCell::new(None));
+    let service = service_fn({
+        let (first, second, handle) = (first.clone(), second.clone(), handle.clone());
+        move |n: u32| -> Answer {
+            // The next request comes when the place of the first would be free.
+            if let Some(mut buffer) = handle.take() {
+                drop(first.take());
+                let buffer: &mut Buffer<u32, Answer, Failure> = &mut buffer;
+                make_ready(buffer);
+                second.replace(Some(buffer.call(2)));
+            }
+            std::future::ready(Ok(n))
+        }
+    });
+    let (mut buffer, worker) = buffer::pair(service, 2);
+    handle.replace(Some(buffer.clone()));
+    make_ready(&mut buffer);
+    first.replace(Some(buffer.call(1)));
+    assert!(spawn(worker).poll().is_pending());
+    let response = second.take().unwrap();
+    assert_eq!(ready(spawn(response).poll()), Ok(2));
 }
 
 #[test]

@@ -12,7 +12,9 @@ use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrenc
 use campanile::load_shed::{self, LoadShed};
 use campanile::{Layer, Service, service_fn};
 
-use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, ready, spawn, yield_now};
+use common::{
+    Failure, Host, On, WakeCount, mock, on_every_runtime, panics_at, ready, spawn, yield_now,
+};
 
 #[track_caller]
 fn make_ready<S: Service<R>, R>(service: &mut S)
@@ -230,6 +232,25 @@ fn unreserved_handles_that_idle_starve_nobody() {
 }
 
 #[test]
+fn a_global_limit_can_be_unreserved_too() {
+    let layer = GlobalConcurrencyLimitLayer::new(1).unreserved();
+    let mut idle = layer.layer(mock::<u32, u32>().0);
+    make_ready(&mut idle);
+    let mut other = layer.layer(mock::<u32, u32>().0);
+    make_ready(&mut other);
+}
+
+#[test]
+fn unreserved_gives_back_what_readiness_had_taken() {
+    let semaphore = Semaphore::new(1);
+    let (service, _handle) = mock::<u32, u32>();
+    let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+    make_ready(&mut limit);
+    let _idle = limit.unreserved();
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
 fn a_panic_gives_the_permit_back() {
     let semaphore = Semaphore::new(1);
     let in_call =
@@ -280,6 +301,15 @@ fn a_limit_of_zero_is_refused() {
         .map(String::as_str)
         .or(panic.downcast_ref::<&str>().copied());
     assert_eq!(found, Some(message));
+
+    let here = |line| (file!().to_owned(), line);
+    assert_eq!(panics_at(|| drop(Semaphore::new(0))), here(line!()));
+    let layer = || drop(GlobalConcurrencyLimitLayer::new(0));
+    assert_eq!(panics_at(layer), here(line!() - 1));
+    let layer = || _ = ConcurrencyLimitLayer::new(0);
+    assert_eq!(panics_at(layer), here(line!() - 1));
+    let service = || drop(ConcurrencyLimit::new((), 0));
+    assert_eq!(panics_at(service), here(line!() - 1));
 }
 
 #[cfg(feature = "async-lock")]
@@ -305,10 +335,11 @@ mod shared_with_the_application {
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
         let elsewhere = semaphore.try_acquire().unwrap();
-        let wakes = WakeCount::new();
-        assert!(wakes.poll_ready(&mut limit).is_pending());
+        // First, so that it would take the wake-up if it were in the line.
         let mut shedding = LoadShed::new(limit.clone());
         make_ready(&mut shedding);
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut limit).is_pending());
         drop(elsewhere);
         assert_eq!(wakes.get(), 1);
         ready(wakes.poll_ready(&mut limit)).unwrap();

@@ -289,6 +289,23 @@ fn it_rejects_or_waits_up_to_a_limit() {
 }
 
 #[test]
+fn a_refused_request_leaves_the_next_its_whole_patience() {
+    let timer = Manual::new();
+    let rate = Rate::new(10, SECOND).burst(1);
+    let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+    let mut patient = service.clone().wait_at_most(100 * MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut patient), None);
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut patient), Some(Err(100 * MS)));
+    // The next one begins to wait now.
+    assert_eq!(request(&mut patient), None);
+    timer.advance(100 * MS);
+    assert_eq!(request(&mut patient), Some(Ok(())));
+}
+
+#[test]
 fn a_call_without_readiness_takes_a_token_or_fails() {
     let mut service = RateLimit::with_timer(Inner, Rate::new(1, SECOND), Manual::new());
     assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
@@ -370,6 +387,27 @@ fn no_token_is_taken_while_the_inner_service_is_not_ready() {
     busy.set(false);
     assert_eq!(request(&mut other), Some(Ok(())));
     assert_eq!(request(&mut one), None);
+}
+
+#[test]
+fn a_token_that_is_gone_when_the_inner_service_is_ready_is_not_taken() {
+    /// Lets another have the token first.
+    struct Slow(RateLimit<Inner, Manual>);
+    impl Service<()> for Slow {
+        type Response = ();
+        type Error = &'static str;
+        type Future = Ready<Result<(), &'static str>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            let _ = request(&mut self.0);
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    let layer = RateLimitLayer::with_timer(Rate::new(1, SECOND), Manual::new());
+    let mut service = layer.layer(Slow(layer.layer(Inner)));
+    assert_eq!(request(&mut service), None);
 }
 
 #[test]

@@ -67,6 +67,7 @@ struct Scripted {
 struct Script {
     answers: RefCell<Vec<Result<u32, &'static str>>>,
     unready: Cell<Option<&'static str>>,
+    busy: Cell<bool>,
     polled: Cell<u32>,
     calls: Cell<u32>,
 }
@@ -89,6 +90,9 @@ impl Service<u32> for Scripted {
         self.shared.polled.set(self.shared.polled.get() + 1);
         if let Some(error) = self.shared.unready.get() {
             return Poll::Ready(Err(error));
+        }
+        if self.shared.busy.get() {
+            return Poll::Pending;
         }
         self.is_ready = true;
         Poll::Ready(Ok(()))
@@ -144,6 +148,37 @@ fn each_attempt_waits_for_readiness_of_its_own() {
     assert_eq!((script.polled.get(), script.calls.get()), (3, 3));
     // And no panic after the end.
     assert!(poll(response).is_pending());
+}
+
+#[test]
+fn an_attempt_waits_for_a_service_that_is_not_ready() {
+    #[derive(Clone)]
+    struct AtOnce;
+    impl Policy<u32, u32, &'static str> for AtOnce {
+        type Future = Pin<Box<dyn Future<Output = ()>>>;
+        fn retry(
+            &mut self,
+            _: &mut u32,
+            result: &mut Result<u32, &'static str>,
+        ) -> Option<Self::Future> {
+            // It panics if it is polled again after its end.
+            result.is_err().then(|| Box::pin(async {}) as Self::Future)
+        }
+        fn clone_request(&mut self, request: &u32) -> Option<u32> {
+            Some(*request)
+        }
+    }
+    let inner = scripted(&[Err("first"), Ok(2)]);
+    let script = inner.shared.clone();
+    let mut service = Retry::new(AtOnce, inner);
+    let mut response = pin!(ready_call(&mut service));
+    script.busy.set(true);
+    assert!(poll(response.as_mut()).is_pending());
+    assert!(poll(response.as_mut()).is_pending());
+    assert_eq!(script.calls.get(), 1);
+    script.busy.set(false);
+    assert_eq!(poll(response), Poll::Ready(Ok(2)));
+    assert_eq!(script.calls.get(), 2);
 }
 
 #[test]

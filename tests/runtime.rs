@@ -204,6 +204,32 @@ fn making_a_timer_and_asking_for_the_time_needs_no_runtime() {
     assert!(FuturesTimer.now() > Instant::from_nanos(0));
 }
 
+/// Layers, services and policies are made, and a request that need not wait is answered, outside of tokio.
+#[test]
+fn middleware_is_made_outside_of_the_runtime() {
+    use campanile::tokio::ServiceBuilder;
+    use campanile::tokio::buffer::BufferLayer;
+    use campanile::tokio::limit::RateLimitLayer;
+    use campanile::tokio::retry::{RetryLayer, StandardPolicy, budget::TpsBudget};
+    use campanile::tokio::timeout::{DeadlineLayer, TimeoutLayer};
+    use campanile::{Service, service_fn};
+
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    let _ = BufferLayer::<u32>::new(1);
+    let policy = StandardPolicy::new()
+        .total_time(HOUR)
+        .budget(Rc::new(TpsBudget::new(HOUR, 1, 0.5)));
+    let mut service = ServiceBuilder::new()
+        .layer(RetryLayer::new(policy))
+        .layer(DeadlineLayer::new(HOUR))
+        .layer(RateLimitLayer::new(1, HOUR))
+        .layer(TimeoutLayer::new(HOUR).from_call())
+        .concurrency_limit(1)
+        .service(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+    ready(common::WakeCount::new().poll_ready(&mut service)).unwrap();
+    assert_eq!(ready(spawn(service.call(1)).poll()).unwrap(), 1);
+}
+
 #[test]
 fn without_a_context_tokio_panics_at_the_callers_line() {
     let file = Arc::new(std::sync::Mutex::new(None));

@@ -241,6 +241,23 @@ fn a_deadline_covers_readiness_and_response_together() {
 }
 
 #[test]
+fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
+    let timer = Manual::default();
+    let inner = Inner::default();
+    let mut service = Deadline::with_timer(inner.clone(), Duration::ZERO, timer.clone());
+    let elapsed = || Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
+
+    assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(poll(pin!(service.call(true))), elapsed());
+    assert_eq!(inner.calls.get(), 0);
+    inner.ready.set(true);
+    assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
+    assert_eq!(poll(pin!(service.call(false))), elapsed());
+    assert_eq!(timer.asked()[1..], [0; 3]);
+}
+
+#[test]
 fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
     let timer = Manual::default();
     let inner = Inner::default();

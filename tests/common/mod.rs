@@ -29,11 +29,13 @@
 
 mod manual_timer;
 mod mock;
+mod panics;
 mod scenario;
 mod task;
 
 pub use manual_timer::{ManualSleep, ManualTimer};
 pub use mock::{Failure, Handle, Mock, MockFuture, Responder, mock};
+pub use panics::panics_at;
 #[cfg(feature = "async-std")]
 pub use scenario::AsyncStdGlobal;
 #[cfg(feature = "smol")]

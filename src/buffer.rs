@@ -339,19 +339,16 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let mut admission = Admission {
-            queue: Arc::clone(&self.queue),
-            place: core::mem::take(&mut self.place),
-            is_handle: false,
-        };
-        let state = match admission.place {
-            Place::Inside => admission.send(request),
-            _ => {
+        let state = match core::mem::take(&mut self.place) {
+            Place::Inside => State::send(&self.queue, request),
+            place => {
                 self.queue.add_handle();
-                admission.is_handle = true;
                 State::Waiting {
                     request: Some(request),
-                    admission,
+                    admission: Admission {
+                        queue: Arc::clone(&self.queue),
+                        place,
+                    },
                 }
             }
         };
@@ -565,7 +562,10 @@ where
                 StateProj::Waiting { request, admission } => {
                     let room = ready!(admission.queue.poll_reserve(&mut admission.place, cx));
                     match (room, request.take()) {
-                        (Ok(()), Some(request)) => admission.send(request),
+                        (Ok(()), Some(request)) => {
+                            admission.place = Place::Outside;
+                            State::send(&admission.queue, request)
+                        }
                         (Ok(()), None) => State::Refused { end: None },
                         (Err(end), _) => State::Refused { end: Some(end) },
                     }
@@ -592,42 +592,34 @@ impl<Request, F, E> fmt::Debug for ResponseFuture<Request, F, E> {
     }
 }
 
-/// Room in the queue, or a place in the line for it.
-struct Admission<Request, F, E> {
-    queue: Arc<Queue<Request, F, E>>,
-    place: Place,
-    // Counts as a handle: the worker is not to end while a request waits for room.
-    is_handle: bool,
-}
-
-impl<Request, F, E> Admission<Request, F, E> {
-    /// Fills the room that was reserved.
-    fn send(&mut self, request: Request) -> State<Request, F, E> {
-        match self.queue.send(request) {
-            Ok(index) => {
-                // It is the message's now.
-                self.place = Place::Outside;
-                State::Queued {
-                    message: Message {
-                        queue: Arc::clone(&self.queue),
-                        index: Some(index),
-                    },
-                }
-            }
+impl<Request, F, E> State<Request, F, E> {
+    /// Fills the room that was reserved, which is the message's from then on.
+    fn send(queue: &Arc<Queue<Request, F, E>>, request: Request) -> Self {
+        match queue.send(request) {
+            Ok(index) => Self::Queued {
+                message: Message {
+                    queue: Arc::clone(queue),
+                    index: Some(index),
+                },
+            },
             Err((request, end)) => {
                 drop(request);
-                State::Refused { end: Some(end) }
+                Self::Refused { end: Some(end) }
             }
         }
     }
 }
 
+/// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
+struct Admission<Request, F, E> {
+    queue: Arc<Queue<Request, F, E>>,
+    place: Place,
+}
+
 impl<Request, F, E> Drop for Admission<Request, F, E> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
-        if self.is_handle {
-            self.queue.drop_handle();
-        }
+        self.queue.drop_handle();
     }
 }
 

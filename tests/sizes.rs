@@ -1,5 +1,5 @@
 //! How large services and futures are beside tower's.
-#![cfg(all(feature = "tokio", feature = "smol"))]
+#![cfg(all(feature = "smol", feature = "tokio", feature = "tower"))]
 
 use std::future::Ready;
 

@@ -172,3 +172,41 @@ fn debug_reads_the_same_with_and_without_tower() {
     let service = service_fn(named as fn(u8) -> u8);
     assert_eq!(format!("{service:?}"), "ServiceFn { f: fn(u8) -> u8 }");
 }
+
+/// Middleware asks nothing of a response future but that it is one: not `Send`, `'static`, `Unpin`, `Clone` or
+/// `Debug`, and of the error and the response not either.
+#[cfg(all(feature = "std", feature = "smol"))]
+#[test]
+fn response_futures_need_no_bounds() {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use campanile::{ServiceExt, buffer, smol};
+
+    struct Plain<'a>(Rc<&'a str>);
+
+    let name = String::from("borrowed");
+    let leaf = campanile::service_fn(|n: u32| {
+        let shared = Rc::new(name.as_str());
+        async move {
+            std::future::ready(()).await;
+            if n == 0 {
+                Err(Plain(shared))
+            } else {
+                Ok(Plain(shared))
+            }
+        }
+    });
+    let service = smol::ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(1)
+        .rate_limit(1, Duration::from_secs(1))
+        .timeout(Duration::from_secs(1))
+        .deadline(Duration::from_secs(1))
+        .map_response(|response| response)
+        .service(leaf);
+    let (buffer, worker) = buffer::pair(service, 1);
+    let (answer, ()) =
+        futures::executor::block_on(async { futures::join!(buffer.oneshot(1), worker) });
+    assert!(answer.is_ok_and(|plain| **plain.0 == *"borrowed"));
+}

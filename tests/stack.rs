@@ -1,0 +1,121 @@
+//! Middleware that waits, alone and as a stack, on every runtime; time is moved, never waited for.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use campanile::retry::StandardPolicy;
+use campanile::timeout::Elapsed;
+use campanile::{BoxError, Executor, ServiceBuilder, ServiceExt, service_fn};
+
+use common::{Failure, Host, On, mock, on_every_runtime, until, yield_now};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Runs `future` as a task, and gives what it came to.
+fn start<H: Host, T: Send + 'static>(
+    rt: &On<H>,
+    future: impl Future<Output = T> + Send + 'static,
+) -> futures::channel::oneshot::Receiver<T> {
+    let (done, outcome) = futures::channel::oneshot::channel();
+    rt.execute(async move {
+        let _ = done.send(future.await);
+    });
+    outcome
+}
+
+async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    let service = ServiceBuilder::with_runtime(rt.clone())
+        .err_into::<BoxError>()
+        .timeout(SECOND)
+        .service(service);
+    let mut outcome = start(&rt, service.oneshot(1));
+    let (_, responder) = handle.next().await;
+    rt.advance(SECOND / 2).await;
+    assert_eq!(outcome.try_recv().unwrap().map(drop), None);
+    // The task may arm its timer at any moment: time goes on until it has seen it.
+    let mut elapsed = None;
+    while elapsed.is_none() {
+        rt.advance(SECOND).await;
+        elapsed = outcome.try_recv().unwrap();
+    }
+    assert!(elapsed.unwrap().unwrap_err().is::<Elapsed>());
+    until(|| responder.is_cancelled()).await;
+}
+
+async fn requests_over_the_rate_wait<H: Host>(rt: On<H>) {
+    let answered = Arc::new(AtomicUsize::new(0));
+    let service = ServiceBuilder::with_runtime(rt.clone())
+        .rate_limit(2, SECOND)
+        .service(service_fn(async |n: u32| Ok::<_, Failure>(n)));
+    for n in 0..5 {
+        let (service, answered) = (service.clone(), answered.clone());
+        rt.execute(async move {
+            assert_eq!(service.oneshot(n).await.unwrap(), n);
+            answered.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    until(|| answered.load(Ordering::SeqCst) == 2).await;
+    for more in 3..=5 {
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        assert_eq!(answered.load(Ordering::SeqCst), more - 1);
+        rt.advance(SECOND / 2).await;
+        until(|| answered.load(Ordering::SeqCst) == more).await;
+    }
+}
+
+async fn a_failed_request_is_tried_again_after_a_wait<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    let policy = StandardPolicy::with_timer(rt.clone()).max_retries(3);
+    let service = ServiceBuilder::with_runtime(rt.clone())
+        .retry(policy)
+        .buffer(4)
+        .service(service);
+    let mut outcome = start(&rt, service.oneshot(7));
+    let mut result = None;
+    let mut attempts = 0;
+    while result.is_none() {
+        if let Some((request, responder)) = handle.try_next() {
+            assert_eq!(request, 7);
+            attempts += 1;
+            match attempts {
+                3 => responder.send(8),
+                _ => responder.fail(Failure("again")),
+            }
+        }
+        rt.advance(SECOND).await;
+        result = outcome.try_recv().unwrap();
+    }
+    assert_eq!((attempts, result.unwrap().unwrap()), (3, 8));
+}
+
+async fn a_whole_stack_answers<H: Host>(rt: On<H>) {
+    let service = ServiceBuilder::with_runtime(rt.clone())
+        .load_shed()
+        .retry(StandardPolicy::with_timer(rt.clone()))
+        .buffer(64)
+        .concurrency_limit(4)
+        .rate_limit(1_000, SECOND)
+        .timeout(SECOND)
+        .service(service_fn(async |n: u32| {
+            yield_now().await;
+            Ok::<_, Failure>(n * 2)
+        }));
+    let answers = futures::future::join_all((0..50).map(|n| service.clone().oneshot(n))).await;
+    for (n, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), n as u32 * 2);
+    }
+}
+
+on_every_runtime! {
+    a_response_that_takes_too_long_times_out,
+    requests_over_the_rate_wait,
+    a_failed_request_is_tried_again_after_a_wait,
+    a_whole_stack_answers,
+}

@@ -183,18 +183,14 @@ fn response_futures_need_no_bounds() {
 
     use campanile::{ServiceExt, buffer, smol};
 
-    struct Plain<'a>(Rc<&'a str>);
+    struct Plain<'a>(&'a str, Rc<()>);
 
     let name = String::from("borrowed");
     let leaf = campanile::service_fn(|n: u32| {
-        let shared = Rc::new(name.as_str());
+        let plain = Plain(&name, Rc::new(()));
         async move {
             std::future::ready(()).await;
-            if n == 0 {
-                Err(Plain(shared))
-            } else {
-                Ok(Plain(shared))
-            }
+            if n == 0 { Err(plain) } else { Ok(plain) }
         }
     });
     let service = smol::ServiceBuilder::new()
@@ -208,5 +204,5 @@ fn response_futures_need_no_bounds() {
     let (buffer, worker) = buffer::pair(service, 1);
     let (answer, ()) =
         futures::executor::block_on(async { futures::join!(buffer.oneshot(1), worker) });
-    assert!(answer.is_ok_and(|plain| **plain.0 == *"borrowed"));
+    assert!(answer.is_ok_and(|plain| plain.0 == "borrowed" && Rc::strong_count(&plain.1) == 1));
 }

@@ -188,13 +188,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // A response that is there wins over a limit that has passed.
-        if let Poll::Ready(result) = this.inner.poll(cx) {
-            return Poll::Ready(result.map_err(Error::Service));
-        }
-        this.clock
-            .poll_elapsed(cx)
-            .map(|elapsed| Err(Error::Elapsed(elapsed)))
+        this.clock.poll_response(this.inner, cx)
     }
 }
 
@@ -433,12 +427,7 @@ where
         let Some(inner) = this.inner.as_pin_mut() else {
             return Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
         };
-        if let Poll::Ready(result) = inner.poll(cx) {
-            return Poll::Ready(result.map_err(Error::Service));
-        }
-        this.clock
-            .poll_elapsed(cx)
-            .map(|elapsed| Err(Error::Elapsed(elapsed)))
+        this.clock.poll_response(inner, cx)
     }
 }
 
@@ -527,6 +516,23 @@ impl<T: Timer> Clock<T> {
             nanos: deadline.as_nanos(),
             timer,
         }
+    }
+
+    /// The response, or the failure that it was not there in time.
+    fn poll_response<F, R, E>(
+        self: Pin<&mut Self>,
+        response: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<R, Error<E>>>
+    where
+        F: Future<Output = Result<R, E>>,
+    {
+        // A response that is there wins over a limit that has passed.
+        if let Poll::Ready(result) = response.poll(cx) {
+            return Poll::Ready(result.map_err(Error::Service));
+        }
+        self.poll_elapsed(cx)
+            .map(|elapsed| Err(Error::Elapsed(elapsed)))
     }
 
     /// Ready when the time is over. To be polled while the response is pending.

@@ -83,10 +83,12 @@ mod sync;
 #[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
+pub mod discover;
 pub mod error;
 pub mod filter;
 pub mod layer;
 pub mod limit;
+pub mod load;
 pub mod load_shed;
 pub mod retry;
 pub mod runtime;

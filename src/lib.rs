@@ -34,6 +34,10 @@
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`steer`] | a choice among services, by the request | |
+//! | [`reconnect`] | a service that is made anew when it fails, with backoff | a timer |
+//! | [`spawn_ready`] | readiness driven in the background | an executor |
+//! | [`make`] | services that make services | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -90,15 +94,21 @@ pub mod layer;
 pub mod limit;
 pub mod load;
 pub mod load_shed;
+pub mod make;
+pub mod reconnect;
 pub mod retry;
 pub mod runtime;
 pub mod service;
+#[cfg(feature = "std")]
+pub mod spawn_ready;
+pub mod steer;
 pub mod timeout;
 pub mod util;
 
 #[cfg(feature = "alloc")]
 pub use error::BoxError;
 pub use layer::Layer;
+pub use make::MakeService;
 pub use runtime::{Executor, Instant, NoRuntime, Runtime, Timer};
 pub use service::Service;
 pub use util::{ServiceExt, service_fn};

@@ -8,6 +8,8 @@
 //!
 //! - The connection of a [`MakeConnection`] is free: tower asks for tokio's `AsyncRead` and `AsyncWrite`. Where I/O
 //!   traits are needed, they are a bound on [`Connection`](MakeConnection::Connection), of whatever runtime.
+//! - [`into_service`](MakeService::into_service) and [`as_service`](MakeService::as_service) give a service also where
+//!   nothing is known of the maker but that it is a [`MakeService`].
 //!
 //! # Examples
 //!

@@ -3,7 +3,6 @@
 mod common;
 
 use core::cell::{Cell, RefCell};
-use core::convert::Infallible;
 use core::future::{Ready, ready};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
@@ -566,7 +565,7 @@ fn errors_flatten() {
     assert_eq!(error.to_string(), "refused");
     assert_eq!(find::<Failure>(&error), Some(&REFUSED));
     assert_eq!(BoxError::from(error).downcast_ref(), Some(&REFUSED));
-    let error: Error<Infallible, BoxError> = Error::Lost(Lost::new());
+    let error: Error<core::convert::Infallible, BoxError> = Error::Lost(Lost::new());
     assert!(BoxError::from(error).is::<Lost>());
 }
 

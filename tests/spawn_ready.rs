@@ -291,7 +291,7 @@ fn a_service_that_the_task_does_not_have_survives_the_executor() {
 /// Panics when it is asked for the second time, which is in the task.
 struct Bomb {
     polls: u32,
-    alive: Rc<()>,
+    _alive: Rc<()>,
 }
 
 impl Service<u32> for Bomb {
@@ -316,13 +316,13 @@ fn a_panic_in_the_task_is_told_apart() {
     let alive = Rc::new(());
     let bomb = Bomb {
         polls: 0,
-        alive: alive.clone(),
+        _alive: alive.clone(),
     };
     let mut service = SpawnReady::with_executor(bomb, executor.clone());
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut service).is_pending());
     assert_eq!(Rc::strong_count(&alive), 2);
-    common::panics_at(|| drop(executor.poll()));
+    common::panics_at(|| assert!(executor.poll().is_ready()));
     assert_eq!((wakes.get(), Rc::strong_count(&alive)), (1, 1));
     // Whoever caught it may poll the task again.
     assert!(catch_unwind(AssertUnwindSafe(|| executor.poll())).is_ok());
@@ -349,10 +349,15 @@ fn a_poll_that_only_tries_starts_no_task_and_waits_with_nobody() {
     handle.set_ready(true);
     assert!(!shed(&mut service));
     assert_eq!((executor.tasks(), handle.calls()), (0, 1));
+    // A readiness that a try finds gone is no longer there for a call.
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(service.get_mut()).is_ready());
+    handle.set_ready(false);
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let answer = service.get_mut().call(1).now_or_never();
+    assert_eq!(answer, Some(Err(Error::NotReady(NotReady::new()))));
 
     // While the task has the service.
-    let wakes = WakeCount::new();
-    handle.set_ready(false);
     assert!(wakes.poll_ready(service.get_mut()).is_pending());
     assert!(executor.poll().is_pending());
     assert!(shed(&mut service));

@@ -33,6 +33,7 @@
 //! | [`load_shed`] | an error at once instead of a wait | |
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
+//! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
 //! | [`filter`] | requests let through or rejected | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
@@ -86,6 +87,9 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+// The state that handles share is behind an `Arc`, and has 64-bit atomics.
+#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+pub mod hedge;
 pub mod layer;
 pub mod limit;
 pub mod load;

@@ -536,22 +536,23 @@ where
                 SecondProj::Planned {
                     mut sleep, request, ..
                 } => {
-                    let is_late = if let Some(sleep) = sleep.as_mut().as_pin_mut() {
-                        // tokio's sleep is pending, whatever the time, when the first attempt has used up the
-                        // task's budget, and that can be so on every poll. So the clock is asked too.
-                        sleep.poll(cx).is_ready()
-                            || this.timer.now() >= due(*this.start, *this.delay)
-                    } else if *this.delay == 0 {
-                        true
-                    } else {
-                        if !this.state.estimate.is_measured() {
+                    if *this.delay > 0 {
+                        let fresh = sleep.is_none();
+                        if fresh && !this.state.estimate.is_measured() {
                             *this.start = this.timer.now();
                         }
-                        sleep.set(Some(this.timer.sleep_until(due(*this.start, *this.delay))));
-                        continue;
-                    };
-                    if !is_late {
-                        return Poll::Pending;
+                        let due = this.start.saturating_add(Duration::from_nanos(*this.delay));
+                        if fresh {
+                            sleep.set(Some(this.timer.sleep_until(due)));
+                        }
+                        let slept = sleep
+                            .as_pin_mut()
+                            .is_none_or(|sleep| sleep.poll(cx).is_ready());
+                        // tokio's sleep is pending, whatever the time, when the first attempt has used up the
+                        // task's budget, and that can be so on every poll. So the clock is asked too.
+                        if !slept && (fresh || this.timer.now() < due) {
+                            return Poll::Pending;
+                        }
                     }
                     let sends = this.policy.can_retry(request) && this.state.budget.withdraw();
                     let plan = this.second.as_mut().project_replace(Second::Over);
@@ -600,10 +601,6 @@ where
 /// At most 584 years.
 const fn nanos(duration: Duration) -> u64 {
     Instant::from_nanos(0).saturating_add(duration).as_nanos()
-}
-
-fn due(start: Instant, delay: u64) -> Instant {
-    start.saturating_add(Duration::from_nanos(delay))
 }
 
 impl<S, P, Request, T, B> fmt::Debug for ResponseFuture<S, P, Request, T, B>

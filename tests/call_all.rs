@@ -244,6 +244,30 @@ fn an_endless_stream_that_is_ready_lets_others_run() {
 }
 
 #[test]
+fn many_responses_that_are_woken_at_once_let_others_run() {
+    let desk = Desk::default();
+    let calls = desk.clone().call_all(stream::iter(0..1_000));
+    let mut stream = pin!(calls.concurrency(1_000));
+    let wakes = WakeCount::new();
+    let not_polled = || {
+        let entries = desk.0.borrow();
+        entries.values().filter(|entry| entry.due).count() + 1_000 - entries.len()
+    };
+    for called in [0, 1_000] {
+        assert_eq!(desk.0.borrow().len(), called);
+        (0..called as u32).for_each(|n| desk.wake(n, None));
+        let mut left = 1_000;
+        while left > 0 {
+            let woken = wakes.get();
+            assert!(poll(stream.as_mut(), &wakes).is_pending());
+            assert!(left - not_polled() <= 128, "it does not yield");
+            left = not_polled();
+            assert!(wakes.get() > woken || left == 0, "it wakes itself to go on");
+        }
+    }
+}
+
+#[test]
 fn a_response_that_wakes_itself_lets_others_run() {
     let service = service_fn(|()| {
         let mut polls = 0;
@@ -271,27 +295,33 @@ fn a_failure_of_readiness_comes_once_and_ends_the_stream() {
     let failure = Failure("no more");
     for ordered in [true, false] {
         let (service, mut handle) = mock::<u32, u32>();
-        let calls = service.call_all(stream::iter(0..10)).concurrency(2);
+        let (requests, receiver) = mpsc::unbounded();
+        let send = |n| requests.unbounded_send(n).unwrap();
+        let calls = service.call_all(receiver);
         let mut stream: Pin<Box<dyn FusedStream<Item = Item>>> = match ordered {
             true => Box::pin(calls),
             false => Box::pin(calls.unordered()),
         };
         let wakes = WakeCount::new();
         let mut next = || poll(stream.as_mut(), &wakes);
+        [0, 1].into_iter().for_each(send);
         assert!(next().is_pending());
         let [first, second] = [(); 2].map(|()| handle.try_next().unwrap().1);
         handle.fail(failure);
-        second.send(2);
+        [2, 3].into_iter().for_each(send);
         if ordered {
+            assert!(next().is_pending(), "after the responses");
+            second.send(2);
             assert!(next().is_pending());
             first.send(1);
             assert_eq!(next(), Poll::Ready(Some(Ok(1))));
             assert_eq!(next(), Poll::Ready(Some(Ok(2))));
             assert_eq!(next(), Poll::Ready(Some(Err(failure))));
         } else {
-            assert_eq!(next(), Poll::Ready(Some(Ok(2))));
             assert_eq!(next(), Poll::Ready(Some(Err(failure))));
             assert!(next().is_pending());
+            second.send(2);
+            assert_eq!(next(), Poll::Ready(Some(Ok(2))));
             first.send(1);
             assert_eq!(next(), Poll::Ready(Some(Ok(1))));
         }

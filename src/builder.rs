@@ -180,7 +180,7 @@ impl<L, R> ServiceBuilder<L, R> {
     }
 
     /// Sends a request again when its answer is late: see [`hedge`](crate::hedge). For other settings
-    /// add a [`HedgeLayer`](crate::hedge::HedgeLayer) with [`layer`](Self::layer).
+    /// add a [`HedgeLayer`] with [`layer`](Self::layer).
     ///
     /// # Panics
     ///

@@ -5,9 +5,7 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -523,15 +521,11 @@ fn hedges_are_at_most_the_share_that_the_budget_allows() {
 #[test]
 fn a_budget_may_be_the_one_that_retries_have() {
     let timer = ManualTimer::new();
-    let budget = Arc::new(TpsBudget::with_timer(
-        Duration::from_secs(3600),
-        0,
-        0.5,
-        timer.clone(),
-    ));
+    let hour = Duration::from_secs(3600);
+    let budget = TpsBudget::with_timer(hour, 0, 0.5, timer.clone());
     let (inner, handle) = mock::<u32, u32>();
-    let layer = HedgeLayer::with_timer(CloneByClone, Delay::fixed(LATE), timer.clone())
-        .budget(budget.clone());
+    let layer =
+        HedgeLayer::with_timer(CloneByClone, Delay::fixed(LATE), timer.clone()).budget(&budget);
     let mut service = layer.layer(inner);
     let mut late = Vec::new();
     for _ in 0..4 {
@@ -584,6 +578,7 @@ fn clones_share_the_estimate_and_have_readiness_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn the_hedge_is_sent_though_the_first_attempt_uses_up_the_budget_of_tokio() {
     use campanile::tokio::Tokio;
+    use std::pin::pin;
 
     let (polls, calls) = (Cell::new(0), Cell::new(0));
     // Uses up the task's budget on each poll and lets a millisecond pass.

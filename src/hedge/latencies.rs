@@ -169,7 +169,7 @@ impl fmt::Debug for Latencies {
 
 #[cfg(test)]
 mod tests {
-    use std::vec::Vec;
+    use alloc::vec::Vec;
 
     use super::*;
     use crate::util::rng::{Rng, SplitMix64};
@@ -262,6 +262,7 @@ mod tests {
     }
 
     /// Any delay is one that the samples of some moment give, whatever happens at once.
+    #[cfg(feature = "std")]
     #[test]
     fn threads_rotate_and_record_at_once() {
         let all = latencies(1, 950_000, 10);

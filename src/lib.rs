@@ -80,7 +80,6 @@ mod macros;
 
 mod sync;
 
-#[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
 pub mod discover;

@@ -17,6 +17,53 @@
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
 //! for that, until the next request: nothing but dropping a service takes readiness back.
 //!
+//! # Without an allocator
+//!
+//! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
+//! (feature `critical-section`; the application brings the critical section), or in a [`LocalQueue`] on one thread.
+//! Such a queue has room for `N` requests, from the call until the response future has collected what the
+//! service made of it, and for `N` more that wait for room. A request beyond that is not queued: its handle is ready, and
+//! its response is [`FixedError::Overflow`], at once and for this request alone. With as many places as there are
+//! handles that never happens. The service's error is `Copy`, since each handle gets one.
+//!
+//! ```
+//! # #[cfg(feature = "critical-section")] {
+//! use campanile::buffer::{self, StaticQueue};
+//! use campanile::{Service, ServiceExt};
+//! use core::future::{Ready, ready};
+//! use core::task::{Context, Poll};
+//!
+//! #[derive(Clone, Copy, Debug, PartialEq)]
+//! struct BusError;
+//!
+//! /// A sensor on a bus: one for all tasks.
+//! struct Sensor;
+//!
+//! impl Service<u8> for Sensor {
+//!     type Response = u16;
+//!     type Error = BusError;
+//!     type Future = Ready<Result<u16, BusError>>;
+//!
+//!     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+//!         Poll::Ready(Ok(()))
+//!     }
+//!
+//!     fn call(&mut self, register: u8) -> Self::Future {
+//!         ready(Ok(u16::from(register) << 8))
+//!     }
+//! }
+//!
+//! static QUEUE: StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 4> = StaticQueue::new();
+//!
+//! let (sensor, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
+//! // On a chip a task each, here one for both.
+//! futures::executor::block_on(async {
+//!     let (value, ()) = futures::join!(sensor.oneshot(0x12), worker);
+//!     assert_eq!(value, Ok(0x1200));
+//! });
+//! # }
+//! ```
+//!
 //! # Differences from tower
 //!
 //! - It runs on any executor.

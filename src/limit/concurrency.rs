@@ -13,6 +13,29 @@
 //! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
 //!
+//! # Without an allocator
+//!
+//! A [`StaticSemaphore`] is shared by tasks and interrupts (feature `critical-section`; the application brings the
+//! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` who wait. A request beyond that is not
+//! queued: its handle is ready, and its response is [`Error::Overflow`], at once and for this request alone, unless a
+//! permit has come free by then. With as many places as there are handles that never happens.
+//!
+//! ```
+//! # #[cfg(feature = "critical-section")] {
+//! use campanile::limit::ConcurrencyLimit;
+//! use campanile::limit::concurrency::StaticSemaphore;
+//! use campanile::{ServiceExt, service_fn};
+//!
+//! // One permit, and room for 8 who wait for it.
+//! static RADIO: StaticSemaphore<8> = StaticSemaphore::new(1);
+//!
+//! let send = service_fn(async |byte: u8| Ok::<_, core::convert::Infallible>(byte.count_ones()));
+//! let send = ConcurrencyLimit::with_semaphore(send, &RADIO);
+//! let sent = futures::executor::block_on(send.oneshot(0b111));
+//! assert_eq!(sent.unwrap(), 3);
+//! # }
+//! ```
+//!
 //! # Differences from tower
 //!
 //! - The permit is free as soon as the response is ready, and not when its future is dropped.
@@ -600,7 +623,7 @@ fixed!(
 fixed!(LocalSemaphore);
 
 /// How a [`ConcurrencyLimit`] fails whose semaphore has room for so many who wait and no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// The line of those who wait for a permit was full.
     Overflow(Overflow),

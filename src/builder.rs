@@ -7,7 +7,11 @@ use crate::filter::{AsyncFilterLayer, FilterLayer};
 #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
 use crate::hedge::{Delay, HedgeLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 use crate::limit::{Rate, RateLimitLayer};
 use crate::load_shed::LoadShedLayer;
 use crate::retry::RetryLayer;
@@ -212,7 +216,11 @@ impl<L, R> ServiceBuilder<L, R> {
     /// # Panics
     ///
     /// If `num` or `per` is 0.
-    #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
     #[track_caller]
     pub fn rate_limit(
         self,

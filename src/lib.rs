@@ -53,9 +53,11 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
+//! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
+//!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
@@ -81,7 +83,6 @@ mod macros;
 
 mod sync;
 
-#[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
 pub mod discover;

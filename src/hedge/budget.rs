@@ -1,7 +1,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::InvalidHedge;
+use super::delay::InvalidHedge;
 use crate::retry::budget::Budget;
 
 /// A [`Budget`] of a share of the requests, which asks no clock.

@@ -4,7 +4,7 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
-use super::Percentile;
+use super::delay::Percentile;
 use crate::Instant;
 
 /// What a period's latencies say about when to hedge in the next.

@@ -4,7 +4,11 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::filter::{AsyncFilterLayer, FilterLayer};
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 use crate::hedge::{Delay, HedgeLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
 #[cfg(all(
@@ -189,7 +193,11 @@ impl<L, R> ServiceBuilder<L, R> {
     /// # Panics
     ///
     /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
-    #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
     #[track_caller]
     pub fn hedge<P>(
         self,

@@ -54,7 +54,7 @@
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
 //! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
-//! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
@@ -88,8 +88,12 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
-// The state that handles share is behind an `Arc`, and has 64-bit atomics.
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+// The state that handles share is behind an `Arc`, and has words of 64 bits.
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 pub mod hedge;
 pub mod layer;
 pub mod limit;

@@ -577,9 +577,10 @@ fn clones_share_the_estimate_and_have_readiness_of_their_own() {
 #[cfg(feature = "tokio")]
 #[test]
 fn nothing_needs_a_runtime_but_a_wait() {
-    let layer = HedgeLayer::<_, campanile::tokio::Tokio>::new(CloneByClone, 1, 0.9, MS);
     let (inner, mut handle) = mock::<u32, u32>();
-    let mut service = layer.layer(inner);
+    let mut service = campanile::tokio::ServiceBuilder::new()
+        .hedge(CloneByClone, 1, 0.9, MS)
+        .service(inner);
     let mut response = spawn(ready_call(&mut service));
     assert!(
         response.poll().is_pending(),

@@ -1,8 +1,8 @@
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::delay::InvalidHedge;
 use crate::retry::budget::Budget;
+use crate::sync::word::Word;
 
 /// A [`Budget`] of a share of the requests, which asks no clock.
 ///
@@ -26,7 +26,7 @@ use crate::retry::budget::Budget;
 pub struct ShareBudget {
     // Millionths of a hedge.
     share: u64,
-    saved: AtomicU64,
+    saved: Word,
 }
 
 const HEDGE: u64 = 1_000_000;
@@ -62,7 +62,7 @@ impl ShareBudget {
     pub(super) const fn of_millionths(share: u64) -> Self {
         Self {
             share,
-            saved: AtomicU64::new(MOST),
+            saved: Word::new(MOST),
         }
     }
 }
@@ -79,15 +79,12 @@ pub(super) const fn millionths(share: f32) -> Option<u64> {
 impl Budget for ShareBudget {
     fn deposit(&self) {
         // Mostly it is full, and then threads only read it.
-        let _ = self.saved.fetch_update(Relaxed, Relaxed, |saved| {
-            (saved < MOST).then(|| MOST.min(saved + self.share))
-        });
+        self.saved
+            .update(|saved| (saved < MOST).then(|| MOST.min(saved + self.share)));
     }
 
     fn withdraw(&self) -> bool {
-        self.saved
-            .fetch_update(Relaxed, Relaxed, |saved| saved.checked_sub(HEDGE))
-            .is_ok()
+        self.saved.update(|saved| saved.checked_sub(HEDGE))
     }
 }
 

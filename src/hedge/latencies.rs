@@ -1,11 +1,11 @@
 use core::fmt;
 use core::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicU32, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
 
 use super::delay::Percentile;
-use crate::Instant;
+use crate::{Instant, sync::word::Word};
 
 /// What a period's latencies say about when to hedge in the next.
 ///
@@ -20,11 +20,11 @@ pub(super) struct Latencies {
     // Which half counts.
     current: AtomicUsize,
     // Nanoseconds: when the present period began; 0 before the first call.
-    started: AtomicU64,
+    started: Word,
     // Somebody is changing the halves, or working out the delay.
     rotating: AtomicBool,
     // Nanoseconds, or `NONE`.
-    delay: AtomicU64,
+    delay: Word,
 }
 
 /// There is too little data for a delay.
@@ -69,9 +69,9 @@ impl Latencies {
             settings,
             halves: [const { [const { AtomicU32::new(0) }; BUCKETS] }; 2],
             current: AtomicUsize::new(0),
-            started: AtomicU64::new(0),
+            started: Word::new(0),
             rotating: AtomicBool::new(false),
-            delay: AtomicU64::new(NONE),
+            delay: Word::new(NONE),
         }
     }
 
@@ -81,13 +81,13 @@ impl Latencies {
 
     /// Nanoseconds: the delay as it was last worked out.
     pub(super) fn delay(&self) -> Option<u64> {
-        Some(self.delay.load(Relaxed)).filter(|delay| *delay != NONE)
+        Some(self.delay.load()).filter(|delay| *delay != NONE)
     }
 
     /// Nanoseconds: the delay for a call at `now`.
     pub(super) fn delay_at(&self, now: Instant) -> Option<u64> {
         // Another thread may have read its clock a little later and begun a period with that.
-        let age = now.as_nanos().saturating_sub(self.started.load(Relaxed));
+        let age = now.as_nanos().saturating_sub(self.started.load());
         if age >= self.settings.period {
             self.rotate(now);
         }
@@ -106,7 +106,7 @@ impl Latencies {
     pub(super) fn estimate(&self) {
         self.alone(|| {
             let delay = self.percentile(self.current.load(Relaxed));
-            self.delay.store(delay, Relaxed);
+            self.delay.update(|_| Some(delay));
         });
     }
 
@@ -115,10 +115,10 @@ impl Latencies {
         let Percentile { period, .. } = self.settings;
         let now = now.as_nanos().max(1);
         self.alone(|| {
-            let started = self.started.load(Relaxed);
+            let started = self.started.load();
             let age = now.saturating_sub(started);
             if started == 0 {
-                self.started.store(now, Relaxed);
+                self.started.update(|_| Some(now));
             } else if age >= period {
                 let full = self.current.load(Relaxed) & 1;
                 self.halves[full ^ 1]
@@ -128,8 +128,8 @@ impl Latencies {
                 // Without a call in the whole of the last period, there is nothing to go by.
                 let stale = age >= period.saturating_mul(2);
                 let delay = if stale { NONE } else { self.percentile(full) };
-                self.delay.store(delay, Relaxed);
-                self.started.store(now, Relaxed);
+                self.delay.update(|_| Some(delay));
+                self.started.update(|_| Some(now));
             }
         });
     }
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn threads_rotate_and_record_at_once() {
         let all = latencies(1, 950_000, 10);
-        let clock = AtomicU64::new(1);
+        let clock = core::sync::atomic::AtomicU64::new(1);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -37,7 +37,10 @@ macro_rules! mirror {
         }
 
         /// [`hedge`](crate::hedge) on this runtime.
-        #[cfg(target_has_atomic = "64")]
+        #[cfg(all(
+            target_has_atomic = "ptr",
+            any(target_has_atomic = "64", feature = "critical-section")
+        ))]
         pub mod hedge {
             use super::*;
             pub use $crate::hedge::*;

@@ -117,6 +117,8 @@ pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRunt
 
 #[cfg(feature = "async-std")]
 pub use runtime::async_std;
+#[cfg(feature = "embassy")]
+pub use runtime::embassy;
 #[cfg(feature = "futures-timer")]
 pub use runtime::futures_timer;
 #[cfg(feature = "smol")]

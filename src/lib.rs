@@ -57,7 +57,7 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
+//! - `std`: [`spawn_ready`], and buffers and concurrency limits whose state is on the heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on

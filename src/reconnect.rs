@@ -69,7 +69,7 @@
 //! ```
 //!
 //! The future of a connection is kept in the service and so has to be `Unpin`. One of an `async fn` is made so by
-//! [`map_future(Box::pin)`](crate::ServiceExt::map_future).
+//! [`map_future(Box::pin)`](crate::ServiceExt::map_future), as in the example of [`ReconnectLayer`].
 
 use core::fmt;
 use core::pin::Pin;
@@ -96,6 +96,29 @@ pub enum ConnectErrors {
 }
 
 /// A layer of [`Reconnect`], for services that connect to `Target`s.
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use campanile::smol::reconnect::ReconnectLayer;
+/// use campanile::smol::{ServiceBuilder, ServiceExt};
+/// use campanile::{reconnect::ConnectErrors, service_fn};
+/// use core::{convert::Infallible, time::Duration};
+///
+/// async fn connect(_address: &'static str) -> Result<Connection, std::io::Error> {
+///     let answer: fn(u32) -> _ = |n| core::future::ready(Ok(n));
+///     Ok(service_fn(answer))
+/// }
+/// type Connection = campanile::util::ServiceFn<fn(u32) -> core::future::Ready<Result<u32, Infallible>>>;
+///
+/// // Requests wait for a connection, and not for longer than a second.
+/// let service = ServiceBuilder::new()
+///     .deadline(Duration::from_secs(1))
+///     .layer(ReconnectLayer::new("localhost:4000").connect_errors(ConnectErrors::Nowhere))
+///     .service(service_fn(connect).map_future(Box::pin));
+/// assert_eq!(service.oneshot(1).await.unwrap(), 1);
+/// # });
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct ReconnectLayer<Target, T, B> {

@@ -4,7 +4,7 @@ mod common;
 
 use core::cell::{Cell, RefCell};
 use core::future::{Ready, ready};
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 use core::time::Duration;
 use std::rc::Rc;
 
@@ -15,7 +15,7 @@ use campanile::reconnect::{
 };
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::util::rng::SplitMix64;
-use campanile::{Layer, Service, ServiceExt, Timer, service_fn};
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
 use common::{Failure, Handle, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime};
 use futures::FutureExt;
 
@@ -427,10 +427,7 @@ fn a_backoff_of_no_time_lets_others_run_between_attempts() {
         .connect_errors(ConnectErrors::Nowhere);
     let wakes = WakeCount::new();
     for n in 1..100 {
-        assert!(
-            Service::<u32>::poll_ready(&mut service, &mut Context::from_waker(&wakes.waker()))
-                .is_pending()
-        );
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
         assert_eq!((attempts.get(), wakes.get()), (n, n as usize));
     }
     assert_eq!(timer.made(), 0);
@@ -520,6 +517,46 @@ fn a_caller_that_stops_waiting_leaves_the_wait_to_the_next() {
     assert_eq!(set.timer.armed(), 0);
 }
 
+/// A timer whose alarms are not heard, as tokio's are not by a task that has used up its share of a poll.
+#[derive(Clone)]
+struct Deaf(ManualTimer);
+
+impl Timer for Deaf {
+    type Sleep = core::future::Pending<()>;
+    type Alarm = core::future::Pending<()>;
+
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn sleep_until(&self, _: Instant) -> Self::Sleep {
+        core::future::pending()
+    }
+
+    fn alarm_until(&self, _: Instant) -> Self::Alarm {
+        core::future::pending()
+    }
+}
+
+#[test]
+fn the_clock_ends_the_backoff_also_when_the_alarm_does_not() {
+    let timer = Deaf(ManualTimer::new());
+    let eager = Eager {
+        refuses: true,
+        ..Eager::default()
+    };
+    let attempts = eager.attempts.clone();
+    let mut service = Reconnect::with_backoff(eager, (), backoff(timer.clone()), timer.clone())
+        .connect_errors(ConnectErrors::Nowhere);
+    let wakes = WakeCount::new();
+    for n in 1..4 {
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert_eq!(attempts.get(), n);
+        timer.0.advance(1000 * MS);
+    }
+}
+
 #[test]
 fn a_layer_makes_services_apart() {
     let timer = ManualTimer::new();
@@ -532,8 +569,7 @@ fn a_layer_makes_services_apart() {
     let wakes = WakeCount::new();
     for n in 1..3 {
         let mut service = layer.layer(eager.clone());
-        let polled =
-            Service::<u32>::poll_ready(&mut service, &mut Context::from_waker(&wakes.waker()));
+        let polled = wakes.poll_ready::<_, u32>(&mut service);
         assert_eq!(polled, Poll::Ready(Err(Error::Connect(REFUSED))));
         assert_eq!(eager.attempts.get(), n);
     }
@@ -590,15 +626,13 @@ async fn it_gets_through_in_the_end<H: Host>(rt: On<H>) {
     let maker = backoff(rt.clone());
     let mut service = Reconnect::with_backoff(connector, "target", maker, rt.clone());
 
+    let wakes = WakeCount::new();
     let mut errors = Vec::new();
     let start = rt.now();
     for wait in [100, 200, 400, 800] {
         let answer = service.ready().await.unwrap().call(1).await;
         errors.push(answer.unwrap_err().to_string());
-        let late = Waker::noop();
-        assert!(
-            Service::<u32>::poll_ready(&mut service, &mut Context::from_waker(late)).is_pending()
-        );
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
         rt.advance(wait * MS).await;
     }
     let lost = "connection lost before it was ready";

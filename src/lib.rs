@@ -125,3 +125,5 @@ pub use runtime::futures_timer;
 pub use runtime::smol;
 #[cfg(feature = "tokio")]
 pub use runtime::tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub use runtime::wasm;

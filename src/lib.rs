@@ -34,6 +34,8 @@
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
+//! | [`discover`] | which endpoints there are, for a balancer | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -53,9 +55,10 @@
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
 //! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
-//! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
+//! - `alloc`: `BoxError`, boxed services, a [`load`] that is measured, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//! - `futures-channel`: [`discover::channel`](discover).
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!

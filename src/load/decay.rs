@@ -1,0 +1,266 @@
+//! Numbers that decay exponentially, each in one word.
+
+use core::f64::consts::{LN_2, LOG2_E, SQRT_2};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::Instant;
+
+/// A number that falls by a factor of e in each span, and counts as nothing when it has come down to one.
+///
+/// What is kept is the moment at which it comes down to one, in nanoseconds: at `t` it is
+/// `exp((moment - t) / span)`. So there is no pair of a value and the time of its last update that two threads
+/// could tear, and time passes without a write. 0: it was never set.
+#[derive(Debug)]
+pub(super) struct Decaying(AtomicU64);
+
+impl Decaying {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether it is nothing without a look at the clock.
+    pub(super) fn is_unset(&self) -> bool {
+        self.0.load(Relaxed) == 0
+    }
+
+    /// The number at `now`, with a span in nanoseconds; `None` if it is nothing.
+    pub(super) fn get(&self, now: Instant, span: f64) -> Option<f64> {
+        value(self.0.load(Relaxed), now, span)
+    }
+
+    /// Makes it `number` at `now`.
+    pub(super) fn set(&self, now: Instant, span: f64, number: f64) {
+        self.0.store(moment(number, now, span), Relaxed);
+    }
+
+    /// Makes it `number` at `now`, if it was never set.
+    pub(super) fn set_first(&self, now: Instant, span: f64, number: f64) {
+        let first = moment(number, now, span);
+        let _ = self.0.compare_exchange(0, first, Relaxed, Relaxed);
+    }
+
+    /// Makes it at `now` what `next` makes of it. `next` may be asked more than once.
+    pub(super) fn update(&self, now: Instant, span: f64, next: impl Fn(Option<f64>) -> f64) {
+        let change = |old| Some(moment(next(value(old, now, span)), now, span));
+        let _ = self.0.fetch_update(Relaxed, Relaxed, change);
+    }
+
+    /// Makes it nothing.
+    pub(super) fn unset(&self) {
+        self.0.store(0, Relaxed);
+    }
+
+    /// Makes it unset if it has come down to nothing at `now`.
+    pub(super) fn unset_if_spent(&self, now: Instant) {
+        let moment = self.0.load(Relaxed);
+        if moment <= now.as_nanos() {
+            let _ = self.0.compare_exchange(moment, 0, Relaxed, Relaxed);
+        }
+    }
+}
+
+fn value(moment: u64, now: Instant, span: f64) -> Option<f64> {
+    let left = moment
+        .checked_sub(now.as_nanos())
+        .filter(|left| *left > 0)?;
+    Some(exp(left as f64 / span))
+}
+
+/// When `number` at `now` will have come down to one.
+fn moment(number: f64, now: Instant, span: f64) -> u64 {
+    // The cast saturates, and makes 0 of what is no number.
+    let left = (span * ln(number) + 0.5) as u64;
+    now.as_nanos().saturating_add(left).max(1)
+}
+
+/// `e^x` with a relative error below 10⁻¹³ for `|x| <= 64`, and below 10⁻¹² up to 700. Below −700 it is 0, and
+/// above 700 it is `e^700`.
+///
+/// core has no `f64::exp`. `x` is `n ln 2 + r`, with `n` whole and `|r| <= ln 2 / 2`: the exponent is `n`, and the
+/// rest Taylor's series to r¹¹, whose next term is below 7 · 10⁻¹⁵.
+pub(super) fn exp(x: f64) -> f64 {
+    const LIMIT: f64 = 700.0;
+    if x.is_nan() || x < -LIMIT {
+        return 0.0;
+    }
+    let x = x.min(LIMIT);
+    let half = if x < 0.0 { -0.5 } else { 0.5 };
+    let n = (x * LOG2_E + half) as i64;
+    let r = x - n as f64 * LN_2;
+    let mut sum = 1.0;
+    // 1 / 11 to 1 / 1: r/11 + 1, times r/10, + 1, ...
+    for inverse in INVERSES {
+        sum = sum * r * inverse + 1.0;
+    }
+    // From 13 to 2033.
+    let exponent = (1023 + n) as u64;
+    sum * f64::from_bits(exponent << 52)
+}
+
+const INVERSES: [f64; 11] = [
+    1.0 / 11.0,
+    1.0 / 10.0,
+    1.0 / 9.0,
+    1.0 / 8.0,
+    1.0 / 7.0,
+    1.0 / 6.0,
+    1.0 / 5.0,
+    1.0 / 4.0,
+    1.0 / 3.0,
+    1.0 / 2.0,
+    1.0,
+];
+
+/// `ln x` with a relative error below 10⁻¹³, for `x` from 1 to 10³⁰⁰. 0 for everything below 1 and for what is no
+/// number.
+///
+/// core has no `f64::ln`. `x` is `m 2^k`, with `m` from √½ to √2, and with `s = (m - 1) / (m + 1)` the logarithm of
+/// `m` is `2 (s + s³/3 + s⁵/5 + ...)`, here to s¹⁵.
+fn ln(x: f64) -> f64 {
+    if x.is_nan() || x <= 1.0 {
+        return 0.0;
+    }
+    let bits = x.to_bits();
+    let mut k = (bits >> 52) as i64 - 1023;
+    let mut m = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
+    if m > SQRT_2 {
+        m *= 0.5;
+        k += 1;
+    }
+    let s = (m - 1.0) / (m + 1.0);
+    let z = s * s;
+    let mut sum = 1.0 / 15.0;
+    for term in [
+        1.0 / 13.0,
+        1.0 / 11.0,
+        1.0 / 9.0,
+        1.0 / 7.0,
+        1.0 / 5.0,
+        1.0 / 3.0,
+        1.0,
+    ] {
+        sum = sum * z + term;
+    }
+    2.0 * s * sum + k as f64 * LN_2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    fn error(found: f64, expected: f64) -> f64 {
+        ((found - expected) / expected).abs()
+    }
+
+    #[test]
+    fn exp_is_that_of_std() {
+        let mut rng = SplitMix64::new(1);
+        let mut worst = [0.0_f64; 2];
+        for _ in 0..200_000 {
+            // Every order of magnitude, from subnormal to 1000, and both signs.
+            let small = f64::from_bits(rng.next_range(0..64_f64.to_bits()));
+            let near = rng.next_f64() * 64.0;
+            for x in [small, near] {
+                for x in [x, -x] {
+                    worst[0] = worst[0].max(error(exp(x), x.exp()));
+                }
+            }
+            let far = rng.next_f64() * 1400.0 - 700.0;
+            worst[1] = worst[1].max(error(exp(far), far.exp()));
+        }
+        assert!(worst[0] < 1e-13, "{worst:?}");
+        assert!(worst[1] < 1e-12, "{worst:?}");
+    }
+
+    #[test]
+    fn exp_at_its_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!(exp(f64::from_bits(1)), 1.0);
+        assert_eq!(exp(-f64::from_bits(1)), 1.0);
+        assert_eq!(exp(-701.0), 0.0);
+        assert_eq!(exp(f64::MIN), 0.0);
+        assert_eq!(exp(f64::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f64::NAN), 0.0);
+        assert_eq!(exp(f64::INFINITY), exp(700.0));
+        assert!(exp(-700.0) > 0.0 && exp(700.0).is_finite());
+    }
+
+    #[test]
+    fn ln_is_that_of_std() {
+        let mut rng = SplitMix64::new(2);
+        let mut worst = 0.0_f64;
+        for _ in 0..200_000 {
+            let any = f64::from_bits(rng.next_range(1_f64.to_bits()..1e300_f64.to_bits()));
+            let near = 1.0 + rng.next_f64();
+            let beside = 1.0 + rng.next_f64() * 1e-9;
+            for x in [any, near, beside] {
+                if x > 1.0 {
+                    worst = worst.max(error(ln(x), x.ln()));
+                }
+            }
+        }
+        assert!(worst < 1e-13, "{worst}");
+        for x in [1.0, 0.5, 0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
+            assert_eq!(ln(x), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_number_decays_and_is_found_again() {
+        let mut rng = SplitMix64::new(3);
+        for _ in 0..100_000 {
+            // A span from a microsecond to a year.
+            let span = 1e3 * 10_f64.powf(rng.next_f64() * 13.5);
+            let now = Instant::from_nanos(rng.next_range(0..1 << 63));
+            let number = 1.5 * 10_f64.powf(rng.next_f64() * 18.0);
+            let decaying = Decaying::new();
+            decaying.set(now, span, number);
+            // A nanosecond more or less in the moment.
+            let precision = 1.0 / span + 1e-12;
+            let found = decaying.get(now, span).unwrap();
+            assert!(error(found, number) < precision, "{number} {found} {span}");
+
+            let spans = rng.next_f64() * number.ln();
+            let passed = (spans * span) as u64;
+            let later = Instant::from_nanos(now.as_nanos() + passed);
+            let expected = number * (-(passed as f64) / span).exp();
+            if let Some(found) = decaying.get(later, span) {
+                assert!(error(found, expected) < precision, "{expected} {found}");
+            } else {
+                assert!(expected < 1.0 + precision);
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_nothing_before_it_is_set_and_after_it_is_spent() {
+        let now = Instant::from_nanos(1_000);
+        let decaying = Decaying::new();
+        assert!(decaying.is_unset());
+        assert_eq!(decaying.get(now, 1e3), None);
+        decaying.set_first(now, 1e3, 2.0);
+        decaying.set_first(now, 1e3, 7.0);
+        assert!((decaying.get(now, 1e3).unwrap() - 2.0).abs() < 0.01);
+        decaying.unset_if_spent(now);
+        assert!(!decaying.is_unset());
+
+        let later = Instant::from_nanos(2_000);
+        assert_eq!(decaying.get(later, 1e3), None);
+        decaying.unset_if_spent(later);
+        assert!(decaying.is_unset());
+    }
+
+    #[test]
+    fn numbers_that_are_none_do_no_harm() {
+        let now = Instant::from_nanos(5);
+        let decaying = Decaying::new();
+        for number in [0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
+            decaying.set(now, 1e9, number);
+            assert_eq!(decaying.get(now, 1e9), None);
+        }
+        decaying.set(Instant::MAX, 1e9, 1e300);
+        assert_eq!(decaying.get(Instant::MAX, 1e9), None);
+    }
+}

@@ -131,8 +131,10 @@ impl<S, C, T> PeakEwma<S, C, T> {
         completion: C,
         timer: T,
     ) -> Self {
-        let settings = Settings::new(default_rtt, decay_ns).unwrap_or_else(|e| panic!("{e}"));
-        Self::with_settings(service, settings, completion, timer)
+        match Settings::new(default_rtt, decay_ns) {
+            Ok(settings) => Self::with_settings(service, settings, completion, timer),
+            Err(invalid) => panic!("{invalid}"),
+        }
     }
 
     fn with_settings(inner: S, settings: Settings, completion: C, timer: T) -> Self {
@@ -371,8 +373,10 @@ impl<D, C, T> PeakEwmaDiscover<D, C, T> {
         completion: C,
         timer: T,
     ) -> Self {
-        Self::try_with_timer(discover, default_rtt, decay, completion, timer)
-            .unwrap_or_else(|e| panic!("{e}"))
+        match Self::try_with_timer(discover, default_rtt, decay, completion, timer) {
+            Ok(discover) => discover,
+            Err(invalid) => panic!("{invalid}"),
+        }
     }
 
     /// As [`new`](Self::new), on `timer`.

@@ -204,7 +204,8 @@ const REQUEST: u64 = 1 << 16;
 impl Count {
     fn new(in_flight: usize, penalty: f64) -> Self {
         let in_flight = (in_flight as u64).saturating_mul(REQUEST);
-        Self(in_flight.saturating_add((penalty * REQUEST as f64) as u64))
+        let penalty = (penalty * REQUEST as f64 + 0.5) as u64;
+        Self(in_flight.saturating_add(penalty))
     }
 
     /// The load in requests.

@@ -58,7 +58,7 @@
 //! - `alloc`: `BoxError`, boxed services, a [`load`] that is measured, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
-//! - `futures-channel`: [`discover::channel`](discover).
+//! - `futures-channel`: [`discover::channel`].
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!

@@ -617,9 +617,9 @@ mod peak_ewma_estimates {
     fn a_cancelled_request_where_it_raises_them() {
         let timer = ManualTimer::new();
         let mut service = new(obedient(), &timer);
+        let twin = new(obedient(), &timer);
+        let _ = twin.load();
         // Shorter than what is expected: it says nothing.
-        let mut twin = new(obedient(), &timer);
-        let (_, _) = (service.load(), twin.load());
         let cancelled = service.call(Ok(0));
         assert_eq!(service.in_flight(), 1);
         timer.advance(10 * MILLI);
@@ -628,11 +628,8 @@ mod peak_ewma_estimates {
         assert_eq!(service.load(), twin.load());
         // Nor does it take the time since the last response from the next one.
         send_for(&mut service, Ok(0), &timer, MILLI);
-        let _ = twin.call(Ok(0));
-        timer.advance(Duration::ZERO);
-        let mut expected = nanos(100 * MILLI) * f64::exp(-0.0011);
-        expected += nanos(MILLI) * (1.0 - f64::exp(-0.0011));
-        assert_estimate(&service, expected);
+        let w = f64::exp(-0.0011);
+        assert_estimate(&service, nanos(100 * MILLI) * w + nanos(MILLI) * (1.0 - w));
 
         // Longer: it would have taken at least that long.
         let cancelled = service.call(Ok(0));
@@ -952,15 +949,19 @@ fn loads_of_references_boxes_and_either() {
         load.load()
     }
     let mut one = Constant::new((), 1);
-    assert_eq!(load(&one), 1);
-    assert_eq!(load(&mut one), 1);
+    let shared: &Constant<(), u8> = &one;
+    assert_eq!(load(shared), 1);
+    let unique: &mut Constant<(), u8> = &mut one;
+    assert_eq!(load(unique), 1);
     assert_eq!(load(Box::new(one)), 1);
     let boxed: Box<dyn Load<Metric = u8>> = Box::new(one);
     assert_eq!(load(boxed), 1);
-    let mut either = Either::Left(one);
-    assert_eq!(load(&either), 1);
-    either = Either::Right(Constant::new("other", 2));
-    assert_eq!(load(either), 2);
+    for (either, expected) in [
+        (Either::Left(one), 1),
+        (Either::Right(Constant::new("other", 2)), 2),
+    ] {
+        assert_eq!(load(either), expected);
+    }
 }
 
 /// Every service that `discover` finds, in order; a removal is `None`.

@@ -551,7 +551,7 @@ mod peak_ewma_estimates {
         let start = timer.now();
         let _ = service.load();
         let (mut estimate, mut at) = (nanos(100 * MILLI), start);
-        let mut responded = at;
+        let (mut responded, mut silent) = (at, at);
         // Request and when it was sent.
         let mut under_way: Vec<(Task<_>, Instant)> = Vec::new();
         let decayed = |estimate: f64, from: Instant, to: Instant| {
@@ -568,6 +568,9 @@ mod peak_ewma_estimates {
                         0 => Err(0),
                         _ => Ok(0),
                     };
+                    if under_way.is_empty() {
+                        silent = now;
+                    }
                     under_way.push((spawn(service.call(answer)), now));
                 }
                 1 if !under_way.is_empty() => {
@@ -586,12 +589,17 @@ mod peak_ewma_estimates {
                     }
                     let elapsed = nanos(now.saturating_duration_since(responded));
                     responded = now;
+                    silent = now;
                     let w = f64::exp(-elapsed / decay);
                     estimate = took.max(estimate + (1.0 - w) * took).max(1.0);
                 }
                 _ => {}
             }
-            let (found, expected) = (nanos(service.estimate()), decayed(estimate, at, now));
+            let mut expected = decayed(estimate, at, now);
+            if !under_way.is_empty() {
+                expected = expected.max(nanos(now.saturating_duration_since(silent)));
+            }
+            let found = nanos(service.estimate());
             assert!(
                 (found - expected).abs() < 2.0 + expected * 1e-6,
                 "{found} {expected}"
@@ -604,13 +612,54 @@ mod peak_ewma_estimates {
     #[test]
     fn nothing_less_than_a_nanosecond_so_that_requests_under_way_still_tell() {
         let timer = ManualTimer::new();
-        let mut idle = new(obedient(), &timer);
-        let mut busy = new(obedient(), &timer);
-        send_for(&mut idle, Ok(0), &timer, SECOND);
-        let _under_way = busy.call(Ok(0));
+        let mut service = new(obedient(), &timer);
+        send_for(&mut service, Ok(0), &timer, SECOND);
         timer.advance(1_000_000 * SECOND);
-        assert_eq!(idle.load().as_nanos(), 1.0);
-        assert_eq!(busy.load().as_nanos(), 2.0);
+        let mut under_way = Vec::new();
+        for n in 1..5 {
+            assert_eq!(service.load().as_nanos(), f64::from(n));
+            under_way.push(service.call(Ok(0)));
+        }
+    }
+
+    #[test]
+    fn at_least_the_time_for_which_requests_are_under_way_and_none_comes_back() {
+        let timer = ManualTimer::new();
+        let mut service = new(obedient(), &timer);
+        send_for(&mut service, Ok(0), &timer, SECOND);
+        timer.advance(100 * SECOND);
+        let mut first = spawn(service.call(Ok(0)));
+        timer.advance(20 * SECOND);
+        assert_estimate(&service, nanos(20 * SECOND));
+        let second = service.call(Ok(0));
+        timer.advance(20 * SECOND);
+        assert_estimate(&service, nanos(40 * SECOND));
+        // One is cancelled; that is no answer.
+        drop(second);
+        timer.advance(DECAY);
+        assert_estimate(&service, nanos(40 * SECOND + DECAY));
+        let third = service.call(Ok(0));
+        assert_eq!(done(first.poll()), Ok(0));
+        timer.advance(20 * SECOND);
+        assert_estimate(&service, nanos(20 * SECOND));
+        // Nobody waits: it is not silent, there is nothing to say.
+        drop(third);
+        service.set_estimate(MILLI);
+        timer.advance(100 * SECOND);
+        assert!(service.estimate() < MILLI);
+    }
+
+    #[test]
+    fn so_that_an_endpoint_that_hangs_is_not_chosen() {
+        let timer = ManualTimer::new();
+        let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
+        let hangs = Endpoint::new(timer.clone(), Duration::MAX, true);
+        let mut both = [&slow, &hangs].map(|inner| {
+            let (rtt, decay) = (100 * MILLI, nanos(SECOND));
+            PeakEwma::with_timer(inner.clone(), rtt, decay, CompleteOnResponse, timer.clone())
+        });
+        let share = share_of_second(&timer, &mut both, 2_000);
+        assert!(share < 0.05, "{share}");
     }
 
     #[test]

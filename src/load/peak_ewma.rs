@@ -17,6 +17,9 @@
 //! request is sent. Such a service is tried when its cost comes below that of the others: a large `default_rtt` keeps a
 //! new endpoint from being flooded, a small one has it tried at once.
 //!
+//! While requests are under way and none comes back, the estimate is at least the time for which that has been so: an
+//! endpoint that hangs does not look better with time.
+//!
 //! # Results that do not count
 //!
 //! - A [penalised](Outcome::Penalised) one counts as a response that took at least the
@@ -30,6 +33,7 @@
 //! # Differences from tower
 //!
 //! - What is said above of results that do not count; tower counts failures and cancelled requests like responses.
+//! - An endpoint that hangs looks worse with time. In tower the estimate decays to nothing, and draws more requests.
 //! - To ask for the load does not change the estimate. In tower it restarts `elapsed`, so a response
 //!   that is not a peak counts the less the more often the load is asked for.
 //! - Finding the time is left to a [`Timer`], at most once for a load, a call and a response each; there is no lock.
@@ -59,7 +63,10 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
@@ -279,7 +286,11 @@ impl<T: Timer> Handle<T> {
     fn new(shared: &Arc<Shared<T>>) -> Self {
         let sent = shared.timer.now();
         shared.start(sent);
-        shared.in_flight.fetch_add(1, Relaxed);
+        if shared.in_flight.load(Relaxed) == 0 {
+            shared.silent.store(sent.as_nanos(), Relaxed);
+        }
+        // Whoever sees the request sees since when it is silent.
+        shared.in_flight.fetch_add(1, Release);
         Self {
             shared: shared.clone(),
             sent,
@@ -305,16 +316,17 @@ impl<T: Timer> Record for Handle<T> {
 impl<T: Timer> Drop for Handle<T> {
     fn drop(&mut self) {
         let shared = &*self.shared;
-        if self.outcome != Some(Outcome::Ignored) {
-            let now = shared.timer.now();
-            let took = nanos(now.saturating_duration_since(self.sent));
-            match self.outcome {
-                None => shared.raise(now, took),
-                Some(Outcome::Penalised) => {
-                    shared.observe(now, took.max(shared.settings.penalty));
-                }
-                Some(_) => shared.observe(now, took),
-            }
+        let now = shared.timer.now();
+        let took = nanos(now.saturating_duration_since(self.sent));
+        match self.outcome {
+            None => shared.raise(now, took),
+            Some(Outcome::Counted) => shared.observe(now, took),
+            Some(Outcome::Penalised) => shared.observe(now, took.max(shared.settings.penalty)),
+            Some(Outcome::Ignored) => {}
+        }
+        // A request that is cancelled says nothing of the others, and they may hang as it did.
+        if self.outcome.is_some() {
+            shared.silent.store(now.as_nanos(), Relaxed);
         }
         shared.in_flight.fetch_sub(1, Relaxed);
     }
@@ -516,6 +528,8 @@ struct Shared<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: AtomicU64,
+    // While requests are under way: since when none has come back.
+    silent: AtomicU64,
     settings: Settings,
     timer: T,
 }
@@ -526,6 +540,7 @@ impl<T> Shared<T> {
             in_flight: AtomicUsize::new(0),
             estimate: Decaying::new(),
             observed: AtomicU64::new(0),
+            silent: AtomicU64::new(0),
             settings,
             timer,
         }
@@ -544,7 +559,12 @@ impl<T> Shared<T> {
 
     fn estimate(&self, now: Instant) -> f64 {
         self.start(now);
-        self.estimate.get(now, self.settings.decay).unwrap_or(1.0)
+        let estimate = self.estimate.get(now, self.settings.decay).unwrap_or(1.0);
+        if self.in_flight.load(Acquire) == 0 {
+            return estimate;
+        }
+        let silent = Instant::from_nanos(self.silent.load(Relaxed));
+        estimate.max(nanos(now.saturating_duration_since(silent)))
     }
 
     fn set_estimate(&self, now: Instant, estimate: f64) {

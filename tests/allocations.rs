@@ -114,11 +114,13 @@ mod rooms {
 
     use campanile::buffer;
     use campanile::limit::{ConcurrencyLimit, Rate};
+    use campanile::load::{CompleteOnResponse, Constant, Load};
     use campanile::load_shed::LoadShed;
     use campanile::retry::{Retry, StandardPolicy};
     use campanile::smol::Smol;
     use campanile::smol::{
         limit::RateLimit,
+        load::{PeakEwma, PendingRequests},
         timeout::{Deadline, Timeout},
     };
 
@@ -248,5 +250,18 @@ mod rooms {
         call();
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
+    }
+
+    #[test]
+    fn loads_allocate_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        assert_eq!(per_call(Constant::new(leaf, 1)), 0);
+        let pending = PendingRequests::new(leaf, CompleteOnResponse);
+        assert_eq!(per_call(pending.clone()), 0);
+        assert_eq!(allocations(|| pending.load()).0, 0);
+        let ewma = PeakEwma::new(leaf, LONG, 1e9, CompleteOnResponse);
+        assert_eq!(per_call(ewma.clone()), 0);
+        assert_eq!(allocations(|| ewma.load()).0, 0);
     }
 }

@@ -63,6 +63,21 @@ fn services_and_futures_beside_towers() {
         campanile::limit::RateLimit<Leaf, Tokio>,
         tower::limit::RateLimit<TowerLeaf>
     );
+    for [service, future] in [
+        row!(
+            "PendingRequests",
+            campanile::smol::load::PendingRequests<Leaf>,
+            tower::load::PendingRequests<TowerLeaf>
+        ),
+        row!(
+            "PeakEwma",
+            campanile::smol::load::PeakEwma<Leaf>,
+            tower::load::PeakEwma<TowerLeaf>
+        ),
+    ] {
+        assert!(service.0 <= service.1);
+        assert!(future.0 <= future.1);
+    }
     let [buffer, response] = row!(
         "Buffer",
         campanile::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>, std::io::Error>,

@@ -503,7 +503,7 @@ mod peak_ewma_estimates {
     fn assert_estimate<S, C, T: Timer, K>(service: &PeakEwma<S, C, T, K>, expected: f64) {
         let found = nanos(service.estimate());
         assert!(
-            (found - expected).abs() <= 2.0 + expected * 1e-9,
+            (found - expected).abs() <= 2.0 + expected * 1e-8,
             "{found} {expected}"
         );
     }

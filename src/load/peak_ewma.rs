@@ -75,7 +75,7 @@ use pin_project_lite::pin_project;
 
 use super::completion::judge::Record;
 use super::completion::{Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture};
-use super::decay::{Decaying, exp};
+use super::decay::{Decaying, nanos_between, one_minus_exp_of_minus};
 use super::{Classify, DECAYS, Load, OnError, Outcome};
 use crate::discover::{Change, Discover};
 use crate::{Instant, NoRuntime, Service, Timer};
@@ -317,7 +317,7 @@ impl<T: Timer> Drop for Handle<T> {
     fn drop(&mut self) {
         let shared = &*self.shared;
         let now = shared.timer.now();
-        let took = nanos(now.saturating_duration_since(self.sent));
+        let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
         match self.outcome {
             None => shared.raise(now, took),
             Some(Outcome::Counted) => shared.observe(now, took),
@@ -547,24 +547,30 @@ impl<T> Shared<T> {
     }
 
     /// Lets the estimate decay from `now` on, if it does not yet: a constructor asks no clock.
+    #[inline]
     fn start(&self, now: Instant) {
         if self.estimate.is_unset() {
-            self.observed.store(now.as_nanos(), Relaxed);
-            let Settings {
-                decay, default_rtt, ..
-            } = self.settings;
-            self.estimate.set_first(now, decay, default_rtt);
+            self.start_first(now);
         }
     }
 
+    #[cold]
+    fn start_first(&self, now: Instant) {
+        self.observed.store(now.as_nanos(), Relaxed);
+        let Settings {
+            decay, default_rtt, ..
+        } = self.settings;
+        self.estimate.set_first(now, decay, default_rtt);
+    }
+
+    #[inline]
     fn estimate(&self, now: Instant) -> f64 {
         self.start(now);
         let estimate = self.estimate.get(now, self.settings.decay).unwrap_or(1.0);
         if self.in_flight.load(Acquire) == 0 {
             return estimate;
         }
-        let silent = Instant::from_nanos(self.silent.load(Relaxed));
-        estimate.max(nanos(now.saturating_duration_since(silent)))
+        estimate.max(nanos_between(self.silent.load(Relaxed), now.as_nanos()))
     }
 
     fn set_estimate(&self, now: Instant, estimate: f64) {
@@ -573,22 +579,20 @@ impl<T> Shared<T> {
     }
 
     /// A response took `took`. The estimate has been started.
+    #[inline]
     fn observe(&self, now: Instant, took: f64) {
-        let Settings { decay, .. } = self.settings;
+        let decay = self.settings.decay;
         // Taken by one response, however many come at once: no time counts twice.
         let before = self.observed.swap(now.as_nanos(), Relaxed);
-        let elapsed = now.as_nanos().saturating_sub(before) as f64;
-        let share = took * (1.0 - exp(-elapsed / decay));
-        self.estimate.update(now, decay, |estimate| {
-            // What is there has decayed, so this is the average, and the larger of the two the peak.
-            took.max(estimate.unwrap_or(0.0) + share)
-        });
+        let elapsed = nanos_between(before, now.as_nanos());
+        // The estimate has decayed by now, so this added to it is the average; and what took longer is a peak.
+        let share = took * one_minus_exp_of_minus(elapsed / decay);
+        self.estimate.add(now, decay, share, took);
     }
 
     /// A response would have taken at least `took`.
     fn raise(&self, now: Instant, took: f64) {
-        let raised = |estimate: Option<f64>| took.max(estimate.unwrap_or(0.0));
-        self.estimate.update(now, self.settings.decay, raised);
+        self.estimate.add(now, self.settings.decay, 0.0, took);
     }
 }
 

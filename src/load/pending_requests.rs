@@ -393,8 +393,8 @@ impl<T: Timer> Shared<T> {
     }
 
     fn penalise(&self) {
-        let one_more = |parts: Option<f64>| parts.unwrap_or(0.0) + 1.0 / PART;
-        self.penalty.update(self.timer.now(), self.span, one_more);
+        self.penalty
+            .add(self.timer.now(), self.span, 1.0 / PART, 0.0);
     }
 }
 

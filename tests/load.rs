@@ -685,6 +685,12 @@ mod peak_ewma_estimates {
         timer.advance(3 * SECOND);
         drop(cancelled);
         assert_estimate(&service, nanos(3 * SECOND));
+
+        service.set_estimate(Duration::ZERO);
+        let cancelled = service.call(Ok(0));
+        timer.advance(SECOND);
+        drop(cancelled);
+        assert_estimate(&service, nanos(SECOND));
     }
 
     #[test]
@@ -948,6 +954,16 @@ mod peak_ewma_estimates {
         };
         let (file, _) = panics_at(|| drop(new()));
         assert_eq!(file, file!());
+        let invalid = PeakEwmaDiscover::<_, _, ManualTimer>::try_new(
+            list(),
+            Duration::ZERO,
+            SECOND,
+            CompleteOnResponse,
+        );
+        assert_eq!(
+            invalid.map(drop),
+            Err(InvalidEwma::DefaultRtt(Duration::ZERO))
+        );
         let invalid = PeakEwmaDiscover::try_with_timer(
             list(),
             SECOND,

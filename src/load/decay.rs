@@ -290,6 +290,27 @@ mod tests {
     }
 
     #[test]
+    fn no_addition_is_lost() {
+        // A span so long that a nanosecond is nothing.
+        let (now, span) = (Instant::from_nanos(5), 1e16);
+        let decaying = Decaying::new();
+        // Few of them where each instruction is interpreted.
+        let each = if cfg!(miri) { 100_u32 } else { 50_000 };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..each {
+                        decaying.add(now, span, 2.0, 0.0);
+                    }
+                });
+            }
+        });
+        let found = decaying.get(now, span).unwrap();
+        let expected = 8.0 * f64::from(each);
+        assert!((found - expected).abs() < 1.0, "{found} {expected}");
+    }
+
+    #[test]
     fn it_is_nothing_before_it_is_set_and_after_it_is_spent() {
         let now = Instant::from_nanos(1_000);
         let decaying = Decaying::new();

@@ -58,7 +58,7 @@
 //! # });
 //! ```
 //!
-//! [`PeakEwma.scala`]: https://github.com/twitter/finagle/blob/finagle-22.12.0/finagle-core/src/main/scala/com/twitter/finagle/loadbalancer/PeakEwma.scala
+//! [`PeakEwma.scala`]: https://github.com/twitter/finagle/blob/9cc08d15216497bb03a1cafda96b7266cfbbcff1/finagle-core/src/main/scala/com/twitter/finagle/loadbalancer/PeakEwma.scala
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -114,13 +114,7 @@ impl<S, C, T: Default> PeakEwma<S, C, T> {
         decay_ns: f64,
         completion: C,
     ) -> Result<Self, InvalidEwma> {
-        let settings = Settings::new(default_rtt, decay_ns)?;
-        Ok(Self::with_settings(
-            service,
-            settings,
-            completion,
-            T::default(),
-        ))
+        Self::try_with_timer(service, default_rtt, decay_ns, completion, T::default())
     }
 }
 
@@ -129,7 +123,7 @@ impl<S, C, T> PeakEwma<S, C, T> {
     ///
     /// # Panics
     ///
-    /// Where [`try_new`](Self::try_new) gives an error.
+    /// Where [`try_with_timer`](Self::try_with_timer) gives an error.
     #[track_caller]
     pub fn with_timer(
         service: S,
@@ -138,19 +132,31 @@ impl<S, C, T> PeakEwma<S, C, T> {
         completion: C,
         timer: T,
     ) -> Self {
-        match Settings::new(default_rtt, decay_ns) {
-            Ok(settings) => Self::with_settings(service, settings, completion, timer),
+        match Self::try_with_timer(service, default_rtt, decay_ns, completion, timer) {
+            Ok(service) => service,
             Err(invalid) => panic!("{invalid}"),
         }
     }
 
-    fn with_settings(inner: S, settings: Settings, completion: C, timer: T) -> Self {
-        Self {
-            inner,
+    /// As [`new`](Self::new), on `timer`.
+    ///
+    /// # Errors
+    ///
+    /// If `default_rtt` is 0, or `decay_ns` is not from a microsecond to a year.
+    pub fn try_with_timer(
+        service: S,
+        default_rtt: Duration,
+        decay_ns: f64,
+        completion: C,
+        timer: T,
+    ) -> Result<Self, InvalidEwma> {
+        let settings = Settings::new(default_rtt, decay_ns)?;
+        Ok(Self {
+            inner: service,
             completion,
             classifier: OnError,
             shared: Arc::new(Shared::new(settings, timer)),
-        }
+        })
     }
 }
 
@@ -358,7 +364,7 @@ impl<D, C, T: Default> PeakEwmaDiscover<D, C, T> {
     ///
     /// # Panics
     ///
-    /// If `default_rtt` is 0, or `decay` is not from a microsecond to a year.
+    /// Where [`try_new`](Self::try_new) gives an error.
     #[track_caller]
     pub fn new<Request>(discover: D, default_rtt: Duration, decay: Duration, completion: C) -> Self
     where
@@ -368,6 +374,20 @@ impl<D, C, T: Default> PeakEwmaDiscover<D, C, T> {
         T: Timer,
     {
         Self::with_timer(discover, default_rtt, decay, completion, T::default())
+    }
+
+    /// As [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `default_rtt` is 0, or `decay` is not from a microsecond to a year.
+    pub fn try_new(
+        discover: D,
+        default_rtt: Duration,
+        decay: Duration,
+        completion: C,
+    ) -> Result<Self, InvalidEwma> {
+        Self::try_with_timer(discover, default_rtt, decay, completion, T::default())
     }
 }
 

@@ -5,7 +5,11 @@ use core::time::Duration;
 
 use crate::filter::{AsyncFilterLayer, FilterLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 use crate::limit::{Rate, RateLimitLayer};
 use crate::load_shed::LoadShedLayer;
 use crate::retry::RetryLayer;
@@ -187,7 +191,11 @@ impl<L, R> ServiceBuilder<L, R> {
     /// # Panics
     ///
     /// If `num` or `per` is 0.
-    #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
     #[track_caller]
     pub fn rate_limit(
         self,

@@ -54,9 +54,11 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
+//! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, a [`load`] that is measured, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
+//!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
 //! - `futures-channel`: [`discover::channel`].
 //!
@@ -83,7 +85,6 @@ mod macros;
 
 mod sync;
 
-#[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
 pub mod discover;

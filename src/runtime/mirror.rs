@@ -127,7 +127,7 @@ macro_rules! mirror {
                 pub use $crate::retry::budget::*;
 
                 /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
-                #[cfg(target_has_atomic = "64")]
+                #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
             }
         }

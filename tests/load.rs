@@ -1,5 +1,8 @@
 //! How busy services are: what counts, what is penalised, and how it decays.
-#![cfg(all(feature = "alloc", target_has_atomic = "64"))]
+#![cfg(all(
+    feature = "alloc",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 
 mod common;
 

@@ -90,16 +90,9 @@ impl<F, C, H> TrackCompletionFuture<F, C, H> {
     }
 }
 
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-impl<F, C, H, K> TrackCompletionFuture<F, C, H, Classified<K>> {
-    /// As `new`, and tells the handle what `classifier` says of the result.
-    pub(super) const fn classified(completion: C, handle: H, future: F, classifier: K) -> Self {
-        Self::with(completion, handle, future, Classified(classifier))
-    }
-}
-
 impl<F, C, H, K> TrackCompletionFuture<F, C, H, K> {
-    const fn with(completion: C, handle: H, future: F, classifier: K) -> Self {
+    /// As `new`, and tells the handle of the result what `classifier` says.
+    pub(super) const fn with(completion: C, handle: H, future: F, classifier: K) -> Self {
         Self {
             future,
             handle: Some(handle),
@@ -148,7 +141,7 @@ pub struct Unclassified;
 
 /// Tells a handle what a [`Classify`](super::Classify) says of the result.
 #[derive(Clone, Copy, Debug)]
-pub struct Classified<K>(K);
+pub struct Classified<K>(pub(super) K);
 
 pub(super) mod judge {
     use super::super::{Classify, Outcome};

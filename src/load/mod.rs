@@ -58,31 +58,29 @@
 //! # });
 //! ```
 
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-use core::time::Duration;
-
 use crate::util::Either;
 
 pub mod completion;
 mod constant;
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-mod decay;
-// Handles share their state behind an `Arc`, in 64-bit atomics.
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-pub mod peak_ewma;
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-pub mod pending_requests;
+// Requests share with the service what is measured: an `Arc`, and in it words of 64 bits.
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+mod measured;
 
 pub use completion::{CompleteOnResponse, TrackCompletion};
 pub use constant::Constant;
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-pub use peak_ewma::{PeakEwma, PeakEwmaDiscover};
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-pub use pending_requests::{PendingRequests, PendingRequestsDiscover};
-
-/// The shortest and the longest decay: a microsecond, below which whole nanoseconds are too coarse, and a year.
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
-const DECAYS: (Duration, Duration) = (Duration::from_micros(1), Duration::from_secs(31_557_600));
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+pub use measured::{
+    PeakEwma, PeakEwmaDiscover, PendingRequests, PendingRequestsDiscover, peak_ewma,
+    pending_requests,
+};
 
 /// Says how busy a service is.
 pub trait Load {

@@ -56,15 +56,16 @@ macro_rules! mirror {
 
         /// [`load`](crate::load) on this runtime.
         pub mod load {
-            #[cfg(target_has_atomic = "64")]
-            pub use self::peak_ewma::{PeakEwma, PeakEwmaDiscover};
-            #[cfg(target_has_atomic = "64")]
-            pub use self::pending_requests::{PendingRequests, PendingRequestsDiscover};
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub use self::{
+                peak_ewma::{PeakEwma, PeakEwmaDiscover},
+                pending_requests::{PendingRequests, PendingRequestsDiscover},
+            };
             use super::*;
             pub use $crate::load::*;
 
             /// [`load::peak_ewma`](crate::load::peak_ewma) on this runtime.
-            #[cfg(target_has_atomic = "64")]
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
             pub mod peak_ewma {
                 use super::*;
                 pub use $crate::load::peak_ewma::*;
@@ -80,7 +81,7 @@ macro_rules! mirror {
             }
 
             /// [`load::pending_requests`](crate::load::pending_requests) on this runtime.
-            #[cfg(target_has_atomic = "64")]
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
             pub mod pending_requests {
                 use super::*;
                 pub use $crate::load::pending_requests::*;

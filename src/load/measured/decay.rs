@@ -1,9 +1,8 @@
 //! Numbers that decay exponentially, each in one word.
 
 use core::f64::consts::{LN_2, LOG2_E, SQRT_2};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::Instant;
+use crate::{Instant, sync::word::Word};
 
 /// A number that falls by a factor of e in each span, and counts as nothing when it has come down to one.
 ///
@@ -13,34 +12,34 @@ use crate::Instant;
 ///
 /// Spans are in nanoseconds.
 #[derive(Debug)]
-pub(super) struct Decaying(AtomicU64);
+pub(super) struct Decaying(Word);
 
 impl Decaying {
     pub(super) const fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(Word::new(0))
     }
 
     /// Whether it is nothing without a look at the clock.
     #[inline]
     pub(super) fn is_unset(&self) -> bool {
-        self.0.load(Relaxed) == 0
+        self.0.load() == 0
     }
 
     /// The number at `now`; `None` if it is nothing.
     #[inline]
     pub(super) fn get(&self, now: Instant, span: f64) -> Option<f64> {
-        value(self.0.load(Relaxed), now, span)
+        value(self.0.load(), now, span)
     }
 
     /// Makes it `number` at `now`.
     pub(super) fn set(&self, now: Instant, span: f64, number: f64) {
-        self.0.store(moment(number, now, span), Relaxed);
+        self.0.store(moment(number, now, span));
     }
 
     /// Makes it `number` at `now`, if it was never set.
     pub(super) fn set_first(&self, now: Instant, span: f64, number: f64) {
         let first = moment(number, now, span);
-        let _ = self.0.compare_exchange(0, first, Relaxed, Relaxed);
+        let _ = self.0.replace(0, first);
     }
 
     /// Adds `more` to it at `now`, and makes it at least `least`.
@@ -57,19 +56,19 @@ impl Decaying {
                 None => moment(least.max(more), now, span),
             })
         };
-        let _ = self.0.fetch_update(Relaxed, Relaxed, add);
+        self.0.update(add);
     }
 
     /// Makes it nothing.
     pub(super) fn unset(&self) {
-        self.0.store(0, Relaxed);
+        self.0.store(0);
     }
 
     /// Makes it unset if it has come down to nothing at `now`.
     pub(super) fn unset_if_spent(&self, now: Instant) {
-        let moment = self.0.load(Relaxed);
+        let moment = self.0.load();
         if moment <= now.as_nanos() {
-            let _ = self.0.compare_exchange(moment, 0, Relaxed, Relaxed);
+            let _ = self.0.replace(moment, 0);
         }
     }
 }

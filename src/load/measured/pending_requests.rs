@@ -48,11 +48,12 @@ use core::time::Duration;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use super::completion::judge::Record;
-use super::completion::{Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture};
 use super::decay::Decaying;
-use super::{Classify, Load, OnError, Outcome};
 use crate::discover::{Change, Discover};
+use crate::load::completion::{
+    Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture, judge::Record,
+};
+use crate::load::{Classify, Load, OnError, Outcome};
 use crate::{NoRuntime, Service, Timer};
 
 /// In which time a penalty falls by a factor of e where nothing else is said.
@@ -185,11 +186,11 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         // Before the call: what the inner service does in it counts.
         let handle = Handle::new(&self.shared);
-        TrackCompletionFuture::classified(
+        TrackCompletionFuture::with(
             self.completion.clone(),
             handle,
             self.inner.call(request),
-            self.classifier.clone(),
+            Classified(self.classifier.clone()),
         )
     }
 }

@@ -64,7 +64,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
 use core::sync::atomic::{
-    AtomicU64, AtomicUsize,
+    AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
 use core::task::{Context, Poll};
@@ -73,11 +73,14 @@ use core::time::Duration;
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use super::completion::judge::Record;
-use super::completion::{Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture};
+use super::DECAYS;
 use super::decay::{Decaying, nanos_between, one_minus_exp_of_minus};
-use super::{Classify, DECAYS, Load, OnError, Outcome};
 use crate::discover::{Change, Discover};
+use crate::load::completion::{
+    Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture, judge::Record,
+};
+use crate::load::{Classify, Load, OnError, Outcome};
+use crate::sync::word::Word;
 use crate::{Instant, NoRuntime, Service, Timer};
 
 /// A service whose load is the time that its responses took lately, times its requests under way.
@@ -259,11 +262,11 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         // Before the call: the time that the inner service takes in it counts.
         let handle = Handle::new(&self.shared);
-        TrackCompletionFuture::classified(
+        TrackCompletionFuture::with(
             self.completion.clone(),
             handle,
             self.inner.call(request),
-            self.classifier.clone(),
+            Classified(self.classifier.clone()),
         )
     }
 }
@@ -293,7 +296,7 @@ impl<T: Timer> Handle<T> {
         let sent = shared.timer.now();
         shared.start(sent);
         if shared.in_flight.load(Relaxed) == 0 {
-            shared.silent.store(sent.as_nanos(), Relaxed);
+            shared.silent.store(sent.as_nanos());
         }
         // Whoever sees the request sees since when it is silent.
         shared.in_flight.fetch_add(1, Release);
@@ -332,7 +335,7 @@ impl<T: Timer> Drop for Handle<T> {
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
-            shared.silent.store(now.as_nanos(), Relaxed);
+            shared.silent.store(now.as_nanos());
         }
         shared.in_flight.fetch_sub(1, Relaxed);
     }
@@ -547,9 +550,9 @@ struct Shared<T> {
     in_flight: AtomicUsize,
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
-    observed: AtomicU64,
+    observed: Word,
     // While requests are under way: since when none has come back.
-    silent: AtomicU64,
+    silent: Word,
     settings: Settings,
     timer: T,
 }
@@ -559,8 +562,8 @@ impl<T> Shared<T> {
         Self {
             in_flight: AtomicUsize::new(0),
             estimate: Decaying::new(),
-            observed: AtomicU64::new(0),
-            silent: AtomicU64::new(0),
+            observed: Word::new(0),
+            silent: Word::new(0),
             settings,
             timer,
         }
@@ -576,7 +579,7 @@ impl<T> Shared<T> {
 
     #[cold]
     fn start_first(&self, now: Instant) {
-        self.observed.store(now.as_nanos(), Relaxed);
+        self.observed.store(now.as_nanos());
         let Settings {
             decay, default_rtt, ..
         } = self.settings;
@@ -590,11 +593,11 @@ impl<T> Shared<T> {
         if self.in_flight.load(Acquire) == 0 {
             return estimate;
         }
-        estimate.max(nanos_between(self.silent.load(Relaxed), now.as_nanos()))
+        estimate.max(nanos_between(self.silent.load(), now.as_nanos()))
     }
 
     fn set_estimate(&self, now: Instant, estimate: f64) {
-        self.observed.store(now.as_nanos(), Relaxed);
+        self.observed.store(now.as_nanos());
         self.estimate.set(now, self.settings.decay, estimate);
     }
 
@@ -603,7 +606,7 @@ impl<T> Shared<T> {
     fn observe(&self, now: Instant, took: f64) {
         let decay = self.settings.decay;
         // Taken by one response, however many come at once: no time counts twice.
-        let before = self.observed.swap(now.as_nanos(), Relaxed);
+        let before = self.observed.swap(now.as_nanos());
         let elapsed = nanos_between(before, now.as_nanos());
         // The estimate has decayed by now, so this added to it is the average; and what took longer is a peak.
         let share = took * one_minus_exp_of_minus(elapsed / decay);

@@ -16,11 +16,13 @@ mod imp {
             self.0.load(Relaxed)
         }
 
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
         pub(crate) fn store(&self, value: u64) {
             self.0.store(value, Relaxed);
         }
 
         /// Puts `value` there, and gives what was there.
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
         pub(crate) fn swap(&self, value: u64) -> u64 {
             self.0.swap(value, Relaxed)
         }
@@ -53,11 +55,13 @@ mod imp {
             critical_section::with(|section| self.0.borrow(section).get())
         }
 
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
         pub(crate) fn store(&self, value: u64) {
             self.swap(value);
         }
 
         /// Puts `value` there, and gives what was there.
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
         pub(crate) fn swap(&self, value: u64) -> u64 {
             critical_section::with(|section| self.0.borrow(section).replace(value))
         }

@@ -180,6 +180,9 @@ fn ln(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    // Threads, and the functions that these here are compared to.
+    extern crate std;
+
     use super::*;
     use crate::util::rng::{Rng, SplitMix64};
 

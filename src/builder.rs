@@ -4,6 +4,12 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::filter::{AsyncFilterLayer, FilterLayer};
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+use crate::hedge::{Delay, HedgeLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
 #[cfg(all(
     feature = "alloc",
@@ -179,6 +185,33 @@ impl<L, R> ServiceBuilder<L, R> {
         max: usize,
     ) -> ServiceBuilder<Stack<GlobalConcurrencyLimitLayer, L>, R> {
         self.layer(GlobalConcurrencyLimitLayer::new(max))
+    }
+
+    /// Sends a request again when its answer is late: see [`hedge`](crate::hedge). For other settings
+    /// add a [`HedgeLayer`] with [`layer`](Self::layer).
+    ///
+    /// # Panics
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
+    #[track_caller]
+    pub fn hedge<P>(
+        self,
+        policy: P,
+        min_data_points: u64,
+        latency_percentile: f32,
+        period: Duration,
+    ) -> ServiceBuilder<Stack<HedgeLayer<P, R>, L>, R>
+    where
+        R: Timer + Clone,
+    {
+        let delay = Delay::percentile(min_data_points, latency_percentile, period);
+        let layer = HedgeLayer::with_timer(policy, delay, self.runtime.clone());
+        self.layer(layer)
     }
 
     /// Answers with an error when the service is not ready: see [`load_shed`](crate::load_shed).

@@ -33,6 +33,7 @@
 //! | [`load_shed`] | an error at once instead of a wait | |
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
+//! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
 //! | [`filter`] | requests let through or rejected | |
 //! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
 //! | [`discover`] | which endpoints there are, for a balancer | |
@@ -55,7 +56,8 @@
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
 //! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
-//! - `alloc`: `BoxError`, boxed services, a [`load`] that is measured, and a rate limit's state behind an `Arc`.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
+//!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
@@ -90,6 +92,13 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+// The state that handles share is behind an `Arc`, and has words of 64 bits.
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+pub mod hedge;
 pub mod layer;
 pub mod limit;
 pub mod load;
@@ -112,6 +121,8 @@ pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRunt
 
 #[cfg(feature = "async-std")]
 pub use runtime::async_std;
+#[cfg(feature = "embassy")]
+pub use runtime::embassy;
 #[cfg(feature = "futures-timer")]
 pub use runtime::futures_timer;
 #[cfg(feature = "smol")]

@@ -39,6 +39,8 @@
 //! | [`reconnect`] | a service that is made anew when it fails, with backoff | a timer |
 //! | [`spawn_ready`] | readiness driven in the background | an executor |
 //! | [`make`] | services that make services | |
+//! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
+//! | [`discover`] | which endpoints there are, for a balancer | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -58,11 +60,13 @@
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
 //! - `std`: [`spawn_ready`], and buffers and concurrency limits whose state is on the heap, behind a lock.
-//! - `alloc`: `BoxError`, boxed services, [`hedge`], and a rate limit's state behind an `Arc`.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
+//!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//! - `futures-channel`: [`discover::channel`].
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!
@@ -135,3 +139,5 @@ pub use runtime::futures_timer;
 pub use runtime::smol;
 #[cfg(feature = "tokio")]
 pub use runtime::tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub use runtime::wasm;

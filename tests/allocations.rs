@@ -141,6 +141,7 @@ mod rooms {
     #[cfg(target_has_atomic = "64")]
     use campanile::hedge::Delay;
     use campanile::limit::{ConcurrencyLimit, Rate};
+    use campanile::load::{CompleteOnResponse, Constant, Load};
     use campanile::load_shed::LoadShed;
     #[cfg(target_has_atomic = "64")]
     use campanile::retry::{CloneByClone, budget::Unlimited};
@@ -150,6 +151,7 @@ mod rooms {
     use campanile::smol::hedge::Hedge;
     use campanile::smol::{
         limit::RateLimit,
+        load::{PeakEwma, PendingRequests},
         timeout::{Deadline, Timeout},
     };
 
@@ -294,6 +296,7 @@ mod rooms {
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
     }
+
     #[test]
     fn a_choice_among_services_allocates_nothing() {
         use campanile::steer::Steer;
@@ -372,5 +375,18 @@ mod rooms {
         assert_eq!(count, 1);
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
+    }
+
+    #[test]
+    fn loads_allocate_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        assert_eq!(per_call(Constant::new(leaf, 1)), 0);
+        let pending = PendingRequests::new(leaf, CompleteOnResponse);
+        assert_eq!(per_call(pending.clone()), 0);
+        assert_eq!(allocations(|| pending.load()).0, 0);
+        let ewma = PeakEwma::new(leaf, LONG, 1e9, CompleteOnResponse);
+        assert_eq!(per_call(ewma.clone()), 0);
+        assert_eq!(allocations(|| ewma.load()).0, 0);
     }
 }

@@ -27,6 +27,7 @@
 //!
 //! | module | what it does | needs |
 //! |---|---|---|
+//! | [`balance`] | spreads requests over endpoints that come and go, by their load | a timer, for endpoints that failed |
 //! | [`buffer`] | lets many handles share one service, through a bounded queue | an executor |
 //! | [`limit::concurrency`] | so many requests under way at once | |
 //! | [`limit::rate`] | so many requests in a span of time | a timer |
@@ -34,6 +35,7 @@
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`ready_cache`] | services by key, and which of them are ready | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -52,7 +54,8 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
+//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock; [`balance`] and
+//!   [`ready_cache`], which are woken from anywhere.
 //! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
@@ -81,6 +84,8 @@ mod macros;
 mod sync;
 
 #[cfg(feature = "std")]
+pub mod balance;
+#[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
 pub mod discover;
@@ -90,6 +95,8 @@ pub mod layer;
 pub mod limit;
 pub mod load;
 pub mod load_shed;
+#[cfg(feature = "std")]
+pub mod ready_cache;
 pub mod retry;
 pub mod runtime;
 pub mod service;

@@ -1,0 +1,853 @@
+//! A cache of services by key, which knows which of them are ready.
+//!
+//! A [`ReadyCache`] polls its services until they are ready and keeps the ready ones at hand, by key and by
+//! index: what a balancer picks from. Only a service that was woken, called or pushed is polled, so what a
+//! poll costs does not depend on how many services there are. Calls and polls neither allocate nor hash.
+//!
+//! # Differences from tower
+//!
+//! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
+//!   [`poll_pending`](ReadyCache::poll_pending). So is a pending one for whose key another is pushed.
+//! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
+//! - A key is found by whatever it can be borrowed as, as in a `HashMap`.
+//! - One poll asks at most 256 services, and lets others run before it goes on: only tokio would stop it.
+//! - When a service panics in `poll_ready` or `call`, that service is gone and the cache is whole.
+//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::{ready_cache::ReadyCache, service_fn};
+//! use core::{convert::Infallible, future::poll_fn};
+//!
+//! # futures::executor::block_on(async {
+//! let mut cache = ReadyCache::new();
+//! cache.push("double", service_fn(async |n: u32| Ok::<_, Infallible>(2 * n)));
+//! assert_eq!((cache.ready_len(), cache.pending_len()), (0, 1));
+//!
+//! poll_fn(|cx| cache.poll_pending(cx)).await.unwrap();
+//! assert_eq!((cache.ready_len(), cache.pending_len()), (1, 0));
+//!
+//! assert_eq!(cache.call_ready("double", 4).await, Ok(8));
+//! assert!(cache.pending_contains("double")); // until it is polled ready again
+//! # });
+//! ```
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::borrow::Borrow;
+use core::fmt;
+use core::hash::Hash;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::{Service, sync::is_attempt};
+
+/// Services by key, each either ready or pending.
+///
+/// The services are pushed and evicted, polled by [`poll_pending`](Self::poll_pending) until they are ready,
+/// and called. A called service is pending again. See the [module](self) for an example.
+///
+/// The ready ones have indices from 0 to [`ready_len`](Self::ready_len), which are good until the cache is
+/// next changed.
+///
+/// # Cancel safety
+///
+/// There is nothing to cancel: a poll that is not followed by another loses nothing.
+pub struct ReadyCache<K, S, Req> {
+    // Dropped before the services, so that what they wake while they are dropped wakes nobody.
+    wakes: Wakes,
+    slots: Vec<Slot<K, S>>,
+    vacant: Vec<usize>,
+    // The slots in use: first the ready ones, then those that are to be polled, then those that wait to be
+    // woken. To go from one part to another is to swap with the one at the edge.
+    order: Vec<usize>,
+    /// Where the ready ones end.
+    ready: usize,
+    /// Where those end that are to be polled.
+    due: usize,
+    // The slot that was pushed last for each key. Not asked by calls and polls.
+    keys: HashMap<K, usize>,
+    request: PhantomData<fn(Req)>,
+}
+
+/// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
+/// used, and takes some microseconds where readiness is cheap.
+pub(crate) const POLLS: usize = 256;
+
+/// How many services a try asks once it has a ready one to offer.
+const TRIES: usize = 16;
+
+struct Slot<K, S> {
+    // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
+    generation: u32,
+    endpoint: Option<Endpoint<K, S>>,
+}
+
+struct Endpoint<K, S> {
+    key: K,
+    service: S,
+    node: Arc<Node>,
+    /// `node` as a waker.
+    waker: Waker,
+    /// Where in the order it is.
+    at: usize,
+    /// The slot of the ready endpoint of the same key that this one is to replace.
+    older: Option<usize>,
+    /// The slot of the pending endpoint that is to replace this one.
+    newer: Option<usize>,
+}
+
+/// One ready endpoint, whatever its index becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    slot: usize,
+    generation: u32,
+}
+
+impl<K, S, Req> ReadyCache<K, S, Req> {
+    /// How many services there are, ready and pending.
+    ///
+    /// A ready service and the one that is to replace it count as two.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether there is no service.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// How many services are ready.
+    pub fn ready_len(&self) -> usize {
+        self.ready
+    }
+
+    /// How many services are pending.
+    pub fn pending_len(&self) -> usize {
+        self.order.len() - self.ready
+    }
+
+    /// The ready service at `index`, and its key.
+    pub fn get_ready_index(&self, index: usize) -> Option<(&K, &S)> {
+        let endpoint = self.slots[*self.ready_slots().get(index)?]
+            .endpoint
+            .as_ref()?;
+        Some((&endpoint.key, &endpoint.service))
+    }
+
+    /// The ready service at `index`, mutably, and its key.
+    pub fn get_ready_index_mut(&mut self, index: usize) -> Option<(&K, &mut S)> {
+        let slot = *self.ready_slots().get(index)?;
+        let endpoint = self.slots[slot].endpoint.as_mut()?;
+        Some((&endpoint.key, &mut endpoint.service))
+    }
+
+    /// The ready services and their keys, by index.
+    pub fn iter_ready(&self) -> impl Iterator<Item = (&K, &S)> {
+        (0..self.ready).filter_map(|index| self.get_ready_index(index))
+    }
+
+    /// The ready services, mutably, and their keys, in any order.
+    pub fn iter_ready_mut(&mut self) -> impl Iterator<Item = (&K, &mut S)> {
+        let ready = self.ready;
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.endpoint.as_mut())
+            .filter(move |endpoint| endpoint.at < ready)
+            .map(|endpoint| (&endpoint.key, &mut endpoint.service))
+    }
+
+    fn ready_slots(&self) -> &[usize] {
+        &self.order[..self.ready]
+    }
+
+    fn place_of(&self, slot: usize) -> Option<usize> {
+        Some(self.slots.get(slot)?.endpoint.as_ref()?.at)
+    }
+
+    pub(crate) fn ticket(&self, index: usize) -> Option<Ticket> {
+        let slot = *self.ready_slots().get(index)?;
+        let generation = self.slots[slot].generation;
+        Some(Ticket { slot, generation })
+    }
+
+    /// The index of the endpoint, if it is still there and ready.
+    pub(crate) fn index_of(&self, ticket: Ticket) -> Option<usize> {
+        let slot = &self.slots[ticket.slot];
+        let at = slot.endpoint.as_ref()?.at;
+        (slot.generation == ticket.generation && at < self.ready).then_some(at)
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        if a == b {
+            return;
+        }
+        self.order.swap(a, b);
+        for at in [a, b] {
+            if let Some(endpoint) = &mut self.slots[self.order[at]].endpoint {
+                endpoint.at = at;
+            }
+        }
+    }
+
+    /// Lets a ready endpoint be polled next.
+    fn ready_to_due(&mut self, at: usize) {
+        self.ready -= 1;
+        self.swap(at, self.ready);
+    }
+
+    /// Lets an endpoint that is due wait until it is woken.
+    fn due_to_waiting(&mut self, at: usize) {
+        self.due -= 1;
+        self.swap(at, self.due);
+    }
+
+    /// Lets an endpoint that waits be polled.
+    fn waiting_to_due(&mut self, at: usize) {
+        self.swap(at, self.due);
+        self.due += 1;
+    }
+
+    /// Lets an endpoint that is due be called, in place of the one that it replaces.
+    fn due_to_ready(&mut self, at: usize) {
+        self.swap(at, self.ready);
+        self.ready += 1;
+        let slot = self.order[self.ready - 1];
+        let older = self.slots[slot]
+            .endpoint
+            .as_mut()
+            .and_then(|endpoint| endpoint.older.take());
+        if let Some(at) = older.and_then(|older| self.place_of(older)) {
+            drop(self.detach(at));
+        }
+    }
+
+    /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
+    fn detach(&mut self, mut at: usize) -> Option<Endpoint<K, S>> {
+        if at < self.ready {
+            self.ready_to_due(at);
+            at = self.ready;
+        }
+        if at < self.due {
+            self.due_to_waiting(at);
+            at = self.due;
+        }
+        self.swap(at, self.order.len() - 1);
+        let vacant = self.order.pop()?;
+        self.vacant.push(vacant);
+        let slot = &mut self.slots[vacant];
+        slot.generation = slot.generation.wrapping_add(1);
+        let endpoint = slot.endpoint.take()?;
+        endpoint.node.retire();
+        Some(endpoint)
+    }
+
+    /// Lets those be polled that were woken.
+    fn collect_woken(&mut self) {
+        if self.wakes.any() {
+            self.collect_some();
+        }
+    }
+
+    fn collect_some(&mut self) {
+        let mut woken = self.wakes.collect();
+        for Ticket { slot, generation } in woken.drain(..) {
+            let slot = &self.slots[slot];
+            let Some(endpoint) = &slot.endpoint else {
+                continue;
+            };
+            if slot.generation != generation {
+                continue;
+            }
+            endpoint.node.unqueue();
+            // A ready one is polled when it is picked.
+            if endpoint.at >= self.due {
+                self.waiting_to_due(endpoint.at);
+            }
+        }
+        self.wakes.batch = woken;
+    }
+}
+
+impl<K, S, Req> ReadyCache<K, S, Req>
+where
+    K: Eq + Hash,
+{
+    /// A cache without services.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            wakes: Wakes::new(),
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            order: Vec::new(),
+            ready: 0,
+            due: 0,
+            keys: HashMap::new(),
+            request: PhantomData,
+        }
+    }
+
+    /// Whether a pending service has this key.
+    pub fn pending_contains<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let slot = self.keys.get(key);
+        slot.and_then(|slot| self.place_of(*slot))
+            .is_some_and(|at| at >= self.ready)
+    }
+
+    /// The ready service with this key, and its index.
+    pub fn get_ready<Q>(&self, key: &Q) -> Option<(usize, &K, &S)>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let index = self.ready_index(key)?;
+        let (key, service) = self.get_ready_index(index)?;
+        Some((index, key, service))
+    }
+
+    /// The ready service with this key, mutably, and its index.
+    pub fn get_ready_mut<Q>(&mut self, key: &Q) -> Option<(usize, &K, &mut S)>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let index = self.ready_index(key)?;
+        let (key, service) = self.get_ready_index_mut(index)?;
+        Some((index, key, service))
+    }
+
+    /// Drops the services with this key, at once, whether ready or pending. `false` if there was none.
+    pub fn evict<Q>(&mut self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let Some(slot) = self.keys.remove(key) else {
+            return false;
+        };
+        let newest = self.place_of(slot).and_then(|at| self.detach(at));
+        let older = newest.as_ref().and_then(|endpoint| endpoint.older);
+        let older = older
+            .and_then(|slot| self.place_of(slot))
+            .and_then(|at| self.detach(at));
+        // Both are out before either is dropped: a destructor may panic.
+        drop((newest, older));
+        true
+    }
+
+    fn ready_index<Q>(&self, key: &Q) -> Option<usize>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let newest = self.slots[*self.keys.get(key)?].endpoint.as_ref()?;
+        let at = match newest.older {
+            Some(older) => self.place_of(older)?,
+            None => newest.at,
+        };
+        (at < self.ready).then_some(at)
+    }
+
+    /// Takes an endpoint out, and whatever refers to it.
+    fn remove(&mut self, at: usize) -> Option<Endpoint<K, S>> {
+        let endpoint = self.detach(at)?;
+        match (endpoint.older, endpoint.newer) {
+            // The one that it was to replace stays.
+            (Some(older), _) => {
+                if let Some(older) = &mut self.slots[older].endpoint {
+                    older.newer = None;
+                }
+                if let Some(slot) = self.keys.get_mut(&endpoint.key) {
+                    *slot = older;
+                }
+            }
+            (None, Some(newer)) => {
+                if let Some(newer) = &mut self.slots[newer].endpoint {
+                    newer.older = None;
+                }
+            }
+            (None, None) => {
+                self.keys.remove(&endpoint.key);
+            }
+        }
+        Some(endpoint)
+    }
+
+    fn is_replaced(&self, at: usize) -> bool {
+        self.slots[self.order[at]]
+            .endpoint
+            .as_ref()
+            .is_some_and(|endpoint| endpoint.newer.is_some())
+    }
+}
+
+impl<K, S, Req> ReadyCache<K, S, Req>
+where
+    K: Clone + Eq + Hash,
+    S: Service<Req>,
+{
+    /// Adds a service, as a pending one.
+    ///
+    /// If a pending service has the same key it is dropped. If a ready one has, it stays, and can be called,
+    /// until the new one is ready and takes its place; once called, or found not to be ready any more, it is
+    /// dropped.
+    pub fn push(&mut self, key: K, service: S) {
+        let (mut older, mut replaced) = (None, None);
+        if let Some(&newest) = self.keys.get(&key) {
+            match self.place_of(newest) {
+                Some(at) if at >= self.ready => {
+                    replaced = self.detach(at);
+                    older = replaced.as_ref().and_then(|endpoint| endpoint.older);
+                }
+                at => older = at.map(|_| newest),
+            }
+        }
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                endpoint: None,
+            });
+            self.slots.len() - 1
+        });
+        if let Some(older) = older.and_then(|older| self.slots[older].endpoint.as_mut()) {
+            older.newer = Some(slot);
+        }
+        self.keys.insert(key.clone(), slot);
+        let generation = self.slots[slot].generation;
+        let node = self.wakes.node(Ticket { slot, generation });
+        let at = self.order.len();
+        self.slots[slot].endpoint = Some(Endpoint {
+            key,
+            service,
+            waker: Waker::from(node.clone()),
+            node,
+            at,
+            older,
+            newer: None,
+        });
+        self.order.push(slot);
+        self.waiting_to_due(at);
+        drop(replaced);
+    }
+
+    /// Polls the pending services that were pushed, called or woken. Ready when none is pending.
+    ///
+    /// To be called again after a [`push`](Self::push), a call, or a check that found a service not ready.
+    ///
+    /// # Errors
+    ///
+    /// When a service fails. It has been dropped, and the others are as they were: poll again.
+    pub fn poll_pending(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
+        self.poll_due(cx, &mut { POLLS })?;
+        if self.pending_len() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.register(cx);
+        Poll::Pending
+    }
+
+    /// Whether the service with this key is ready, and still so when it is polled now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`check_ready_index`](Self::check_ready_index).
+    pub fn check_ready<Q>(
+        &mut self,
+        cx: &mut Context<'_>,
+        key: &Q,
+    ) -> Result<bool, error::Failed<K, S::Error>>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        match self.ready_index(key) {
+            Some(index) => self.check_ready_index(cx, index),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the service at `index` is ready, and still so when it is polled now. If it is not, it is
+    /// pending from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the service fails. It has been dropped.
+    pub fn check_ready_index(
+        &mut self,
+        cx: &mut Context<'_>,
+        index: usize,
+    ) -> Result<bool, error::Failed<K, S::Error>> {
+        if index >= self.ready {
+            return Ok(false);
+        }
+        match self.poll_at(index, cx) {
+            Poll::Ready(Ok(())) => return Ok(true),
+            Poll::Ready(Err(error)) => self.failed(index, error)?,
+            Poll::Pending if self.is_replaced(index) => drop(self.remove(index)),
+            Poll::Pending => {
+                self.ready_to_due(index);
+                // A try has left no waker with it.
+                if !is_attempt(cx) {
+                    self.due_to_waiting(self.ready);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Calls the ready service with this key, which is pending afterwards.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such service, or it is not ready.
+    #[track_caller]
+    pub fn call_ready<Q>(&mut self, key: &Q, request: Req) -> S::Future
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        match self.ready_index(key) {
+            Some(index) => self.call_ready_index(index, request),
+            None => panic!("no service with this key is ready: ask `check_ready` first"),
+        }
+    }
+
+    /// Calls the ready service at `index`, which is pending afterwards.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not less than [`ready_len`](Self::ready_len).
+    #[track_caller]
+    pub fn call_ready_index(&mut self, index: usize, request: Req) -> S::Future {
+        match self.try_call(index, request) {
+            Ok(future) => future,
+            Err(_) => panic!(
+                "the index of a ready service is {index}, and must be less than {}",
+                self.ready
+            ),
+        }
+    }
+
+    /// Calls the ready service at `index`, or gives the request back if there is none.
+    pub(crate) fn try_call(&mut self, index: usize, request: Req) -> Result<S::Future, Req> {
+        let Some(&slot) = self.ready_slots().get(index) else {
+            return Err(request);
+        };
+        let guard = Asking { cache: self, index };
+        let Some(endpoint) = &mut guard.cache.slots[slot].endpoint else {
+            return Err(request);
+        };
+        let is_replaced = endpoint.newer.is_some();
+        let future = endpoint.service.call(request);
+        core::mem::forget(guard);
+        if is_replaced {
+            drop(self.remove(index));
+        } else {
+            self.ready_to_due(index);
+        }
+        Ok(future)
+    }
+
+    /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
+    pub(crate) fn poll_due(
+        &mut self,
+        cx: &mut Context<'_>,
+        budget: &mut usize,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.collect_woken();
+        if is_attempt(cx) {
+            return self.try_due(cx);
+        }
+        while self.ready < self.due && *budget > 0 {
+            *budget -= 1;
+            let at = self.ready;
+            match self.poll_at(at, cx) {
+                Poll::Ready(Ok(())) => self.due_to_ready(at),
+                Poll::Ready(Err(error)) => self.failed(at, error)?,
+                Poll::Pending => self.due_to_waiting(at),
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
+    #[cold]
+    fn try_due(&mut self, cx: &mut Context<'_>) -> Result<(), error::Failed<K, S::Error>> {
+        let all = self.due - self.ready;
+        for tried in 0..all {
+            if self.ready == self.due || (self.ready > 0 && tried >= TRIES) {
+                break;
+            }
+            let due = self.due - self.ready;
+            // The next try goes on where this one ends.
+            self.wakes.turn = self.wakes.turn.wrapping_add(1);
+            let at = self.ready + self.wakes.turn % due;
+            match self.poll_at(at, cx) {
+                Poll::Ready(Ok(())) => self.due_to_ready(at),
+                Poll::Ready(Err(error)) => self.failed(at, error)?,
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
+    pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
+        if is_attempt(cx) {
+            return;
+        }
+        if self.ready < self.due || !self.wakes.register(cx.waker()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn failed(&mut self, at: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
+        match self.remove(at) {
+            Some(endpoint) => Err(error::Failed(endpoint.key, error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Polls one, with its own waker; in a try, with the one of the try.
+    fn poll_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let slot = self.order[at];
+        let guard = Asking {
+            cache: self,
+            index: at,
+        };
+        let Some(endpoint) = &mut guard.cache.slots[slot].endpoint else {
+            return Poll::Pending;
+        };
+        let polled = if is_attempt(cx) {
+            endpoint.service.poll_ready(cx)
+        } else {
+            let mut cx = Context::from_waker(&endpoint.waker);
+            endpoint.service.poll_ready(&mut cx)
+        };
+        core::mem::forget(guard);
+        polled
+    }
+}
+
+impl<K: Eq + Hash, S, Req> Default for ReadyCache<K, S, Req> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = |slots: &[usize]| -> Vec<&K> {
+            let endpoints = slots
+                .iter()
+                .filter_map(|&at| self.slots[at].endpoint.as_ref());
+            endpoints.map(|endpoint| &endpoint.key).collect()
+        };
+        f.debug_struct("ReadyCache")
+            .field("ready", &keys(self.ready_slots()))
+            .field("pending", &keys(&self.order[self.ready..]))
+            .finish()
+    }
+}
+
+/// The failure of one service, at the path where tower has it.
+pub mod error {
+    use core::error::Error;
+    use core::fmt;
+
+    use crate::error::AsError;
+
+    /// A service of a [`ReadyCache`](super::ReadyCache) failed, and is gone: its key, and its error.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Failed<K, E>(
+        /// The key that the service had.
+        pub K,
+        /// What its `poll_ready` gave.
+        pub E,
+    );
+
+    impl<K: fmt::Debug, E> fmt::Display for Failed<K, E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "the service {:?} failed", self.0)
+        }
+    }
+
+    /// Its source is the service's error.
+    impl<K: fmt::Debug, E: AsError + fmt::Debug> Error for Failed<K, E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(self.1.as_error())
+        }
+    }
+}
+
+/// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
+struct Asking<'a, K: Eq + Hash, S, Req> {
+    cache: &'a mut ReadyCache<K, S, Req>,
+    index: usize,
+}
+
+impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
+    #[cold]
+    fn drop(&mut self) {
+        drop(self.cache.remove(self.index));
+    }
+}
+
+/// Who was woken, and who is to hear of it.
+struct Wakes {
+    shared: Arc<Shared>,
+    // What was woken is handed over in it, and then it is kept, for its room.
+    batch: Vec<Ticket>,
+    // The task that was registered last. Whether it is the same again can be asked without the lock.
+    parent: Option<Waker>,
+    // Where the last try ended.
+    turn: usize,
+}
+
+struct Shared {
+    /// Whether anything is woken.
+    any: AtomicBool,
+    /// Whether a task is registered.
+    awaited: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    woken: Vec<Ticket>,
+    parent: Option<Waker>,
+}
+
+/// What an endpoint's waker wakes: it puts the endpoint on the list, and wakes the task.
+struct Node {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    /// On the list, or out of the cache: not to be put on the list.
+    queued: AtomicBool,
+}
+
+impl Wakes {
+    fn new() -> Self {
+        let shared = Shared {
+            any: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
+            state: Mutex::new(State {
+                woken: Vec::new(),
+                parent: None,
+            }),
+        };
+        Self {
+            shared: Arc::new(shared),
+            batch: Vec::new(),
+            parent: None,
+            turn: 0,
+        }
+    }
+
+    fn node(&self, ticket: Ticket) -> Arc<Node> {
+        Arc::new(Node {
+            shared: self.shared.clone(),
+            ticket,
+            queued: AtomicBool::new(false),
+        })
+    }
+
+    fn any(&self) -> bool {
+        self.shared.any.load(Ordering::Acquire)
+    }
+
+    fn collect(&mut self) -> Vec<Ticket> {
+        let mut woken = core::mem::take(&mut self.batch);
+        let mut state = self.shared.lock();
+        core::mem::swap(&mut state.woken, &mut woken);
+        self.shared.any.store(false, Ordering::Relaxed);
+        woken
+    }
+
+    /// `false` if somebody has been woken already.
+    fn register(&mut self, waker: &Waker) -> bool {
+        let is_same = self
+            .parent
+            .as_ref()
+            .is_some_and(|parent| parent.will_wake(waker));
+        // If it is not so any more, then because the task is being woken at this moment.
+        if is_same && self.shared.awaited.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut parent = Some(waker.clone());
+        let mut state = self.shared.lock();
+        let is_quiet = state.woken.is_empty();
+        if is_quiet {
+            core::mem::swap(&mut state.parent, &mut parent);
+            self.shared.awaited.store(true, Ordering::Release);
+        }
+        drop(state);
+        drop(parent);
+        if !is_same {
+            self.parent = Some(waker.clone());
+        }
+        is_quiet
+    }
+}
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        // Wakers of endpoints may be left, and have nobody to wake.
+        let parent = self.shared.lock().parent.take();
+        drop(parent);
+    }
+}
+
+impl Shared {
+    // Nothing of the user's runs under the lock, and so nothing panics there. A lock that is poisoned all
+    // the same guards a state that is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    /// The endpoint is gone: its wakers wake nobody.
+    fn retire(&self) {
+        self.queued.store(true, Ordering::Relaxed);
+    }
+
+    /// The endpoint is off the list and about to be polled.
+    fn unqueue(&self) {
+        // Reads what a wake-up wrote that found the endpoint on the list: the poll sees what led to it.
+        self.queued.swap(false, Ordering::AcqRel);
+    }
+}
+
+impl alloc::task::Wake for Node {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let parent = {
+            let mut state = self.shared.lock();
+            state.woken.push(self.ticket);
+            self.shared.any.store(true, Ordering::Release);
+            self.shared.awaited.store(false, Ordering::Release);
+            state.parent.take()
+        };
+        if let Some(parent) = parent {
+            parent.wake();
+        }
+    }
+}

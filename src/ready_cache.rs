@@ -585,17 +585,26 @@ where
     /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
     #[cold]
     fn try_due(&mut self, cx: &mut Context<'_>) -> Result<(), error::Failed<K, S::Error>> {
-        let all = self.due - self.ready;
-        for tried in 0..all {
-            if self.ready == self.due || (self.ready > 0 && tried >= TRIES) {
+        // The one that was called last is the first of those that are due, and most likely ready.
+        let mut skip = 0;
+        for tried in 0..self.due - self.ready {
+            let first = self.ready + skip;
+            if first >= self.due || (self.ready > 0 && tried >= TRIES) {
                 break;
             }
-            let due = self.due - self.ready;
-            // The next try goes on where this one ends.
-            self.wakes.turn = self.wakes.turn.wrapping_add(1);
-            let at = self.ready + self.wakes.turn % due;
+            let at = if tried == 0 {
+                skip = 1;
+                first
+            } else {
+                // The next try goes on where this one ends.
+                self.wakes.turn = self.wakes.turn.wrapping_add(1);
+                first + self.wakes.turn % (self.due - first)
+            };
             match self.poll_at(at, cx) {
-                Poll::Ready(Ok(())) => self.due_to_ready(at),
+                Poll::Ready(Ok(())) => {
+                    self.due_to_ready(at);
+                    skip = 0;
+                }
                 Poll::Ready(Err(error)) => self.failed(at, error)?,
                 Poll::Pending => {}
             }

@@ -169,28 +169,41 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         Some(self.slots.get(slot)?.endpoint.as_ref()?.at)
     }
 
+    /// The ready endpoint at `index`, whatever its index becomes.
+    #[inline]
     pub(crate) fn ticket(&self, index: usize) -> Option<Ticket> {
         let slot = *self.ready_slots().get(index)?;
         let generation = self.slots[slot].generation;
         Some(Ticket { slot, generation })
     }
 
-    /// The index of the endpoint, if it is still there and ready.
-    pub(crate) fn index_of(&self, ticket: Ticket) -> Option<usize> {
+    /// The endpoint, if it is still there and ready.
+    #[inline]
+    pub(crate) fn ready_service(&self, ticket: Ticket) -> Option<&S> {
         let slot = &self.slots[ticket.slot];
-        let at = slot.endpoint.as_ref()?.at;
-        (slot.generation == ticket.generation && at < self.ready).then_some(at)
+        match &slot.endpoint {
+            Some(endpoint) if endpoint.at < self.ready && slot.generation == ticket.generation => {
+                Some(&endpoint.service)
+            }
+            _ => None,
+        }
     }
 
+    #[inline]
     fn swap(&mut self, a: usize, b: usize) {
         if a == b {
             return;
         }
-        self.order.swap(a, b);
-        for at in [a, b] {
-            if let Some(endpoint) = &mut self.slots[self.order[at]].endpoint {
-                endpoint.at = at;
-            }
+        let (first, second) = (self.order[a], self.order[b]);
+        self.put(second, a);
+        self.put(first, b);
+    }
+
+    #[inline]
+    fn put(&mut self, slot: usize, at: usize) {
+        self.order[at] = slot;
+        if let Some(endpoint) = &mut self.slots[slot].endpoint {
+            endpoint.at = at;
         }
     }
 
@@ -215,14 +228,12 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
     fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
+        let slot = self.order[self.ready];
         self.ready += 1;
-        let slot = self.order[self.ready - 1];
-        let older = self.slots[slot]
-            .endpoint
-            .as_mut()
-            .and_then(|endpoint| endpoint.older.take());
-        if let Some(at) = older.and_then(|older| self.place_of(older)) {
-            drop(self.detach(at));
+        if let Some(Endpoint { older, .. }) = &mut self.slots[slot].endpoint {
+            if let Some(at) = older.take().and_then(|older| self.place_of(older)) {
+                drop(self.detach(at));
+            }
         }
     }
 
@@ -382,8 +393,8 @@ where
         Some(endpoint)
     }
 
-    fn is_replaced(&self, at: usize) -> bool {
-        self.slots[self.order[at]]
+    fn is_replaced(&self, slot: usize) -> bool {
+        self.slots[slot]
             .endpoint
             .as_ref()
             .is_some_and(|endpoint| endpoint.newer.is_some())
@@ -489,22 +500,43 @@ where
         cx: &mut Context<'_>,
         index: usize,
     ) -> Result<bool, error::Failed<K, S::Error>> {
-        if index >= self.ready {
-            return Ok(false);
+        match self.ticket(index) {
+            Some(ticket) => self.check(cx, ticket),
+            None => Ok(false),
         }
-        match self.poll_at(index, cx) {
-            Poll::Ready(Ok(())) => return Ok(true),
-            Poll::Ready(Err(error)) => self.failed(index, error)?,
-            Poll::Pending if self.is_replaced(index) => drop(self.remove(index)),
+    }
+
+    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago.
+    #[inline]
+    pub(crate) fn check(
+        &mut self,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Result<bool, error::Failed<K, S::Error>> {
+        match self.poll_slot(ticket.slot, cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(error)) => self.failed(ticket.slot, error).map(|()| false),
             Poll::Pending => {
-                self.ready_to_due(index);
-                // A try has left no waker with it.
-                if !is_attempt(cx) {
-                    self.due_to_waiting(self.ready);
-                }
+                self.not_ready(ticket.slot, is_attempt(cx));
+                Ok(false)
             }
         }
-        Ok(false)
+    }
+
+    #[cold]
+    fn not_ready(&mut self, slot: usize, was_tried: bool) {
+        let Some(at) = self.place_of(slot) else {
+            return;
+        };
+        if self.is_replaced(slot) {
+            drop(self.remove(at));
+            return;
+        }
+        self.ready_to_due(at);
+        // A try has left no waker with it.
+        if !was_tried {
+            self.due_to_waiting(self.ready);
+        }
     }
 
     /// Calls the ready service with this key, which is pending afterwards.
@@ -531,33 +563,39 @@ where
     /// If `index` is not less than [`ready_len`](Self::ready_len).
     #[track_caller]
     pub fn call_ready_index(&mut self, index: usize, request: Req) -> S::Future {
-        match self.try_call(index, request) {
-            Ok(future) => future,
-            Err(_) => panic!(
+        let ticket = self.ticket(index);
+        match ticket.and_then(|ticket| self.try_call(ticket, request).ok()) {
+            Some(future) => future,
+            None => panic!(
                 "the index of a ready service is {index}, and must be less than {}",
                 self.ready
             ),
         }
     }
 
-    /// Calls the ready service at `index`, or gives the request back if there is none.
-    pub(crate) fn try_call(&mut self, index: usize, request: Req) -> Result<S::Future, Req> {
-        let Some(&slot) = self.ready_slots().get(index) else {
-            return Err(request);
+    /// Calls a ready service, or gives the request back if it is there no more.
+    #[inline]
+    pub(crate) fn try_call(&mut self, ticket: Ticket, request: Req) -> Result<S::Future, Req> {
+        let Ticket { slot, generation } = ticket;
+        let guard = Asking { cache: self, slot };
+        let ready = guard.cache.ready;
+        let found = &mut guard.cache.slots[slot];
+        let future = match &mut found.endpoint {
+            Some(endpoint) if endpoint.at < ready && found.generation == generation => {
+                let (at, is_replaced) = (endpoint.at, endpoint.newer.is_some());
+                Ok((endpoint.service.call(request), at, is_replaced))
+            }
+            _ => Err(request),
         };
-        let guard = Asking { cache: self, index };
-        let Some(endpoint) = &mut guard.cache.slots[slot].endpoint else {
-            return Err(request);
-        };
-        let is_replaced = endpoint.newer.is_some();
-        let future = endpoint.service.call(request);
         core::mem::forget(guard);
-        if is_replaced {
-            drop(self.remove(index));
-        } else {
-            self.ready_to_due(index);
-        }
-        Ok(future)
+        future.map(|(future, at, is_replaced)| {
+            if is_replaced {
+                drop(self.remove(at));
+            } else {
+                self.ready_to_due(at);
+            }
+            future
+        })
     }
 
     /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
@@ -572,11 +610,11 @@ where
         }
         while self.ready < self.due && *budget > 0 {
             *budget -= 1;
-            let at = self.ready;
-            match self.poll_at(at, cx) {
-                Poll::Ready(Ok(())) => self.due_to_ready(at),
-                Poll::Ready(Err(error)) => self.failed(at, error)?,
-                Poll::Pending => self.due_to_waiting(at),
+            let slot = self.order[self.ready];
+            match self.poll_slot(slot, cx) {
+                Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
+                Poll::Ready(Err(error)) => self.failed(slot, error)?,
+                Poll::Pending => self.due_to_waiting(self.ready),
             }
         }
         Ok(())
@@ -600,12 +638,13 @@ where
                 self.wakes.turn = self.wakes.turn.wrapping_add(1);
                 first + self.wakes.turn % (self.due - first)
             };
-            match self.poll_at(at, cx) {
+            let slot = self.order[at];
+            match self.poll_slot(slot, cx) {
                 Poll::Ready(Ok(())) => {
                     self.due_to_ready(at);
                     skip = 0;
                 }
-                Poll::Ready(Err(error)) => self.failed(at, error)?,
+                Poll::Ready(Err(error)) => self.failed(slot, error)?,
                 Poll::Pending => {}
             }
         }
@@ -622,28 +661,25 @@ where
         }
     }
 
-    fn failed(&mut self, at: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
-        match self.remove(at) {
+    #[cold]
+    fn failed(&mut self, slot: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
+        match self.place_of(slot).and_then(|at| self.remove(at)) {
             Some(endpoint) => Err(error::Failed(endpoint.key, error)),
             None => Ok(()),
         }
     }
 
     /// Polls one, with its own waker; in a try, with the one of the try.
-    fn poll_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        let slot = self.order[at];
-        let guard = Asking {
-            cache: self,
-            index: at,
-        };
-        let Some(endpoint) = &mut guard.cache.slots[slot].endpoint else {
-            return Poll::Pending;
-        };
-        let polled = if is_attempt(cx) {
-            endpoint.service.poll_ready(cx)
-        } else {
-            let mut cx = Context::from_waker(&endpoint.waker);
-            endpoint.service.poll_ready(&mut cx)
+    #[inline]
+    fn poll_slot(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let guard = Asking { cache: self, slot };
+        let polled = match &mut guard.cache.slots[slot].endpoint {
+            Some(endpoint) if !is_attempt(cx) => {
+                let mut cx = Context::from_waker(&endpoint.waker);
+                endpoint.service.poll_ready(&mut cx)
+            }
+            Some(endpoint) => endpoint.service.poll_ready(cx),
+            None => Poll::Pending,
         };
         core::mem::forget(guard);
         polled
@@ -704,13 +740,14 @@ pub mod error {
 /// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
 struct Asking<'a, K: Eq + Hash, S, Req> {
     cache: &'a mut ReadyCache<K, S, Req>,
-    index: usize,
+    slot: usize,
 }
 
 impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
     #[cold]
     fn drop(&mut self) {
-        drop(self.cache.remove(self.index));
+        let at = self.cache.place_of(self.slot);
+        drop(at.and_then(|at| self.cache.remove(at)));
     }
 }
 

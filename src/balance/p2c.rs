@@ -200,20 +200,22 @@ where
         Ok(true)
     }
 
-    /// The index of the better one of two ready endpoints.
-    fn choose(&mut self) -> Option<usize> {
-        let count = self.endpoints.ready_len() as u64;
+    /// The better one of two ready endpoints.
+    fn choose(&mut self) -> Option<Ticket> {
+        let count = self.endpoints.ready_len();
         if count < 2 {
-            return (count == 1).then_some(0);
+            return self.endpoints.ticket(0);
         }
-        // One number for an ordered pair of different ones.
-        let pair = self.rng.next_range(0..count * (count - 1));
-        let (a, b) = (pair / (count - 1), pair % (count - 1));
+        // Two different ones: the second is drawn from all but the first. One number serves for both; no
+        // endpoint is likelier than another by more than the count in 2^32.
+        let drawn = self.rng.next_u64();
+        let a = scale(drawn >> 32, count);
+        let b = scale(drawn & u64::from(u32::MAX), count - 1);
         let b = if b < a { b } else { b + 1 };
-        let (a, b) = (a as usize, b as usize);
-        let (_, first) = self.endpoints.get_ready_index(a)?;
-        let (_, second) = self.endpoints.get_ready_index(b)?;
-        Some(if first.load() <= second.load() { a } else { b })
+        let (a, b) = (self.endpoints.ticket(a)?, self.endpoints.ticket(b)?);
+        let first = self.endpoints.ready_service(a)?.load();
+        let second = self.endpoints.ready_service(b)?.load();
+        Some(if first <= second { a } else { b })
     }
 
     /// Chooses until the chosen one is ready. `false`: none is, or so many were asked in this poll that the
@@ -223,13 +225,12 @@ where
             let standing = self
                 .chosen
                 .take()
-                .and_then(|ticket| self.endpoints.index_of(ticket));
-            let Some(index) = standing.or_else(|| self.choose()) else {
+                .filter(|ticket| self.endpoints.ready_service(*ticket).is_some());
+            let Some(ticket) = standing.or_else(|| self.choose()) else {
                 return false;
             };
-            let ticket = self.endpoints.ticket(index);
-            if let Ok(true) = self.endpoints.check_ready_index(cx, index) {
-                self.chosen = ticket;
+            if let Ok(true) = self.endpoints.check(cx, ticket) {
+                self.chosen = Some(ticket);
                 return true;
             }
             *budget = budget.saturating_sub(1);
@@ -238,6 +239,11 @@ where
             }
         }
     }
+}
+
+/// A number below 2^32 brought below `count`.
+fn scale(number: u64, count: usize) -> usize {
+    ((number * count as u64) >> 32) as usize
 }
 
 impl<D, Req, L, S> Service<Req> for Balance<D, Req, L>
@@ -279,14 +285,16 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let chosen = self.chosen.take();
-        let index = chosen
-            .and_then(|ticket| self.endpoints.index_of(ticket))
-            .or_else(|| self.choose())
-            // There is none here.
-            .unwrap_or(usize::MAX);
+        let called = match self.chosen.take() {
+            Some(ticket) => self.endpoints.try_call(ticket, request),
+            None => Err(request),
+        };
+        let called = called.or_else(|request| match self.choose() {
+            Some(ticket) => self.endpoints.try_call(ticket, request),
+            None => Err(request),
+        });
         ResponseFuture {
-            inner: self.endpoints.try_call(index, request).ok(),
+            inner: called.ok(),
             discover: PhantomData,
         }
     }

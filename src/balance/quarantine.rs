@@ -322,7 +322,10 @@ where
 
     /// Takes a new instance when the time has come.
     #[cold]
-    fn poll_return(&mut self, until: Instant, armed: bool, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Standing::Aside { until, armed } = self.standing else {
+            return Poll::Ready(());
+        };
         // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
         // up, whatever the time.
         if self.timer.now() < until {
@@ -393,11 +396,11 @@ where
     type Future = ResponseFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.has_failed() {
+        if self.record.is_some() && self.has_failed() {
             self.set_aside();
         }
-        if let Standing::Aside { until, armed } = self.standing {
-            ready!(self.poll_return(until, armed, cx));
+        if self.inner.is_none() {
+            ready!(self.poll_return(cx));
         }
         let inner = self.inner.get_or_insert_with(|| self.spare.clone());
         match ready!(inner.poll_ready(cx)) {
@@ -409,9 +412,7 @@ where
             }
             Err(_) => self.set_aside(),
         }
-        if let Standing::Aside { until, armed } = self.standing {
-            ready!(self.poll_return(until, armed, cx));
-        }
+        ready!(self.poll_return(cx));
         // The wait was over at once. One instance in each poll is enough: this must not become a loop.
         cx.waker().wake_by_ref();
         Poll::Pending

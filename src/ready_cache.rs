@@ -132,10 +132,10 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// The ready service at `index`, and its key.
+    #[inline]
     pub fn get_ready_index(&self, index: usize) -> Option<(&K, &S)> {
-        let endpoint = self.slots[*self.ready_slots().get(index)?]
-            .endpoint
-            .as_ref()?;
+        let slot = *self.ready_slots().get(index)?;
+        let endpoint = self.slots[slot].endpoint.as_ref()?;
         Some((&endpoint.key, &endpoint.service))
     }
 
@@ -208,6 +208,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets a ready endpoint be polled next.
+    #[inline]
     fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
         self.swap(at, self.ready);
@@ -226,15 +227,22 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
+    #[inline]
     fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
         let slot = self.order[self.ready];
         self.ready += 1;
         if let Some(Endpoint { older, .. }) = &mut self.slots[slot].endpoint {
-            if let Some(at) = older.take().and_then(|older| self.place_of(older)) {
-                drop(self.detach(at));
+            if let Some(older) = older.take() {
+                self.drop_older(older);
             }
         }
+    }
+
+    #[cold]
+    fn drop_older(&mut self, slot: usize) {
+        let at = self.place_of(slot);
+        drop(at.and_then(|at| self.detach(at)));
     }
 
     /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
@@ -258,12 +266,14 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets those be polled that were woken.
+    #[inline]
     fn collect_woken(&mut self) {
         if self.wakes.any() {
             self.collect_some();
         }
     }
 
+    #[cold]
     fn collect_some(&mut self) {
         let mut woken = self.wakes.collect();
         for Ticket { slot, generation } in woken.drain(..) {
@@ -393,6 +403,11 @@ where
         Some(endpoint)
     }
 
+    #[cold]
+    fn drop_replaced(&mut self, at: usize) {
+        drop(self.remove(at));
+    }
+
     fn is_replaced(&self, slot: usize) -> bool {
         self.slots[slot]
             .endpoint
@@ -461,11 +476,18 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
-        self.poll_due(cx, &mut { POLLS })?;
+        let tries = is_attempt(cx);
+        if tries {
+            self.try_due(cx)?;
+        } else {
+            self.poll_due(&mut { POLLS })?;
+        }
         if self.pending_len() == 0 {
             return Poll::Ready(Ok(()));
         }
-        self.register(cx);
+        if !tries {
+            self.register(cx);
+        }
         Poll::Pending
     }
 
@@ -501,23 +523,29 @@ where
         index: usize,
     ) -> Result<bool, error::Failed<K, S::Error>> {
         match self.ticket(index) {
-            Some(ticket) => self.check(cx, ticket),
+            Some(ticket) => self.check(ticket, is_attempt(cx).then_some(cx)),
             None => Ok(false),
         }
     }
 
-    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago.
+    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago. `attempt` is
+    /// the context of a try.
     #[inline]
     pub(crate) fn check(
         &mut self,
-        cx: &mut Context<'_>,
         ticket: Ticket,
+        attempt: Option<&mut Context<'_>>,
     ) -> Result<bool, error::Failed<K, S::Error>> {
-        match self.poll_slot(ticket.slot, cx) {
+        let was_tried = attempt.is_some();
+        let polled = match attempt {
+            None => self.poll_slot(ticket.slot),
+            Some(cx) => self.try_slot(ticket.slot, cx),
+        };
+        match polled {
             Poll::Ready(Ok(())) => Ok(true),
             Poll::Ready(Err(error)) => self.failed(ticket.slot, error).map(|()| false),
             Poll::Pending => {
-                self.not_ready(ticket.slot, is_attempt(cx));
+                self.not_ready(ticket.slot, was_tried);
                 Ok(false)
             }
         }
@@ -590,7 +618,7 @@ where
         core::mem::forget(guard);
         future.map(|(future, at, is_replaced)| {
             if is_replaced {
-                drop(self.remove(at));
+                self.drop_replaced(at);
             } else {
                 self.ready_to_due(at);
             }
@@ -599,19 +627,16 @@ where
     }
 
     /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
+    #[inline]
     pub(crate) fn poll_due(
         &mut self,
-        cx: &mut Context<'_>,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
         self.collect_woken();
-        if is_attempt(cx) {
-            return self.try_due(cx);
-        }
         while self.ready < self.due && *budget > 0 {
             *budget -= 1;
             let slot = self.order[self.ready];
-            match self.poll_slot(slot, cx) {
+            match self.poll_slot(slot) {
                 Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
                 Poll::Ready(Err(error)) => self.failed(slot, error)?,
                 Poll::Pending => self.due_to_waiting(self.ready),
@@ -622,7 +647,11 @@ where
 
     /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
     #[cold]
-    fn try_due(&mut self, cx: &mut Context<'_>) -> Result<(), error::Failed<K, S::Error>> {
+    pub(crate) fn try_due(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.collect_woken();
         // The one that was called last is the first of those that are due, and most likely ready.
         let mut skip = 0;
         for tried in 0..self.due - self.ready {
@@ -639,7 +668,7 @@ where
                 first + self.wakes.turn % (self.due - first)
             };
             let slot = self.order[at];
-            match self.poll_slot(slot, cx) {
+            match self.try_slot(slot, cx) {
                 Poll::Ready(Ok(())) => {
                     self.due_to_ready(at);
                     skip = 0;
@@ -653,9 +682,6 @@ where
 
     /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
     pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
-        if is_attempt(cx) {
-            return;
-        }
         if self.ready < self.due || !self.wakes.register(cx.waker()) {
             cx.waker().wake_by_ref();
         }
@@ -669,16 +695,31 @@ where
         }
     }
 
-    /// Polls one, with its own waker; in a try, with the one of the try.
+    /// Polls one, with its own waker.
     #[inline]
-    fn poll_slot(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_slot(&mut self, slot: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(slot, |endpoint| {
+            let mut cx = Context::from_waker(&endpoint.waker);
+            endpoint.service.poll_ready(&mut cx)
+        })
+    }
+
+    /// Polls one, with the waker of a try, which wakes nobody.
+    #[cold]
+    fn try_slot(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.ask(slot, |endpoint| endpoint.service.poll_ready(cx))
+    }
+
+    /// If the service panics, it leaves the cache.
+    #[inline]
+    fn ask(
+        &mut self,
+        slot: usize,
+        poll: impl FnOnce(&mut Endpoint<K, S>) -> Poll<Result<(), S::Error>>,
+    ) -> Poll<Result<(), S::Error>> {
         let guard = Asking { cache: self, slot };
         let polled = match &mut guard.cache.slots[slot].endpoint {
-            Some(endpoint) if !is_attempt(cx) => {
-                let mut cx = Context::from_waker(&endpoint.waker);
-                endpoint.service.poll_ready(&mut cx)
-            }
-            Some(endpoint) => endpoint.service.poll_ready(cx),
+            Some(endpoint) => poll(endpoint),
             None => Poll::Pending,
         };
         core::mem::forget(guard);

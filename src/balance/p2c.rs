@@ -201,6 +201,7 @@ where
     }
 
     /// The better one of two ready endpoints.
+    #[inline]
     fn choose(&mut self) -> Option<Ticket> {
         let count = self.endpoints.ready_len();
         if count < 2 {
@@ -212,15 +213,29 @@ where
         let a = scale(drawn >> 32, count);
         let b = scale(drawn & u64::from(u32::MAX), count - 1);
         let b = if b < a { b } else { b + 1 };
-        let (a, b) = (self.endpoints.ticket(a)?, self.endpoints.ticket(b)?);
-        let first = self.endpoints.ready_service(a)?.load();
-        let second = self.endpoints.ready_service(b)?.load();
-        Some(if first <= second { a } else { b })
+        let (_, first) = self.endpoints.get_ready_index(a)?;
+        let (_, second) = self.endpoints.get_ready_index(b)?;
+        let index = if first.load() <= second.load() { a } else { b };
+        self.endpoints.ticket(index)
+    }
+
+    #[cold]
+    fn call_unready(&mut self, request: Req) -> Option<S::Future> {
+        let ticket = self.choose()?;
+        self.endpoints.try_call(ticket, request).ok()
+    }
+
+    /// For a try: registers nobody.
+    #[cold]
+    fn try_choice(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
+        while self.endpoints.try_due(cx).is_err() {}
+        self.poll_choice(Some(cx), budget)
     }
 
     /// Chooses until the chosen one is ready. `false`: none is, or so many were asked in this poll that the
     /// others have to wait for the next.
-    fn poll_choice(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
+    #[inline]
+    fn poll_choice(&mut self, mut attempt: Option<&mut Context<'_>>, budget: &mut usize) -> bool {
         loop {
             let standing = self
                 .chosen
@@ -229,7 +244,7 @@ where
             let Some(ticket) = standing.or_else(|| self.choose()) else {
                 return false;
             };
-            if let Ok(true) = self.endpoints.check(cx, ticket) {
+            if let Ok(true) = self.endpoints.check(ticket, attempt.as_deref_mut()) {
                 self.chosen = Some(ticket);
                 return true;
             }
@@ -265,16 +280,22 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let mut more = self.poll_discover(cx).map_err(Error::Discover)?;
         let mut budget = POLLS;
-        // Those that fail are gone.
-        while self.endpoints.poll_due(cx, &mut budget).is_err() {}
-        let is_ready = self.poll_choice(cx, &mut budget);
-        more |= budget == 0 && self.endpoints.ready_len() > 0 && !is_ready;
-        if self.endpoints.pending_len() > 0 {
-            self.endpoints.register(cx);
-        }
-        if more && !is_attempt(cx) {
-            cx.waker().wake_by_ref();
-        }
+        let is_ready = if is_attempt(cx) {
+            self.try_choice(cx, &mut budget)
+        } else {
+            // Those that fail are gone.
+            while self.endpoints.poll_due(&mut budget).is_err() {}
+            let is_ready = self.poll_choice(None, &mut budget);
+            more |= !is_ready && self.endpoints.ready_len() > 0;
+            // Though an endpoint may be ready: the others get ready only when they are polled.
+            if self.endpoints.pending_len() > 0 {
+                self.endpoints.register(cx);
+            }
+            if more {
+                cx.waker().wake_by_ref();
+            }
+            is_ready
+        };
         if is_ready {
             Poll::Ready(Ok(()))
         } else if self.is_settled && self.is_empty() {
@@ -289,12 +310,12 @@ where
             Some(ticket) => self.endpoints.try_call(ticket, request),
             None => Err(request),
         };
-        let called = called.or_else(|request| match self.choose() {
-            Some(ticket) => self.endpoints.try_call(ticket, request),
-            None => Err(request),
-        });
+        let inner = match called {
+            Ok(inner) => Some(inner),
+            Err(request) => self.call_unready(request),
+        };
         ResponseFuture {
-            inner: called.ok(),
+            inner,
             discover: PhantomData,
         }
     }

@@ -402,15 +402,16 @@ where
         if self.inner.is_none() {
             ready!(self.poll_return(cx));
         }
-        let inner = self.inner.get_or_insert_with(|| self.spare.clone());
-        match ready!(inner.poll_ready(cx)) {
-            Ok(()) => {
-                if self.standing != Standing::Good {
-                    self.note_ready();
+        if let Some(inner) = &mut self.inner {
+            match ready!(inner.poll_ready(cx)) {
+                Ok(()) => {
+                    if self.standing != Standing::Good {
+                        self.note_ready();
+                    }
+                    return Poll::Ready(Ok(()));
                 }
-                return Poll::Ready(Ok(()));
+                Err(_) => self.set_aside(),
             }
-            Err(_) => self.set_aside(),
         }
         ready!(self.poll_return(cx));
         // The wait was over at once. One instance in each poll is enough: this must not become a loop.

@@ -249,4 +249,69 @@ mod rooms {
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
     }
+
+    /// An endpoint whose load is what it is answering, as a user may write one.
+    #[derive(Clone)]
+    struct Endpoint(std::sync::Arc<()>);
+
+    impl campanile::load::Load for Endpoint {
+        type Metric = usize;
+
+        fn load(&self) -> usize {
+            std::sync::Arc::strong_count(&self.0)
+        }
+    }
+
+    impl Service<u32> for Endpoint {
+        type Response = u32;
+        type Error = std::io::Error;
+        type Future = std::future::Ready<Result<u32, std::io::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, n: u32) -> Self::Future {
+            std::future::ready(Ok(n))
+        }
+    }
+
+    #[test]
+    fn a_balancer_and_a_ready_cache_allocate_nothing_once_the_endpoints_are_there() {
+        use campanile::balance::p2c::Balance;
+        use campanile::discover::ServiceList;
+        use campanile::layer::Identity;
+        use campanile::smol::balance::quarantine::QuarantineLayer;
+
+        block_on(async {});
+        let list = || ServiceList::new((0..16).map(|_| Endpoint(std::sync::Arc::default())));
+        assert_eq!(per_call(Balance::with_layer(list(), Identity::new())), 0);
+        assert_eq!(
+            per_call(Balance::with_layer(list(), QuarantineLayer::new())),
+            0
+        );
+        let counting = QuarantineLayer::new().consecutive_failures(5);
+        assert_eq!(per_call(Balance::with_layer(list(), counting)), 0);
+
+        let mut cache = campanile::ready_cache::ReadyCache::new();
+        for key in 0..16 {
+            cache.push(key, Endpoint(std::sync::Arc::default()));
+        }
+        // With a waker that has to be kept.
+        let waker = std::task::Waker::from(std::sync::Arc::new(Unheard));
+        let mut cx = Context::from_waker(&waker);
+        let mut call = || {
+            assert!(cache.poll_pending(&mut cx).is_ready());
+            block_on(cache.call_ready_index(7, 1)).unwrap()
+        };
+        call();
+        let (count, answer) = allocations(&mut call);
+        assert_eq!((count, answer), (0, 1));
+    }
+
+    struct Unheard;
+
+    impl std::task::Wake for Unheard {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
 }

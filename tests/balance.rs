@@ -356,6 +356,23 @@ mod discovery {
     }
 
     #[test]
+    fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let sites = sites(&[1, 9]);
+        insert(&feed, 0, &sites[0]);
+        insert(&feed, 1, &sites[1]);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        remove(&feed, 0);
+        let newcomer = Site::new(Mood::Busy, 1);
+        insert(&feed, 2, &newcomer);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!((newcomer.polls.get(), balance.ready_len()), (1, 1));
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(calls(&sites), [0, 1]);
+    }
+
+    #[test]
     fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
         let wakes = WakeCount::new();
         let (feed, mut balance) = fed();
@@ -398,7 +415,7 @@ mod discovery {
     fn ended_is_no_error_while_there_are_endpoints() {
         let wakes = WakeCount::new();
         let site = Site::new(Mood::Busy, 1);
-        let mut balance = listed(&[site.clone()]);
+        let mut balance = listed(std::slice::from_ref(&site));
         assert!(wakes.poll_ready(&mut balance).is_pending());
         site.become_(Mood::Ready);
         assert_eq!(wakes.get(), 1);

@@ -145,7 +145,10 @@ fn settle(cache: &mut Cache, wakes: &WakeCount) -> (Vec<u32>, bool) {
 
 fn lens(cache: &Cache) -> (usize, usize) {
     assert_eq!(cache.len(), cache.ready_len() + cache.pending_len());
-    assert_eq!(cache.is_empty(), cache.len() == 0);
+    assert_eq!(
+        cache.is_empty(),
+        cache.iter_ready().count() + cache.pending_len() == 0
+    );
     (cache.ready_len(), cache.pending_len())
 }
 

@@ -24,8 +24,8 @@
 //! - An endpoint that failed comes back.
 //! - The choice is made again when the chosen endpoint was removed.
 //! - When discovery has ended and there is no endpoint, `poll_ready` fails with
-//!   [`NoEndpoints`](super::error::NoEndpoints), and does not wait for ever.
-//! - A call without readiness takes a ready endpoint, or fails with [`NotReady`](super::error::NotReady).
+//!   [`NoEndpoints`], and does not wait for ever.
+//! - A call without readiness takes a ready endpoint, or fails with [`NotReady`].
 //! - The error is an enum, [`Error`], and not a box.
 //! - One poll takes at most 128 changes from discovery and asks at most 256 endpoints, and lets others run
 //!   before it goes on.

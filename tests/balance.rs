@@ -1071,17 +1071,34 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
     impl Service<u32> for Counted {
         type Response = u32;
         type Error = Infallible;
-        type Future = futures::future::BoxFuture<'static, Result<u32, Infallible>>;
+        type Future = Later;
         fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
             assert!(Arc::strong_count(&self.alive) > 1);
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, n: u32) -> Self::Future {
             self.served.fetch_add(1, SeqCst);
-            Box::pin(async move {
-                common::yield_now().await;
-                Ok(n)
-            })
+            Later {
+                n,
+                has_pended: false,
+            }
+        }
+    }
+
+    /// Answers at its second poll.
+    struct Later {
+        n: u32,
+        has_pended: bool,
+    }
+
+    impl Future for Later {
+        type Output = Result<u32, Infallible>;
+        fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            if std::mem::replace(&mut self.has_pended, true) {
+                return Poll::Ready(Ok(self.n));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
         }
     }
 

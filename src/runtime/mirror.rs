@@ -74,6 +74,21 @@ macro_rules! mirror {
             pub type BufferLayer<Request> = $crate::buffer::BufferLayer<Request, $runtime>;
         }
 
+        /// [`hedge`](crate::hedge) on this runtime.
+        #[cfg(all(
+            target_has_atomic = "ptr",
+            any(target_has_atomic = "64", feature = "critical-section")
+        ))]
+        pub mod hedge {
+            use super::*;
+            pub use $crate::hedge::*;
+
+            /// [`Hedge`](crate::hedge::Hedge) on this runtime.
+            pub type Hedge<S, P, B = ShareBudget> = $crate::hedge::Hedge<S, P, $runtime, B>;
+            /// [`HedgeLayer`](crate::hedge::HedgeLayer) on this runtime.
+            pub type HedgeLayer<P, B = ShareBudget> = $crate::hedge::HedgeLayer<P, $runtime, B>;
+        }
+
         /// [`limit`](crate::limit) on this runtime.
         pub mod limit {
             pub use self::rate::{RateLimit, RateLimitLayer};
@@ -123,7 +138,7 @@ macro_rules! mirror {
                 pub use $crate::retry::budget::*;
 
                 /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
-                #[cfg(target_has_atomic = "64")]
+                #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
             }
         }

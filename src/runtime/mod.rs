@@ -9,6 +9,7 @@
 //! | tokio | `tokio` | `campanile::tokio` | `Tokio`, `TokioLocal`, `Handle`, `LocalSet` | `Tokio`, `TokioLocal`, `Handle` |
 //! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
+//! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
@@ -122,6 +123,8 @@ mod mirror;
 mod async_io;
 #[cfg(feature = "async-std")]
 pub mod async_std;
+#[cfg(feature = "embassy")]
+pub mod embassy;
 #[cfg(feature = "futures-timer")]
 pub mod futures_timer;
 #[cfg(feature = "smol")]

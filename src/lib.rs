@@ -36,6 +36,8 @@
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
+//! | [`discover`] | which endpoints there are, for a balancer | |
 //! | [`ready_cache`] | services by key, and which of them are ready | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
@@ -57,11 +59,13 @@
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
 //! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock; [`balance`] and
 //!   [`ready_cache`].
-//! - `alloc`: `BoxError`, boxed services, [`hedge`], and a rate limit's state behind an `Arc`.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
+//!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//! - `futures-channel`: [`discover::channel`].
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!
@@ -132,3 +136,5 @@ pub use runtime::futures_timer;
 pub use runtime::smol;
 #[cfg(feature = "tokio")]
 pub use runtime::tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub use runtime::wasm;

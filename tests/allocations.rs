@@ -141,6 +141,7 @@ mod rooms {
     #[cfg(target_has_atomic = "64")]
     use campanile::hedge::Delay;
     use campanile::limit::{ConcurrencyLimit, Rate};
+    use campanile::load::{CompleteOnResponse, Constant, Load};
     use campanile::load_shed::LoadShed;
     #[cfg(target_has_atomic = "64")]
     use campanile::retry::{CloneByClone, budget::Unlimited};
@@ -150,6 +151,7 @@ mod rooms {
     use campanile::smol::hedge::Hedge;
     use campanile::smol::{
         limit::RateLimit,
+        load::{PeakEwma, PendingRequests},
         timeout::{Deadline, Timeout},
     };
 
@@ -295,30 +297,17 @@ mod rooms {
         assert_eq!((count, answer), (0, 1));
     }
 
-    /// An endpoint whose load is what it is answering, as a user may write one.
-    #[derive(Clone)]
-    struct Endpoint(std::sync::Arc<()>);
-
-    impl campanile::load::Load for Endpoint {
-        type Metric = usize;
-
-        fn load(&self) -> usize {
-            std::sync::Arc::strong_count(&self.0)
-        }
-    }
-
-    impl Service<u32> for Endpoint {
-        type Response = u32;
-        type Error = std::io::Error;
-        type Future = std::future::Ready<Result<u32, std::io::Error>>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, n: u32) -> Self::Future {
-            std::future::ready(Ok(n))
-        }
+    #[test]
+    fn loads_allocate_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        assert_eq!(per_call(Constant::new(leaf, 1)), 0);
+        let pending = PendingRequests::new(leaf, CompleteOnResponse);
+        assert_eq!(per_call(pending.clone()), 0);
+        assert_eq!(allocations(|| pending.load()).0, 0);
+        let ewma = PeakEwma::new(leaf, LONG, 1e9, CompleteOnResponse);
+        assert_eq!(per_call(ewma.clone()), 0);
+        assert_eq!(allocations(|| ewma.load()).0, 0);
     }
 
     #[test]
@@ -329,22 +318,19 @@ mod rooms {
         use campanile::smol::balance::quarantine::QuarantineLayer;
 
         block_on(async {});
-        let list = || ServiceList::new((0..16).map(|_| Endpoint(std::sync::Arc::default())));
+        let endpoint = || PendingRequests::new(service_fn(pends_once), CompleteOnResponse);
+        let list = || ServiceList::new((0..16).map(|_| endpoint()));
         assert_eq!(per_call(Balance::with_layer(list(), Identity::new())), 0);
-        assert_eq!(
-            per_call(Balance::with_layer(list(), QuarantineLayer::new())),
-            0
-        );
+        let quarantine = QuarantineLayer::new();
+        assert_eq!(per_call(Balance::with_layer(list(), quarantine)), 0);
         let counting = QuarantineLayer::new().consecutive_failures(5);
         assert_eq!(per_call(Balance::with_layer(list(), counting)), 0);
 
         let mut cache = campanile::ready_cache::ReadyCache::new();
         for key in 0..16 {
-            cache.push(key, Endpoint(std::sync::Arc::default()));
+            cache.push(key, endpoint());
         }
-        // With a waker that has to be kept.
-        let waker = std::task::Waker::from(std::sync::Arc::new(Unheard));
-        let mut cx = Context::from_waker(&waker);
+        let mut cx = Context::from_waker(Waker::noop());
         let mut call = || {
             assert!(cache.poll_pending(&mut cx).is_ready());
             block_on(cache.call_ready_index(7, 1)).unwrap()
@@ -352,11 +338,5 @@ mod rooms {
         call();
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
-    }
-
-    struct Unheard;
-
-    impl std::task::Wake for Unheard {
-        fn wake(self: std::sync::Arc<Self>) {}
     }
 }

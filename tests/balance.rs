@@ -16,9 +16,8 @@ use campanile::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
 use campanile::balance::quarantine::{Quarantine, QuarantineLayer};
 use campanile::discover::{Change, ServiceList};
 use campanile::layer::Identity;
-use campanile::load::Load;
+use campanile::load::{Load, Outcome};
 use campanile::load_shed::LoadShed;
-use campanile::retry::Action;
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Executor, Layer, Service, service_fn};
@@ -169,7 +168,7 @@ fn sites(loads: &[u32]) -> Vec<Rc<Site>> {
         .collect()
 }
 
-fn listed(sites: &[Rc<Site>]) -> Balance<ServiceList<std::vec::IntoIter<Endpoint>>, u32, Identity> {
+fn listed(sites: &[Rc<Site>]) -> Balance<ServiceList<Vec<Endpoint>>, u32, Identity> {
     let endpoints: Vec<_> = sites.iter().map(Site::endpoint).collect();
     Balance::with_layer(ServiceList::new(endpoints), Identity::new()).seed(SplitMix64::new(7))
 }
@@ -829,15 +828,15 @@ mod quarantine {
         let timer = ManualTimer::new();
         let site = Site::new(Mood::Ready, 1);
         let layer = layer(&timer).consecutive_failures(1);
-        let patient = layer
-            .clone()
-            .classify(|_: &Result<u32, Failure>| Action::Return);
-        let mut service = patient.layer(site.endpoint());
+        // A failure that is not the endpoint's changes nothing.
+        let ignored = |_: Result<&u32, &Failure>| Outcome::Ignored;
+        let mut service = layer.clone().classify(ignored).layer(site.endpoint());
         site.fails.set(true);
         assert_eq!(answer(&mut service), Err(BROKEN));
         assert!(!service.is_set_aside());
-        let strict = layer.classify(|_: &Result<u32, Failure>| Action::Retry);
-        let mut service = strict.layer(site.endpoint());
+        // A response can be a failure.
+        let penalised = |_: Result<&u32, &Failure>| Outcome::Penalised;
+        let mut service = layer.classify(penalised).layer(site.endpoint());
         site.fails.set(false);
         assert_eq!(answer(&mut service), Ok(1));
         assert!(service.is_set_aside());
@@ -970,6 +969,62 @@ mod quarantine {
             timer.advance(wait);
             base = (base * 2).min(30_000);
         }
+    }
+}
+
+mod measured {
+    use super::*;
+    use campanile::load::{CompleteOnResponse, PeakEwmaDiscover, PendingRequestsDiscover};
+
+    /// Requests under way count for an instance and for the one that comes after it.
+    #[test]
+    fn the_least_busy_of_two_is_called() {
+        let timer = ManualTimer::new();
+        let (first, mut one) = mock::<u32, u32>();
+        let (second, mut two) = mock::<u32, u32>();
+        let list = ServiceList::new(vec![first, second]);
+        let list = PendingRequestsDiscover::with_timer(list, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(list, timer);
+        let wakes = WakeCount::new();
+        let mut under_way = Vec::new();
+        for _ in 0..10 {
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            under_way.push(balance.call(1));
+        }
+        assert_eq!((one.calls(), two.calls()), (5, 5));
+        // The first finishes all it has.
+        while let Some((n, responder)) = one.try_next() {
+            responder.send(n);
+        }
+        for response in &mut under_way {
+            let _ = wakes.poll(response);
+        }
+        for _ in 0..5 {
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            under_way.push(balance.call(1));
+        }
+        assert_eq!((one.calls(), two.calls()), (10, 5));
+        drop((one.try_next(), two.try_next()));
+    }
+
+    #[test]
+    fn fast_failures_do_not_attract() {
+        let timer = ManualTimer::new();
+        let sites = sites(&[0, 0]);
+        sites[0].fails.set(true);
+        let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
+        let (rtt, decay) = (MS, Duration::from_secs(10));
+        let list =
+            PeakEwmaDiscover::with_timer(list, rtt, decay, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(list, timer.clone()).seed(SplitMix64::new(1));
+        for _ in 0..1_000 {
+            let _ = answer(&mut balance);
+            timer.advance(MS);
+        }
+        let [bad, good] = calls(&sites)[..] else {
+            panic!()
+        };
+        assert!(bad < good / 10, "{bad} {good}");
     }
 }
 

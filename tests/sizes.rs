@@ -82,6 +82,21 @@ fn services_and_futures_beside_towers() {
         campanile::limit::RateLimit<Leaf, Tokio>,
         tower::limit::RateLimit<TowerLeaf>
     );
+    for [service, future] in [
+        row!(
+            "PendingRequests",
+            campanile::smol::load::PendingRequests<Leaf>,
+            tower::load::PendingRequests<TowerLeaf>
+        ),
+        row!(
+            "PeakEwma",
+            campanile::smol::load::PeakEwma<Leaf>,
+            tower::load::PeakEwma<TowerLeaf>
+        ),
+    ] {
+        assert!(service.0 <= service.1);
+        assert!(future.0 <= future.1);
+    }
     let [hedge, response] = row!(
         "Hedge on tokio",
         campanile::hedge::Hedge<Leaf, Always, Tokio>,
@@ -97,7 +112,7 @@ fn services_and_futures_beside_towers() {
     assert!(buffer.0 <= buffer.1);
     assert!(response.0 <= response.1);
 
-    type List<S> = campanile::discover::ServiceList<std::vec::IntoIter<S>>;
+    type List<S> = campanile::discover::ServiceList<Vec<S>>;
     type TowerList = tower::discover::ServiceList<Vec<Loaded>>;
     let [balance, response] = row!(
         "Balance",

@@ -9,45 +9,28 @@
 //!
 //! # Examples
 //!
+//! Endpoints that come and go, each with the load of what it is answering:
+//!
 //! ```
 //! # #[cfg(feature = "smol")]
 //! # smol::block_on(async {
-//! use campanile::smol::balance::p2c::Balance;
-//! use campanile::{ServiceExt, discover::ServiceList, load::Load, service_fn};
-//! use core::{convert::Infallible, task::{Context, Poll}};
-//! # use campanile::Service;
+//! use campanile::smol::{balance::p2c::Balance, load::PendingRequestsDiscover};
+//! use campanile::{Service, ServiceExt, discover::Change, load::CompleteOnResponse, service_fn};
+//! use std::convert::Infallible;
 //!
-//! /// An endpoint that says how busy it is; `load` has ready-made ones.
-//! #[derive(Clone)]
-//! struct Endpoint {
-//!     name: &'static str,
-//!     busy: u32,
-//! }
-//! # impl Service<()> for Endpoint {
-//! #     type Response = &'static str;
-//! #     type Error = Infallible;
-//! #     type Future = core::future::Ready<Result<&'static str, Infallible>>;
-//! #     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-//! #         Poll::Ready(Ok(()))
-//! #     }
-//! #     fn call(&mut self, (): ()) -> Self::Future {
-//! #         core::future::ready(Ok(self.name))
-//! #     }
-//! # }
+//! /// What would be a connection.
+//! let connect = |name: &'static str| service_fn(move |()| async move { Ok::<_, Infallible>(name) });
 //!
-//! impl Load for Endpoint {
-//!     type Metric = u32;
-//!     fn load(&self) -> u32 {
-//!         self.busy
-//!     }
-//! }
+//! let (changes, discover) = futures::channel::mpsc::unbounded::<Result<_, Infallible>>();
+//! let discover = PendingRequestsDiscover::new(discover, CompleteOnResponse);
+//! let mut balance = Balance::new(discover);
 //!
-//! let endpoints = [
-//!     Endpoint { name: "ada", busy: 7 },
-//!     Endpoint { name: "grace", busy: 2 },
-//! ];
-//! let balance = Balance::new(ServiceList::new(endpoints));
-//! assert_eq!(balance.oneshot(()).await.unwrap(), "grace");
+//! changes.unbounded_send(Ok(Change::Insert(1, connect("ada")))).unwrap();
+//! assert_eq!(balance.ready().await.unwrap().call(()).await.unwrap(), "ada");
+//!
+//! changes.unbounded_send(Ok(Change::Insert(2, connect("grace")))).unwrap();
+//! changes.unbounded_send(Ok(Change::Remove(1))).unwrap();
+//! assert_eq!(balance.ready().await.unwrap().call(()).await.unwrap(), "grace");
 //! # });
 //! ```
 

@@ -1,18 +1,18 @@
 //! [`Balance`]: the power of two choices.
 //!
-//! For each request two different ready endpoints are drawn by chance, and the one with the lower load gets it;
-//! of two with the same, either. The choice is nearly as good as the best of all endpoints, costs the same however many there are, and
-//! does not send everybody to the one that looks best at the moment. (Mitzenmacher, "The Power of Two Choices
-//! in Randomized Load Balancing", 2001.)
+//! For each request two different ready endpoints are drawn by chance, and the one with the lower load gets
+//! it; of two with the same, either. The choice is nearly as good as that of the best of all endpoints, costs the
+//! same however many there are, and does not send everybody to the one that looks best at the moment.
+//! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
 //!
 //! When the loads stay the same and no two are equal, the endpoint with the `k`-th lowest load of `n` gets
 //! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`.
 //!
 //! # What happens to an endpoint
 //!
-//! - It is wrapped by the balancer's layer, by default a [`QuarantineLayer`]: when its
-//!   readiness fails, it waits out a backoff and goes on with a clone. A service whose readiness fails
-//!   through the layer, as all do through [`Identity`](crate::layer::Identity), is dropped, and is gone until discovery inserts it again.
+//! - It is wrapped by the balancer's layer, by default a [`QuarantineLayer`]: when its readiness fails, it waits
+//!   out a backoff and goes on with a clone. If it fails through the layer, as it always does through
+//!   [`Identity`](crate::layer::Identity), it is dropped, and is gone until discovery inserts it again.
 //! - When discovery inserts a service for a key that is known, the old service is used on until the new one is
 //!   ready.
 //! - When discovery removes it, it is dropped before the next request. What it is answering goes on.

@@ -56,9 +56,8 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
-use crate::load::Load;
+use crate::load::{Classify, Load, OnError, Outcome};
 use crate::retry::backoff::{Delays, ExponentialBackoffMaker, Jitter, MakeBackoff};
-use crate::retry::{Action, Classify, OnError};
 use crate::util::rng::HasherRng;
 use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
 
@@ -124,10 +123,11 @@ impl<T, M, C> QuarantineLayer<T, M, C> {
         self
     }
 
-    /// Lets `f` decide what is a failed response: whatever it does not want returned. Without this, every error.
+    /// Lets `f` decide what is a failed response, what a success, and what neither. Without this every error is
+    /// a failure. A load that is measured takes the same function.
     pub fn classify<Res, E, F>(self, f: F) -> QuarantineLayer<T, M, F>
     where
-        F: Fn(&Result<Res, E>) -> Action,
+        F: Fn(Result<&Res, &E>) -> Outcome,
     {
         QuarantineLayer {
             timer: self.timer,
@@ -249,11 +249,15 @@ impl<C> Record<C> {
     where
         C: Classify<Res, E>,
     {
-        if self.classify.classify(result) == Action::Return {
-            self.worked.store(true, Ordering::Relaxed);
-            self.failures.store(0, Ordering::Relaxed);
-        } else {
-            self.failures.fetch_add(1, Ordering::Relaxed);
+        match self.classify.classify(result.as_ref()) {
+            Outcome::Counted => {
+                self.worked.store(true, Ordering::Relaxed);
+                self.failures.store(0, Ordering::Relaxed);
+            }
+            Outcome::Penalised => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+            Outcome::Ignored => {}
         }
     }
 }

@@ -7,7 +7,7 @@ macro_rules! mirror {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
         pub use $crate::{
-            Layer, Service, discover, filter, layer, load, load_shed, ready_cache, service_fn,
+            Layer, Service, discover, filter, layer, load_shed, ready_cache, service_fn,
         };
 
         pub use self::builder::ServiceBuilder;
@@ -104,6 +104,49 @@ macro_rules! mirror {
                 pub type RateLimit<S> = $crate::limit::RateLimit<S, $runtime>;
                 /// [`RateLimitLayer`](crate::limit::RateLimitLayer) on this runtime.
                 pub type RateLimitLayer = $crate::limit::RateLimitLayer<$runtime>;
+            }
+        }
+
+        /// [`load`](crate::load) on this runtime.
+        pub mod load {
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub use self::{
+                peak_ewma::{PeakEwma, PeakEwmaDiscover},
+                pending_requests::{PendingRequests, PendingRequestsDiscover},
+            };
+            use super::*;
+            pub use $crate::load::*;
+
+            /// [`load::peak_ewma`](crate::load::peak_ewma) on this runtime.
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub mod peak_ewma {
+                use super::*;
+                pub use $crate::load::peak_ewma::*;
+
+                /// [`PeakEwma`](crate::load::PeakEwma) on this runtime.
+                pub type PeakEwma<S, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PeakEwma<S, C, $runtime, K>;
+                /// [`PeakEwmaDiscover`](crate::load::PeakEwmaDiscover) on this runtime.
+                pub type PeakEwmaDiscover<D, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PeakEwmaDiscover<D, C, $runtime, K>;
+                /// [`Handle`](crate::load::peak_ewma::Handle) on this runtime.
+                pub type Handle = $crate::load::peak_ewma::Handle<$runtime>;
+            }
+
+            /// [`load::pending_requests`](crate::load::pending_requests) on this runtime.
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub mod pending_requests {
+                use super::*;
+                pub use $crate::load::pending_requests::*;
+
+                /// [`PendingRequests`](crate::load::PendingRequests) on this runtime.
+                pub type PendingRequests<S, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PendingRequests<S, C, $runtime, K>;
+                /// [`PendingRequestsDiscover`](crate::load::PendingRequestsDiscover) on this runtime.
+                pub type PendingRequestsDiscover<D, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PendingRequestsDiscover<D, C, $runtime, K>;
+                /// [`Handle`](crate::load::pending_requests::Handle) on this runtime.
+                pub type Handle = $crate::load::pending_requests::Handle<$runtime>;
             }
         }
 

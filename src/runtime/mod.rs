@@ -10,6 +10,7 @@
 //! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
 //! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
+//! | a JavaScript host | `wasm` | `campanile::wasm`, on `wasm32-unknown-unknown` | `Wasm` | `Wasm` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
@@ -115,7 +116,8 @@ mod timer;
     feature = "async-std",
     feature = "futures-timer",
     feature = "smol",
-    feature = "tokio"
+    feature = "tokio",
+    all(feature = "wasm", target_family = "wasm", target_os = "unknown")
 ))]
 #[macro_use]
 mod mirror;
@@ -131,6 +133,8 @@ pub mod futures_timer;
 pub mod smol;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub mod wasm;
 
 pub use executor::Executor;
 pub(crate) use timer::forward_timer;

@@ -16,6 +16,17 @@ mod imp {
             self.0.load(Relaxed)
         }
 
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
+        pub(crate) fn store(&self, value: u64) {
+            self.0.store(value, Relaxed);
+        }
+
+        /// Puts `value` there, and gives what was there.
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
+        pub(crate) fn swap(&self, value: u64) -> u64 {
+            self.0.swap(value, Relaxed)
+        }
+
         /// Puts `new` in the place of `current`; if it is another, gives that.
         pub(crate) fn replace(&self, current: u64, new: u64) -> Result<(), u64> {
             self.0
@@ -42,6 +53,17 @@ mod imp {
 
         pub(crate) fn load(&self) -> u64 {
             critical_section::with(|section| self.0.borrow(section).get())
+        }
+
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
+        pub(crate) fn store(&self, value: u64) {
+            self.swap(value);
+        }
+
+        /// Puts `value` there, and gives what was there.
+        #[allow(dead_code, reason = "of use to what needs an allocator")]
+        pub(crate) fn swap(&self, value: u64) -> u64 {
+            critical_section::with(|section| self.0.borrow(section).replace(value))
         }
 
         /// Puts `new` in the place of `current`; if it is another, gives that.

@@ -18,7 +18,7 @@
 //! use campanile::{Service, ServiceExt, discover::Change, load::CompleteOnResponse, service_fn};
 //! use std::convert::Infallible;
 //!
-//! /// What would be a connection.
+//! // What would be a connection.
 //! let connect = |name: &'static str| service_fn(move |()| async move { Ok::<_, Infallible>(name) });
 //!
 //! let (changes, discover) = futures::channel::mpsc::unbounded::<Result<_, Infallible>>();

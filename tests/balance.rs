@@ -1257,6 +1257,36 @@ mod tokio_budget {
     }
 }
 
+/// The compiler can prove it of a task with boxed services in it, which it is not always able to.
+#[test]
+fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
+    use campanile::ServiceExt;
+    use campanile::load::Constant;
+    use campanile::util::{BoxCloneService, BoxService};
+    use futures::stream::{BoxStream, StreamExt};
+
+    fn spawned<F: Future<Output = u32> + Send + 'static>(task: F) -> u32 {
+        futures::executor::block_on(task)
+    }
+
+    async fn echo(n: u32) -> Result<u32, BoxError> {
+        Ok(n)
+    }
+
+    let boxed: BoxCloneService<u32, u32, BoxError> = service_fn(echo).boxed_clone();
+    let list = ServiceList::new::<u32>([Constant::new(boxed, 1)]);
+    let mut balance = Balance::with_timer(list, ManualTimer::new());
+    let answer = spawned(async move { balance.ready().await.unwrap().call(1).await.unwrap() });
+    assert_eq!(answer, 1);
+
+    type Boxed = Constant<BoxService<u32, u32, BoxError>, u32>;
+    let list = ServiceList::new::<u32>([Constant::new(service_fn(echo).boxed(), 1)]);
+    let list: BoxStream<'static, Result<Change<usize, Boxed>, Infallible>> = list.boxed();
+    let mut balance = Balance::with_layer(list, Identity::new());
+    let answer = spawned(async move { balance.ready().await.unwrap().call(2).await.unwrap() });
+    assert_eq!(answer, 2);
+}
+
 /// As in tower, by the names that a runtime's module has.
 #[cfg(feature = "smol")]
 #[test]

@@ -182,6 +182,10 @@ impl<T: fmt::Debug, M: fmt::Debug, C> fmt::Debug for QuarantineLayer<T, M, C> {
 ///
 /// A call without readiness while the service is set aside goes to a clone of it, as it is.
 ///
+/// # Panics
+///
+/// When it first waits, on a timer that needs its runtime's context and does not have it.
+///
 /// # Cancel safety
 ///
 /// A caller that stops waiting for readiness loses nothing: the backoff goes on meanwhile.

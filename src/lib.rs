@@ -27,6 +27,7 @@
 //!
 //! | module | what it does | needs |
 //! |---|---|---|
+//! | [`balance`] | spreads requests over endpoints that come and go, by their load | a timer, for endpoints that failed |
 //! | [`buffer`] | lets many handles share one service, through a bounded queue | an executor |
 //! | [`limit::concurrency`] | so many requests under way at once | |
 //! | [`limit::rate`] | so many requests in a span of time | a timer |
@@ -41,6 +42,7 @@
 //! | [`make`] | services that make services | |
 //! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
 //! | [`discover`] | which endpoints there are, for a balancer | |
+//! | [`ready_cache`] | services by key, and which of them are ready | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -59,7 +61,8 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`spawn_ready`], and buffers and concurrency limits whose state is on the heap, behind a lock.
+//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], and buffers and concurrency limits whose state is on the
+//!   heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
@@ -91,6 +94,8 @@ mod macros;
 
 mod sync;
 
+#[cfg(feature = "std")]
+pub mod balance;
 pub mod buffer;
 pub mod builder;
 pub mod discover;
@@ -108,6 +113,8 @@ pub mod limit;
 pub mod load;
 pub mod load_shed;
 pub mod make;
+#[cfg(feature = "std")]
+pub mod ready_cache;
 pub mod reconnect;
 pub mod retry;
 pub mod runtime;

@@ -389,4 +389,34 @@ mod rooms {
         assert_eq!(per_call(ewma.clone()), 0);
         assert_eq!(allocations(|| ewma.load()).0, 0);
     }
+
+    #[test]
+    fn a_balancer_and_a_ready_cache_allocate_nothing_once_the_endpoints_are_there() {
+        use campanile::balance::p2c::Balance;
+        use campanile::discover::ServiceList;
+        use campanile::layer::Identity;
+        use campanile::smol::balance::quarantine::QuarantineLayer;
+
+        block_on(async {});
+        let endpoint = || PendingRequests::new(service_fn(pends_once), CompleteOnResponse);
+        let list = || ServiceList::new((0..16).map(|_| endpoint()));
+        assert_eq!(per_call(Balance::with_layer(list(), Identity::new())), 0);
+        let quarantine = QuarantineLayer::new();
+        assert_eq!(per_call(Balance::with_layer(list(), quarantine)), 0);
+        let counting = QuarantineLayer::new().consecutive_failures(5);
+        assert_eq!(per_call(Balance::with_layer(list(), counting)), 0);
+
+        let mut cache = campanile::ready_cache::ReadyCache::new();
+        for key in 0..16 {
+            cache.push(key, endpoint());
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut call = || {
+            assert!(cache.poll_pending(&mut cx).is_ready());
+            block_on(cache.call_ready_index(7, 1)).unwrap()
+        };
+        call();
+        let (count, answer) = allocations(&mut call);
+        assert_eq!((count, answer), (0, 1));
+    }
 }

@@ -132,6 +132,60 @@ fn services_and_futures_beside_towers() {
     );
     assert!(service.0 <= service.1 + size_of::<usize>());
     assert!(response.0 <= response.1);
+
+    type List<S> = campanile::discover::ServiceList<Vec<S>>;
+    type TowerList = tower::discover::ServiceList<Vec<Loaded>>;
+    let [balance, response] = row!(
+        "Balance",
+        campanile::balance::p2c::Balance<List<Loaded>, u32, campanile::layer::Identity>,
+        tower::balance::p2c::Balance<TowerList, u32>
+    );
+    // A generator in place and not in a box, and the room that wake-ups are handed over in.
+    assert!(balance.0 <= balance.1 + 4 * size_of::<usize>());
+    assert!(response.0 <= response.1);
+    let [_, response] = row!(
+        "Balance on tokio",
+        campanile::tokio::balance::p2c::Balance<List<Loaded>, u32>,
+        tower::balance::p2c::Balance<TowerList, u32>
+    );
+    assert!(response.0 <= response.1 + size_of::<usize>());
+}
+
+/// A leaf that has a load, by both traits.
+#[derive(Clone, Debug)]
+struct Loaded;
+
+impl campanile::Service<u32> for Loaded {
+    type Response = u32;
+    type Error = std::io::Error;
+    type Future = Ready<Result<u32, std::io::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), std::io::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        std::future::ready(Ok(n))
+    }
+}
+
+impl campanile::load::Load for Loaded {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        0
+    }
+}
+
+impl tower::load::Load for Loaded {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        0
+    }
 }
 
 type Pick<S> = fn(&u32, &[S]) -> usize;

@@ -7,8 +7,8 @@ macro_rules! mirror {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
         pub use $crate::{
-            Layer, MakeService, Service, discover, filter, layer, load_shed, make, service_fn,
-            steer,
+            Layer, MakeService, Service, discover, filter, layer, load_shed, make, ready_cache,
+            service_fn, steer,
         };
 
         pub use self::builder::ServiceBuilder;
@@ -21,6 +21,42 @@ macro_rules! mirror {
             /// [`ServiceBuilder`](crate::builder::ServiceBuilder) on this runtime.
             pub type ServiceBuilder<L = $crate::layer::Identity> =
                 $crate::builder::ServiceBuilder<L, $runtime>;
+        }
+
+        /// [`balance`](crate::balance) on this runtime.
+        pub mod balance {
+            use super::*;
+            pub use $crate::balance::*;
+
+            /// [`balance::p2c`](crate::balance::p2c) on this runtime.
+            pub mod p2c {
+                use super::*;
+                pub use $crate::balance::p2c::*;
+
+                /// [`Balance`](crate::balance::p2c::Balance) on this runtime.
+                pub type Balance<D, Req> =
+                    $crate::balance::p2c::Balance<D, Req, quarantine::QuarantineLayer>;
+                /// [`MakeBalance`](crate::balance::p2c::MakeBalance) on this runtime.
+                pub type MakeBalance<S, Req> =
+                    $crate::balance::p2c::MakeBalance<S, Req, quarantine::QuarantineLayer>;
+                /// [`MakeBalanceLayer`](crate::balance::p2c::MakeBalanceLayer) on this runtime.
+                pub type MakeBalanceLayer<D, Req> =
+                    $crate::balance::p2c::MakeBalanceLayer<D, Req, quarantine::QuarantineLayer>;
+                /// [`MakeFuture`](crate::balance::p2c::MakeFuture) on this runtime.
+                pub type MakeFuture<F, Req> =
+                    $crate::balance::p2c::MakeFuture<F, Req, quarantine::QuarantineLayer>;
+            }
+
+            /// [`balance::quarantine`](crate::balance::quarantine) on this runtime.
+            pub mod quarantine {
+                use super::*;
+                pub use $crate::balance::quarantine::*;
+
+                /// [`Quarantine`](crate::balance::quarantine::Quarantine) on this runtime.
+                pub type Quarantine<S> = $crate::balance::quarantine::Quarantine<S, $runtime>;
+                /// [`QuarantineLayer`](crate::balance::quarantine::QuarantineLayer) on this runtime.
+                pub type QuarantineLayer = $crate::balance::quarantine::QuarantineLayer<$runtime>;
+            }
         }
 
         /// [`buffer`](crate::buffer) on this runtime.

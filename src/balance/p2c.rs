@@ -18,13 +18,15 @@
 //! - When discovery removes it, it is dropped before the next request. What it is answering goes on.
 //! - It is polled when it was called and when it was woken, and once more when it is chosen. If it turns out not
 //!   to be ready then, or is removed before the call, the choice is made again.
+//! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
+//!   such as a limit for all of them, belongs outside the balancer.
 //!
 //! # Differences from tower
 //!
 //! - An endpoint that failed comes back.
 //! - The choice is made again when the chosen endpoint was removed.
-//! - When discovery has ended and there is no endpoint, `poll_ready` fails with
-//!   [`NoEndpoints`], and does not wait for ever.
+//! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`], and does not
+//!   wait for ever.
 //! - A call without readiness takes a ready endpoint, or fails with [`NotReady`].
 //! - The error is an enum, [`Error`], and not a box.
 //! - One poll takes at most 128 changes from discovery and asks at most 256 endpoints, and lets others run

@@ -160,3 +160,60 @@ impl Wake for Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::rc::Rc;
+    use core::cell::Cell;
+    use core::convert::Infallible;
+    use core::future::Ready;
+    use core::task::{Context, Poll};
+
+    use super::*;
+    use crate::Service;
+    use crate::ready_cache::ReadyCache;
+
+    struct Busy(Rc<Cell<u32>>);
+
+    impl Service<()> for Busy {
+        type Response = ();
+        type Error = Infallible;
+        type Future = Ready<Result<(), Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            self.0.set(self.0.get() + 1);
+            Poll::Pending
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            core::future::ready(Ok(()))
+        }
+    }
+
+    struct Unheard;
+
+    impl Wake for Unheard {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    /// A wake-up that has begun when its endpoint leaves can reach the list when another has its slot.
+    #[test]
+    fn a_wake_up_that_comes_too_late_is_for_nobody() {
+        let waker = Waker::from(Arc::new(Unheard));
+        let mut cx = Context::from_waker(&waker);
+        let polls = Rc::new(Cell::new(0));
+        let mut cache = ReadyCache::new();
+        cache.push(0, Busy(Rc::default()));
+        let late = Ticket {
+            slot: 0,
+            generation: cache.slots[0].generation,
+        };
+        cache.evict(&0);
+        cache.push(1, Busy(polls.clone()));
+        assert!(cache.slots[0].endpoint.is_some());
+        assert!(cache.poll_pending(&mut cx).is_pending());
+        cache.wakes.node(late).wake();
+        assert!(cache.poll_pending(&mut cx).is_pending());
+        assert_eq!(polls.get(), 1);
+    }
+}

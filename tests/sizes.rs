@@ -111,6 +111,27 @@ fn services_and_futures_beside_towers() {
     );
     assert!(buffer.0 <= buffer.1);
     assert!(response.0 <= response.1);
+    let [steer, response] = row!(
+        "Steer",
+        campanile::steer::Steer<Leaf, Pick<Leaf>, u32>,
+        tower::steer::Steer<TowerLeaf, Pick<TowerLeaf>, u32>
+    );
+    assert!(steer.0 <= steer.1);
+    // tower panics where ours has an error to carry.
+    assert!(response.0 <= response.1 + size_of::<usize>());
+    let [_, response] = row!(
+        "Reconnect on tokio",
+        campanile::tokio::reconnect::Reconnect<campanile::make::Shared<Leaf>, ()>,
+        tower::reconnect::Reconnect<tower::make::Shared<TowerLeaf>, ()>
+    );
+    assert!(response.0 <= response.1 + size_of::<usize>());
+    let [service, response] = row!(
+        "SpawnReady",
+        campanile::tokio::spawn_ready::SpawnReady<Leaf, std::io::Error>,
+        tower::spawn_ready::SpawnReady<TowerLeaf>
+    );
+    assert!(service.0 <= service.1 + size_of::<usize>());
+    assert!(response.0 <= response.1);
 
     type List<S> = campanile::discover::ServiceList<Vec<S>>;
     type TowerList = tower::discover::ServiceList<Vec<Loaded>>;
@@ -166,3 +187,5 @@ impl tower::load::Load for Loaded {
         0
     }
 }
+
+type Pick<S> = fn(&u32, &[S]) -> usize;

@@ -7,7 +7,8 @@ macro_rules! mirror {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
         pub use $crate::{
-            Layer, Service, discover, filter, layer, load_shed, ready_cache, service_fn,
+            Layer, MakeService, Service, discover, filter, layer, load_shed, make, ready_cache,
+            service_fn, steer,
         };
 
         pub use self::builder::ServiceBuilder;
@@ -150,6 +151,19 @@ macro_rules! mirror {
             }
         }
 
+        /// [`reconnect`](crate::reconnect) on this runtime.
+        pub mod reconnect {
+            use super::*;
+            pub use $crate::reconnect::*;
+
+            /// [`Reconnect`](crate::reconnect::Reconnect) on this runtime.
+            pub type Reconnect<M, Target, B = retry::backoff::ExponentialBackoffMaker> =
+                $crate::reconnect::Reconnect<M, Target, $runtime, B>;
+            /// [`ReconnectLayer`](crate::reconnect::ReconnectLayer) on this runtime.
+            pub type ReconnectLayer<Target, B = retry::backoff::ExponentialBackoffMaker> =
+                $crate::reconnect::ReconnectLayer<Target, $runtime, B>;
+        }
+
         /// [`retry`](crate::retry) on this runtime.
         pub mod retry {
             use super::*;
@@ -184,6 +198,19 @@ macro_rules! mirror {
                 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
             }
+        }
+
+        /// [`spawn_ready`](crate::spawn_ready) on this runtime.
+        pub mod spawn_ready {
+            use super::*;
+            pub use $crate::spawn_ready::*;
+
+            /// [`SpawnReady`](crate::spawn_ready::SpawnReady) on this runtime, for a service whose error is `E`.
+            pub type SpawnReady<S, E = $crate::BoxError> =
+                $crate::spawn_ready::SpawnReady<S, E, $runtime>;
+            /// [`SpawnReadyLayer`](crate::spawn_ready::SpawnReadyLayer) on this runtime.
+            pub type SpawnReadyLayer<E = $crate::BoxError> =
+                $crate::spawn_ready::SpawnReadyLayer<E, $runtime>;
         }
 
         /// [`timeout`](crate::timeout) on this runtime.

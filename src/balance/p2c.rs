@@ -239,12 +239,12 @@ where
     #[inline]
     fn poll_choice(&mut self, mut attempt: Option<&mut Context<'_>>, budget: &mut usize) -> bool {
         loop {
-            let standing = self
-                .chosen
-                .take()
-                .filter(|ticket| self.endpoints.ready_service(*ticket).is_some());
-            let Some(ticket) = standing.or_else(|| self.choose()) else {
-                return false;
+            let ticket = match self.chosen.take() {
+                Some(ticket) if self.endpoints.ready_service(ticket).is_some() => ticket,
+                _ => match self.choose() {
+                    Some(ticket) => ticket,
+                    None => return false,
+                },
             };
             if let Ok(true) = self.endpoints.check(ticket, attempt.as_deref_mut()) {
                 self.chosen = Some(ticket);

@@ -34,6 +34,7 @@
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`filter`] | requests let through or rejected | |
+//! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -56,6 +57,7 @@
 //! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//! - `testing`: the module of that name.
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!
@@ -91,8 +93,11 @@ pub mod limit;
 pub mod load;
 pub mod load_shed;
 pub mod retry;
+#[macro_use]
 pub mod runtime;
 pub mod service;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod timeout;
 pub mod util;
 

@@ -10,6 +10,7 @@
 //! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
+//! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
 //! origin together.
@@ -114,6 +115,7 @@ mod timer;
     feature = "async-std",
     feature = "futures-timer",
     feature = "smol",
+    feature = "testing",
     feature = "tokio"
 ))]
 #[macro_use]

@@ -40,8 +40,9 @@ pub use panics::panics_at;
 pub use scenario::AsyncStdGlobal;
 #[cfg(feature = "smol")]
 pub use scenario::SmolGlobal;
+#[cfg(feature = "testing")]
+pub use scenario::Simulated;
 pub use scenario::{HANG, Host, On, Threads, run};
-
 #[cfg(feature = "tokio")]
 pub use scenario::{TokioCurrentThread, TokioMultiThread, TokioPaused};
 pub(crate) use scenario::{mount, on_every_runtime};

@@ -1,9 +1,13 @@
-//! For tests of services and middleware: a runtime with virtual time, and a mock service.
+//! For tests of services and middleware: a runtime with virtual time, a mock service, a probe, faults.
 //!
 //! - [`Runtime`] runs a test in virtual time, in an order that is drawn from a seed. A lost wake-up is a
 //!   [`Deadlock`] that names the tasks which wait. [`Sim`] is the runtime for middleware: this module mirrors
 //!   the tree of this crate, so that `campanile::testing::ServiceBuilder` builds stacks that run in it.
 //! - [`mock`] is a service whose requests the test answers, on any runtime or on none, as tower-test's.
+//! - [`Probe`] watches whether middleware keeps the contract of [`Service`].
+//! - [`Faults`] makes a service slow, flaky or broken, by a seed.
+//!
+//! It needs the feature `testing`, which belongs into `[dev-dependencies]`.
 //!
 //! # Differences from tower-test
 //!
@@ -37,11 +41,15 @@
 //! assert_eq!(runtime.elapsed(), Duration::from_secs(10));
 //! ```
 
+pub mod faults;
 pub mod mock;
+pub mod probe;
 mod runtime;
 mod stuck;
 mod trace;
 
+pub use faults::{Faults, Faulty};
+pub use probe::{Probe, Probed};
 pub use runtime::{
     JoinHandle, Runtime, Sim, Sleep, advance, idle, now, sleep, spawn, spawn_named, yield_now,
 };

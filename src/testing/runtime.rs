@@ -145,8 +145,7 @@ impl Runtime {
     /// How much time has passed since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.now()
-            .saturating_duration_since(Instant::from_nanos(0))
+        self.now().saturating_duration_since(Instant::from_nanos(0))
     }
 
     /// How many tasks have neither ended nor panicked.
@@ -284,7 +283,11 @@ impl Future for Sleep {
             return Poll::Pending;
         }
         // A queue of another runtime is left.
-        if self.armed.as_ref().is_some_and(|(old, _)| !Arc::ptr_eq(old, &shared)) {
+        if self
+            .armed
+            .as_ref()
+            .is_some_and(|(old, _)| !Arc::ptr_eq(old, &shared))
+        {
             self.disarm();
         }
         if shared.lock().now >= self.deadline {
@@ -714,7 +717,10 @@ impl World {
                     continue;
                 }
                 let tasks = self.waiting(header, since, |_| true);
-                return Err(Stuck::Deadlock(Deadlock::new(self.shared.lock().now, tasks)));
+                return Err(Stuck::Deadlock(Deadlock::new(
+                    self.shared.lock().now,
+                    tasks,
+                )));
             };
             let now = self.shared.lock().now;
             if now != moment {
@@ -723,8 +729,7 @@ impl World {
             if polls == self.polls_per_moment.get() {
                 // Back in line: it was not polled.
                 self.shared.lock().awake.push(awake);
-                let tasks =
-                    self.waiting(header, since, |task| task.queued.load(Ordering::Acquire));
+                let tasks = self.waiting(header, since, |task| task.queued.load(Ordering::Acquire));
                 return Err(Stuck::Livelock(Livelock::new(now, polls, tasks)));
             }
             match awake.slot {

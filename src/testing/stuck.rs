@@ -81,8 +81,13 @@ impl Deadlock {
 impl fmt::Display for Deadlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = Since(self.at);
-        write!(f, "deadlock at {at}: every task waits, and no deadline is set")?;
-        self.tasks.iter().try_for_each(|task| write!(f, "\n  {task}"))
+        write!(
+            f,
+            "deadlock at {at}: every task waits, and no deadline is set"
+        )?;
+        self.tasks
+            .iter()
+            .try_for_each(|task| write!(f, "\n  {task}"))
     }
 }
 
@@ -125,7 +130,9 @@ impl fmt::Display for Livelock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (at, polls) = (Since(self.at), self.polls);
         write!(f, "livelock at {at}: {polls} polls, and time does not move")?;
-        self.tasks.iter().try_for_each(|task| write!(f, "\n  {task}"))
+        self.tasks
+            .iter()
+            .try_for_each(|task| write!(f, "\n  {task}"))
     }
 }
 
@@ -186,6 +193,11 @@ impl fmt::Display for TaskInfo {
         if let Some(name) = &self.name {
             write!(f, " `{name}`")?;
         }
-        write!(f, ", started at {}, last polled at {}", self.location, Since(self.since))
+        write!(
+            f,
+            ", started at {}, last polled at {}",
+            self.location,
+            Since(self.since)
+        )
     }
 }

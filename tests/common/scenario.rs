@@ -284,10 +284,7 @@ impl Host for Simulated {
         result.unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"))
     }
 
-    fn advance(
-        _: &campanile::testing::Sim,
-        duration: Duration,
-    ) -> impl Future<Output = ()> + Send {
+    fn advance(_: &campanile::testing::Sim, duration: Duration) -> impl Future<Output = ()> + Send {
         campanile::testing::advance(duration)
     }
 }

@@ -265,9 +265,11 @@ fn a_deadline_that_was_dropped_neither_moves_time_nor_hides_a_deadlock() {
         assert!(wakes.poll(&mut sleeps.1).is_pending());
         sleeps
     });
+    assert_eq!(runtime.deadlines(), 2);
     // In another thread, outside of any runtime, and inside of another one.
     std::thread::spawn(move || drop(outside)).join().unwrap();
     let _ = Runtime::new(1).block_on(async move { drop(inside) });
+    assert_eq!(runtime.deadlines(), 0);
     let result = runtime.block_on(pending::<()>());
     assert!(matches!(result, Err(Stuck::Deadlock(deadlock)) if deadlock.at() == at(0)));
 }

@@ -154,6 +154,12 @@ impl Runtime {
         self.world.tasks.borrow().live()
     }
 
+    /// How many deadlines are waited for. What is dropped leaves none behind.
+    #[must_use]
+    pub fn deadlines(&self) -> usize {
+        self.world.shared.lock().timers.len()
+    }
+
     /// What has happened so far.
     #[must_use]
     pub fn trace(&self) -> Trace {

@@ -656,7 +656,7 @@ fn random_stacks_keep_their_promises() {
         simulate(seed, true);
         return;
     }
-    for seed in 0..from_env("CAMPANILE_RUNS").unwrap_or(400) {
+    for seed in 0..from_env("CAMPANILE_RUNS").unwrap_or(2000) {
         simulate(seed, false);
     }
 }

@@ -168,10 +168,10 @@ impl Run {
             };
         }
         let service = boxed(faults.layer(service));
-        if hangs {
-            self.timeout(service, dice)
-        } else {
-            service
+        match hangs {
+            false => service,
+            true if dice.chance(0.5) => self.timeout(service, dice),
+            true => self.deadline(service, dice),
         }
     }
 
@@ -214,6 +214,13 @@ impl Run {
         } else {
             timeout
         })
+    }
+
+    fn deadline(&self, inner: Stack, dice: &mut Dice) -> Stack {
+        let limit = dice.millis(1..300);
+        self.say(format_args!("deadline {limit:?}"));
+        self.may_fail("Elapsed");
+        boxed(Deadline::new(inner, limit))
     }
 
     fn rate_limit(&self, inner: Stack, refusing: bool, dice: &mut Dice) -> Stack {
@@ -292,11 +299,9 @@ impl Run {
                     self.timeout(inner, dice)
                 }
                 4 => {
-                    let limit = dice.millis(1..300);
-                    self.say(format_args!("deadline {limit:?}"));
-                    self.may_fail("Elapsed");
                     refuses |= reserves;
-                    boxed(Deadline::new(self.probed(stack, None), limit))
+                    let inner = self.probed(stack, None);
+                    self.deadline(inner, dice)
                 }
                 5 if !refuses => {
                     let left = dice.number(1..3);
@@ -500,7 +505,7 @@ impl Client {
                 sleep(self.dice.millis(0..60)).await;
             }
             let patience = self.dice.chance(0.3).then(|| self.dice.millis(0..80));
-            let kind = self.dice.number(0..4);
+            let kind = self.dice.number(0..5);
             let pause = self.dice.millis(0..20);
             let request = self.run.number();
             let outcome = match kind {
@@ -526,6 +531,15 @@ impl Client {
                         kept = self.stack.clone();
                     }
                     outcome
+                }
+                // Begins to wait in this task, and goes on in another.
+                2 => {
+                    let mut waiting = Box::pin(self.stack.clone().oneshot(request));
+                    let result = match within(Some(pause), &mut waiting).await {
+                        Some(result) => result,
+                        None => spawn_named("moved", waiting).await,
+                    };
+                    Some(result)
                 }
                 _ => within(patience, self.stack.clone().oneshot(request)).await,
             };
@@ -601,8 +615,13 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
     idle().await;
 }
 
+thread_local! {
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
+
 /// What happened in a run, to be the same each time.
 fn simulate(seed: u64, show: bool) -> (String, u64) {
+    SEED.set(seed);
     let state = Rc::new(Run::default());
     let runtime = Runtime::new(seed).polls_per_moment(100_000);
     let main = run(state.clone(), Dice::new(!seed));
@@ -649,6 +668,8 @@ fn random_stacks_keep_their_promises() {
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload().downcast_ref::<&str>();
         if !message.is_some_and(|message| message.starts_with("an injected panic")) {
+            // What aborts says nothing later.
+            eprintln!("in the run of seed {}:", SEED.get());
             hook(info);
         }
     }));

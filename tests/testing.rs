@@ -340,7 +340,8 @@ fn a_task_that_wakes_itself_often_is_polled_once_for_that() {
         polls.set(polls.get() + 1);
         for _ in 0..10 {
             cx.waker().wake_by_ref();
-            cx.waker().clone().wake();
+            let waker = cx.waker().clone();
+            waker.wake();
         }
         if polls.get() < 5 {
             Poll::Pending
@@ -877,7 +878,7 @@ mod probes {
     fn what_is_reserved_and_what_is_under_way_is_counted() {
         let probe = Probe::new();
         let inner = service_fn(|_: u32| pending::<Result<(), u8>>());
-        let mut service = (&probe).layer(inner);
+        let mut service = probe.layer(inner);
         let mut clone = service.clone();
         let wakes = WakeCount::new();
         ready(wakes.poll_ready(&mut service)).unwrap();
@@ -1028,7 +1029,7 @@ mod faults {
         let mut service = Faults::new(0).panics(1.0).layer(echo());
         ready(wakes.poll_ready(&mut service)).unwrap();
         let response = service.call(1);
-        panics_at(|| drop(response.now_or_never()));
+        panics_at(|| _ = response.now_or_never());
         let mut service = Faults::new(0).call_panics(1.0).layer(echo());
         ready(wakes.poll_ready(&mut service)).unwrap();
         panics_at(|| drop(service.call(1)));

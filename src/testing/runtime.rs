@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::mem::{replace, take};
-use core::panic::Location;
+use core::panic::{AssertUnwindSafe, Location};
 use core::pin::{Pin, pin};
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_channel::oneshot;
@@ -87,7 +87,7 @@ impl Runtime {
         self
     }
 
-    /// Keeps every event from now on for [`trace`](Self::trace): 32 bytes for each.
+    /// Keeps every event from now on for [`trace`](Self::trace): 24 bytes for each.
     #[must_use]
     pub fn recorded(self) -> Self {
         self.world.shared.lock().trace.record();
@@ -413,11 +413,9 @@ pub fn idle() -> impl Future<Output = ()> + Send + Unpin {
 /// # Panics
 ///
 /// When it is polled outside of a [`Runtime`].
-pub fn advance(duration: Duration) -> impl Future<Output = ()> + Send {
-    async move {
-        World::current().shared.jump_by(duration);
-        idle().await;
-    }
+pub async fn advance(duration: Duration) {
+    World::current().shared.jump_by(duration);
+    idle().await;
 }
 
 /// The result of a task. Dropped, it leaves the task running.
@@ -804,12 +802,10 @@ impl World {
         task.header.queued.store(true, Ordering::Release);
         let contained = task.contained;
         drop(task);
-        if let Err(panic) = result
-            && !contained
-        {
-            resume_unwind(panic);
+        match result {
+            Err(panic) if !contained => resume_unwind(panic),
+            _ => true,
         }
-        true
     }
 
     fn waiting(

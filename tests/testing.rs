@@ -208,9 +208,13 @@ fn idle_waits_for_all_others_whoever_wakes_it_before() {
 #[test]
 fn a_lost_wake_up_is_a_deadlock_that_names_who_waits() {
     let runtime = Runtime::new(0);
-    let (line, main) = (line!() + 2, line!() + 7);
     let (send, receive) = oneshot::channel::<()>();
-    let consumer = runtime.enter(|| spawn_named("consumer", receive));
+    let wait = async {
+        sleep(SECOND).await;
+        receive.await
+    };
+    let (line, main) = (line!() + 1, line!() + 6);
+    let consumer = runtime.enter(|| spawn_named("consumer", wait));
     drop(runtime.spawn(async move {
         sleep(3 * SECOND).await;
         std::mem::forget(send);
@@ -227,7 +231,7 @@ fn a_lost_wake_up_is_a_deadlock_that_names_who_waits() {
     assert_eq!(block_on.name(), None);
     let lines = [consumer, block_on].map(|task| task.location().line());
     assert_eq!(lines, [line, main]);
-    assert_eq!([consumer.since(), block_on.since()], [at(0), at(0)]);
+    assert_eq!([consumer.since(), block_on.since()], [at(1), at(0)]);
     let message = deadlock.to_string();
     for part in [
         "deadlock at 3s",
@@ -280,6 +284,8 @@ fn a_sleep_goes_along_to_another_runtime() {
     let first = Runtime::new(0);
     first.enter(|| assert!(WakeCount::new().poll(&mut sleep).is_pending()));
     let second = Runtime::new(0);
+    second.enter(|| assert!(WakeCount::new().poll(&mut sleep).is_pending()));
+    assert_eq!((first.deadlines(), second.deadlines()), (0, 1));
     second.block_on(&mut sleep).unwrap();
     assert_eq!(second.elapsed(), 5 * SECOND);
     assert!(first.block_on(pending::<()>()).is_err());
@@ -295,7 +301,9 @@ fn an_alarm_is_set_again_in_place() {
         for (deadline, moment) in [(5, 5), (3, 5), (7, 7)] {
             Sim.reset(&mut alarm, at(deadline + 100));
             assert!(wakes.poll(&mut alarm).is_pending());
+            assert_eq!(runtime.deadlines(), 1);
             Sim.reset(&mut alarm, at(deadline));
+            assert_eq!(runtime.deadlines(), 0);
             assert_eq!(alarm.deadline(), at(deadline));
             (&mut alarm).await;
             assert_eq!(now(), at(moment));
@@ -333,24 +341,57 @@ fn a_busy_loop_is_a_livelock() {
 }
 
 #[test]
-fn a_task_that_wakes_itself_often_is_polled_once_for_that() {
+fn a_task_that_is_woken_often_is_polled_once_for_that() {
     let runtime = Runtime::new(0);
-    let polls = Cell::new(0);
-    let result = runtime.block_on(poll_fn(|cx| {
-        polls.set(polls.get() + 1);
-        for _ in 0..10 {
-            cx.waker().wake_by_ref();
-            let waker = cx.waker().clone();
-            waker.wake();
+    let polls = Rc::new(Cell::new(0));
+    let count = polls.clone();
+    let task = runtime.spawn(poll_fn(move |cx| {
+        if count.replace(count.get() + 1) == 0 {
+            for _ in 0..10 {
+                cx.waker().wake_by_ref();
+                let waker = cx.waker().clone();
+                waker.wake();
+            }
         }
-        if polls.get() < 5 {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
-        }
+        Poll::<()>::Pending
     }));
-    result.unwrap();
-    assert_eq!(polls.get(), 5);
+    runtime.block_on(idle()).unwrap();
+    assert_eq!(polls.get(), 2);
+    drop(task);
+}
+
+#[test]
+fn a_task_that_ended_is_woken_no_more_and_does_not_disturb_who_has_its_place() {
+    for awake_when_it_ends in [true, false] {
+        let runtime = Runtime::new(0).recorded();
+        let kept = Rc::new(RefCell::new(None::<Waker>));
+        let keep = kept.clone();
+        drop(runtime.spawn(poll_fn(move |cx| {
+            if awake_when_it_ends {
+                cx.waker().wake_by_ref();
+            }
+            *keep.borrow_mut() = Some(cx.waker().clone());
+            Poll::Ready(())
+        })));
+        let polls = Rc::new(Cell::new(0));
+        let count = polls.clone();
+        let result = runtime.block_on(async {
+            while runtime.tasks() > 0 {
+                yield_now().await;
+            }
+            drop(spawn(poll_fn(move |_| {
+                count.set(count.get() + 1);
+                Poll::<()>::Pending
+            })));
+            idle().await;
+            let before = runtime.trace().len();
+            kept.take().unwrap().wake();
+            assert_eq!(runtime.trace().len(), before);
+            idle().await;
+        });
+        result.unwrap();
+        assert_eq!(polls.get(), 1);
+    }
 }
 
 #[test]
@@ -372,54 +413,45 @@ fn wakers_work_from_other_threads_and_after_the_end() {
     let main = kept.lock().unwrap().take().unwrap();
     main.wake_by_ref();
     runtime.block_on(yield_now()).unwrap();
-
-    // A waker of a task that has ended does not wake the one that has its place now.
-    let keep = kept.clone();
-    let task = runtime.spawn(poll_fn(move |cx| {
-        *keep.lock().unwrap() = Some(cx.waker().clone());
-        Poll::Ready(())
-    }));
-    runtime.block_on(task).unwrap();
-    let polls = Rc::new(Cell::new(0));
-    let count = polls.clone();
-    drop(runtime.spawn(poll_fn(move |_| {
-        count.set(count.get() + 1);
-        Poll::<()>::Pending
-    })));
-    runtime.block_on(idle()).unwrap();
-    kept.lock().unwrap().take().unwrap().wake();
-    runtime.block_on(idle()).unwrap();
-    assert_eq!(polls.get(), 1);
     drop(runtime);
     main.wake();
 }
 
-/// Notes, when it is dropped, the moment at which that is.
-struct Guard(Rc<Cell<Option<Instant>>>);
+/// Notes, when it is dropped, the moment at which that is, and leaves the next one to a new task.
+struct Guard(Vec<Rc<Cell<Option<Instant>>>>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.set(Some(now()));
-        // It is too late for this one, which is dropped.
-        let other = self.0.clone();
-        Sim.execute(async move { other.set(None) });
+        if let Some(dropped) = self.0.pop() {
+            dropped.set(Some(now()));
+            let next = Guard(std::mem::take(&mut self.0));
+            Sim.execute(async move {
+                let _next = next;
+                panic!("there is nobody to run this");
+            });
+        }
     }
 }
 
 #[test]
 fn tasks_are_dropped_with_their_runtime_inside_of_it() {
-    let dropped = Rc::new(Cell::new(None));
-    let guard = Guard(dropped.clone());
+    let dropped = [(); 2].map(|()| Rc::new(Cell::new(None)));
+    let guard = Guard(dropped.to_vec());
     let runtime = Runtime::new(0);
+    // Its place is free, and comes before that of the next.
+    let first = runtime.spawn(done(()));
     drop(runtime.spawn(async move {
         let _guard = guard;
         sleep(HOUR).await;
     }));
+    runtime.block_on(first).unwrap();
     runtime.block_on(async { sleep(SECOND).await }).unwrap();
-    assert_eq!(dropped.get(), None);
+    assert_eq!(runtime.tasks(), 1);
     drop(runtime);
-    assert_eq!(dropped.get(), Some(at(1)));
-    assert_eq!(Rc::strong_count(&dropped), 1);
+    for dropped in dropped {
+        assert_eq!(dropped.get(), Some(at(1)));
+        assert_eq!(Rc::strong_count(&dropped), 1);
+    }
 }
 
 #[test]
@@ -674,6 +706,32 @@ mod mocks {
         ready(shedding.poll_ready()).unwrap();
         assert_eq!(shedding.waker_ref_count(), 1);
         assert!(shedding.call(1).now_or_never().unwrap().is_err());
+
+        // And takes nothing from who waits.
+        let wakes = WakeCount::new();
+        let mock = shedding.get_mut().get_mut();
+        assert!(wakes.poll_ready(mock).is_pending());
+        ready(shedding.poll_ready()).unwrap();
+        handle.allow(1);
+        assert_eq!(wakes.get(), 1);
+    }
+
+    #[test]
+    fn who_is_dropped_does_not_wait() {
+        struct Nobody;
+        impl std::task::Wake for Nobody {
+            fn wake(self: Arc<Self>) {}
+        }
+        let nobody = Arc::new(Nobody);
+        let (mut mock, mut handle) = mock::pair::<u32, u32>();
+        handle.allow(0);
+        let waker = Waker::from(nobody.clone());
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(campanile::Service::poll_ready(&mut mock, &mut cx).is_pending());
+        drop(waker);
+        assert_eq!(Arc::strong_count(&nobody), 2);
+        drop(mock);
+        assert_eq!(Arc::strong_count(&nobody), 1);
     }
 
     #[test]

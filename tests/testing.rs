@@ -247,6 +247,22 @@ fn a_lost_wake_up_is_a_deadlock_that_names_who_waits() {
 }
 
 #[test]
+fn a_worker_is_known_by_its_type_and_by_the_line_that_made_it() {
+    let runtime = Runtime::new(0);
+    let inner = service_fn(|_: u32| pending::<Result<u32, u8>>());
+    let buffer = runtime.enter(|| testing::buffer::Buffer::new(inner, 1));
+    let line = line!() - 1;
+    let Err(Stuck::Deadlock(deadlock)) = runtime.block_on(pending::<()>()) else {
+        panic!("it is no deadlock");
+    };
+    let worker = &deadlock.tasks()[0];
+    assert_eq!(worker.name(), Some("campanile::buffer::Worker"));
+    let location = worker.location();
+    assert_eq!((location.file(), location.line()), (file!(), line));
+    drop(buffer);
+}
+
+#[test]
 fn what_never_comes_does_not_prevent_a_deadlock() {
     for forever in [Duration::MAX, Duration::from_nanos(u64::MAX)] {
         let runtime = Runtime::new(0);

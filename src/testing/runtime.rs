@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
+use core::any::type_name;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::mem::{replace, take};
@@ -31,11 +32,13 @@ const POLLS_PER_MOMENT: u64 = 1_000_000;
 /// Time starts at 0 and stands still while any task is awake. When all wait it jumps to the next deadline, so
 /// an hour's sleep takes no time. Deadlines of the same moment fire together, in the order in which they were
 /// first waited for; which of the tasks that are awake is polled next is drawn from the seed. The same seed and the
-/// same program give the same [trace](Self::trace), as long as nothing else in the program is random.
+/// same program give the same [trace](Self::trace), as long as nothing else in the program is random: a
+/// std `HashMap` is, and so is the jitter of a [`backoff`](crate::retry::backoff) unless it is given a
+/// [`SplitMix64`].
 ///
 /// What waits for another thread, a socket or a real clock is not seen: when all tasks wait and no deadline is
 /// set, that is a deadlock, and [`block_on`](Self::block_on) says which tasks wait. Wakers may be used in any
-/// thread all the same.
+/// thread all the same. A poll that does not return hangs here as everywhere.
 ///
 /// Dropping it drops its tasks, inside of its context.
 ///
@@ -215,7 +218,9 @@ where
 {
     #[track_caller]
     fn execute(&self, future: F) {
-        World::current().spawn(None, Box::pin(future), Location::caller(), true);
+        // Without what the type is generic over, which would fill lines.
+        let name = type_name::<F>().split('<').next().map(Cow::Borrowed);
+        World::current().spawn(name, Box::pin(future), Location::caller(), true);
     }
 }
 

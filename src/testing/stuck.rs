@@ -168,13 +168,14 @@ impl TaskInfo {
         self.id
     }
 
-    /// The name it was given by [`spawn_named`](super::spawn_named).
+    /// The name it was given by [`spawn_named`](super::spawn_named), or of a task that middleware started, its type.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Where it was started. A task that middleware starts has a line of that middleware.
+    /// Where it was started. For a task of middleware that is the line that made it, or if a layer did, that of
+    /// the layer's stack.
     #[must_use]
     pub const fn location(&self) -> &'static Location<'static> {
         self.location

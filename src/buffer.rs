@@ -17,6 +17,53 @@
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
 //! for that, until the next request: nothing but dropping a service takes readiness back.
 //!
+//! # Without an allocator
+//!
+//! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
+//! (feature `critical-section`; the application brings the critical section), or in a [`LocalQueue`] on one thread.
+//! Such a queue has room for `N` requests, from the call until the response future has collected what the
+//! service made of it, and for `N` more that wait for room. A request beyond that is not queued: its handle is ready, and
+//! its response is [`FixedError::Overflow`], at once and for this request alone. With as many places as there are
+//! handles that never happens. The service's error is `Copy`, since each handle gets one.
+//!
+//! ```
+//! # #[cfg(feature = "critical-section")] {
+//! use campanile::buffer::{self, StaticQueue};
+//! use campanile::{Service, ServiceExt};
+//! use core::future::{Ready, ready};
+//! use core::task::{Context, Poll};
+//!
+//! #[derive(Clone, Copy, Debug, PartialEq)]
+//! struct BusError;
+//!
+//! /// A sensor on a bus: one for all tasks.
+//! struct Sensor;
+//!
+//! impl Service<u8> for Sensor {
+//!     type Response = u16;
+//!     type Error = BusError;
+//!     type Future = Ready<Result<u16, BusError>>;
+//!
+//!     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+//!         Poll::Ready(Ok(()))
+//!     }
+//!
+//!     fn call(&mut self, register: u8) -> Self::Future {
+//!         ready(Ok(u16::from(register) << 8))
+//!     }
+//! }
+//!
+//! static QUEUE: StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 4> = StaticQueue::new();
+//!
+//! let (sensor, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
+//! // On a chip a task each, here one for both.
+//! futures::executor::block_on(async {
+//!     let (value, ()) = futures::join!(sensor.oneshot(0x12), worker);
+//!     assert_eq!(value, Ok(0x1200));
+//! });
+//! # }
+//! ```
+//!
 //! # Differences from tower
 //!
 //! - It runs on any executor.
@@ -52,7 +99,6 @@
 //! # });
 //! ```
 
-use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::pin::Pin;
@@ -61,9 +107,17 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::sync::gate::Place;
-use crate::sync::queue::{End, Queue, Work};
+use crate::sync::heap::{Shared, shared};
+pub use crate::sync::queue::LocalQueue;
+#[cfg(feature = "critical-section")]
+pub use crate::sync::queue::StaticQueue;
+#[cfg(feature = "std")]
+use crate::sync::queue::on_heap;
+use crate::sync::queue::{Channel, End, OnHeap, Refusal, Work};
 use crate::sync::slab::Index;
-use crate::{Executor, Layer, NoRuntime, Service};
+#[cfg(feature = "std")]
+use crate::{Executor, Layer};
+use crate::{NoRuntime, Service};
 
 /// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
 /// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
@@ -124,6 +178,7 @@ impl<Request, X> BufferLayer<Request, X> {
     }
 }
 
+#[cfg(feature = "std")]
 impl<S, Request, X> Layer<S> for BufferLayer<Request, X>
 where
     S: Service<Request>,
@@ -167,13 +222,17 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 /// such as `campanile::smol::buffer::Buffer<Request, F>`.
 ///
 /// See the [module](self) for an example.
-pub struct Buffer<Request, F, E, X = NoRuntime> {
-    queue: Arc<Queue<Request, F, E>>,
+pub struct Buffer<Request, F, E, X = NoRuntime, Q = OnHeap<Request, F, E>>
+where
+    Q: Queue<Request, F, E>,
+{
+    queue: Q,
     place: Place,
     unreserved: bool,
-    executor: PhantomData<fn(X)>,
+    types: PhantomData<fn(X, Request) -> Result<F, E>>,
 }
 
+#[cfg(feature = "std")]
 impl<Request, F, E, X> Buffer<Request, F, E, X> {
     /// Starts a worker for `service`. At most `bound` requests wait.
     ///
@@ -231,29 +290,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
         S: Service<Request, Future = F, Error = E>,
     {
         InvalidBound::assert(bound);
-        let queue = Arc::new(Queue::new(bound));
-        let buffer = Self {
-            queue: Arc::clone(&queue),
-            place: Place::Outside,
-            unreserved: false,
-            executor: PhantomData,
-        };
-        let worker = Worker {
-            service: Some(service),
-            closer: Closer { queue },
-        };
-        (buffer, worker)
-    }
-
-    /// Reserves nothing when polled ready: a request waits for room in its response future.
-    ///
-    /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
-    /// queue, so that a `LoadShed` around it has nothing to go by.
-    #[must_use]
-    pub fn unreserved(mut self) -> Self {
-        self.queue.unreserve(&mut self.place);
-        self.unreserved = true;
-        self
+        pair_in(service, on_heap(bound))
     }
 
     /// Accepts no more requests, from any handle, and waits until the worker has served those that
@@ -278,11 +315,31 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     /// # });
     /// ```
     pub fn shutdown(&self) -> Shutdown<Request, F, E> {
-        self.queue.shut_down();
+        self.close();
         Shutdown {
-            queue: Arc::clone(&self.queue),
+            queue: self.queue.clone(),
             place: Place::Outside,
         }
+    }
+}
+
+impl<Request, F, E, X, Q: Queue<Request, F, E>> Buffer<Request, F, E, X, Q> {
+    /// Reserves nothing when polled ready: a request waits for room in its response future.
+    ///
+    /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
+    /// queue, so that a `LoadShed` around it has nothing to go by.
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.queue.unreserve(&mut self.place);
+        self.unreserved = true;
+        self
+    }
+
+    /// Accepts no more requests, from any handle. The worker serves those that were accepted, and ends.
+    ///
+    /// Reservations are revoked.
+    pub fn close(&self) {
+        self.queue.shut_down();
     }
 
     /// Whether requests are no longer accepted.
@@ -307,6 +364,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
 ///     assert_eq!(answer.unwrap(), 42);
 /// });
 /// ```
+#[cfg(feature = "std")]
 #[track_caller]
 pub fn pair<S, Request>(
     service: S,
@@ -318,24 +376,76 @@ where
     Buffer::pair(service, bound)
 }
 
-impl<Request, F, T, E, X> Service<Request> for Buffer<Request, F, E, X>
+/// A handle, and the worker for the caller to run, that share a `&'static` [`StaticQueue`] or a `&`[`LocalQueue`]:
+/// a [`Buffer`] that needs no allocator. See the [module](self#without-an-allocator).
+///
+/// # Errors
+///
+/// If the queue has another buffer, or had one: it is for one alone.
+pub fn try_pair_in<S, Request, Q>(
+    service: S,
+    queue: Q,
+) -> Result<InPlace<S, Request, Q>, QueueInUse>
+where
+    S: Service<Request>,
+    Q: Queue<Request, S::Future, S::Error>,
+{
+    if !queue.open() {
+        return Err(QueueInUse::new());
+    }
+    Ok(pair_in(service, queue))
+}
+
+/// A handle, and the worker, of a buffer whose queue is a `Q`.
+pub type InPlace<S, Request, Q> = (
+    Buffer<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error, NoRuntime, Q>,
+    Worker<S, Request, Q>,
+);
+
+/// `queue` has the one handle that is made here.
+fn pair_in<S, Request, X, Q>(
+    service: S,
+    queue: Q,
+) -> (
+    Buffer<Request, S::Future, S::Error, X, Q>,
+    Worker<S, Request, Q>,
+)
+where
+    S: Service<Request>,
+    Q: Queue<Request, S::Future, S::Error>,
+{
+    let buffer = Buffer {
+        queue: queue.clone(),
+        place: Place::Outside,
+        unreserved: false,
+        types: PhantomData,
+    };
+    let worker = Worker {
+        service: Some(service),
+        closer: Closer::new(queue),
+    };
+    (buffer, worker)
+}
+
+impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
 where
     F: Future<Output = Result<T, E>>,
+    Q: Queue<Request, F, E>,
 {
     type Response = T;
-    type Error = Error<E>;
-    type Future = ResponseFuture<Request, F, E>;
+    type Error = Q::Error;
+    type Future = ResponseFuture<Request, F, E, Q>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if self.unreserved {
-            return Poll::Ready(
-                self.queue
-                    .end()
-                    .map_or(Ok(()), |end| Err(Error::from_end(end))),
-            );
+            let end = self.queue.end();
+            return Poll::Ready(end.map_or(Ok(()), |end| Err(Q::error(end.into()))));
         }
-        let room = ready!(self.queue.poll_reserve(&mut self.place, cx));
-        Poll::Ready(room.map_err(Error::from_end))
+        Poll::Ready(match ready!(self.queue.poll_reserve(&mut self.place, cx)) {
+            // The response future asks once more, and the error is the request's alone.
+            Ok(()) | Err(Refusal::Full) => Ok(()),
+            Err(refusal) => Err(Q::error(refusal)),
+        })
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
@@ -346,8 +456,9 @@ where
                 State::Waiting {
                     request: Some(request),
                     admission: Admission {
-                        queue: Arc::clone(&self.queue),
+                        queue: self.queue.clone(),
                         place,
+                        types: PhantomData,
                     },
                 }
             }
@@ -356,26 +467,26 @@ where
     }
 }
 
-impl<Request, F, E, X> Clone for Buffer<Request, F, E, X> {
+impl<Request, F, E, X, Q: Queue<Request, F, E>> Clone for Buffer<Request, F, E, X, Q> {
     fn clone(&self) -> Self {
         self.queue.add_handle();
         Self {
-            queue: Arc::clone(&self.queue),
+            queue: self.queue.clone(),
             place: Place::Outside,
             unreserved: self.unreserved,
-            executor: PhantomData,
+            types: PhantomData,
         }
     }
 }
 
-impl<Request, F, E, X> Drop for Buffer<Request, F, E, X> {
+impl<Request, F, E, X, Q: Queue<Request, F, E>> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
     }
 }
 
-impl<Request, F, E, X> fmt::Debug for Buffer<Request, F, E, X> {
+impl<Request, F, E, X, Q: Queue<Request, F, E>> fmt::Debug for Buffer<Request, F, E, X, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("is_closed", &self.is_closed())
@@ -389,31 +500,41 @@ impl<Request, F, E, X> fmt::Debug for Buffer<Request, F, E, X> {
 /// It ends when the last handle is gone or the buffer was [shut down](Buffer::shutdown), once it has
 /// served what was accepted; and when the service fails. Dropped before that, it closes the queue.
 #[must_use = "a buffer answers nothing unless its worker runs"]
-pub struct Worker<S: Service<Request>, Request> {
+pub struct Worker<
+    S: Service<Request>,
+    Request,
+    Q = OnHeap<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
+> where
+    Q: Queue<Request, S::Future, S::Error>,
+{
     // `None` once it has ended: then the service is gone, and need not wait for the executor.
     service: Option<S>,
-    closer: Closer<Request, S::Future, S::Error>,
+    closer: Closer<Request, S::Future, S::Error, Q>,
 }
 
-impl<S: Service<Request>, Request> Future for Worker<S, Request> {
+impl<S, Request, Q> Future for Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue<Request, S::Future, S::Error>,
+{
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
-        let panicked = Panicking(&this.closer.queue);
+        let panicked = Panicking(&this.closer);
         let polled = Self::work(&mut this.service, &this.closer.queue, cx);
         core::mem::forget(panicked);
         polled
     }
 }
 
-impl<S: Service<Request>, Request> Worker<S, Request> {
-    fn work(
-        slot: &mut Option<S>,
-        queue: &Queue<Request, S::Future, S::Error>,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+impl<S, Request, Q> Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue<Request, S::Future, S::Error>,
+{
+    fn work(slot: &mut Option<S>, queue: &Q, cx: &mut Context<'_>) -> Poll<()> {
         let Some(service) = slot else {
             return Poll::Ready(());
         };
@@ -430,7 +551,7 @@ impl<S: Service<Request>, Request> Worker<S, Request> {
                         }
                         continue;
                     }
-                    Err(error) => end = End::Failed(Arc::new(error)),
+                    Err(error) => end = End::Failed(queue.share(error)),
                 },
                 Work::None => return Poll::Pending,
                 Work::Ended => {}
@@ -446,11 +567,17 @@ impl<S: Service<Request>, Request> Worker<S, Request> {
 }
 
 // The service and its futures are moved and never pinned here.
-impl<S: Service<Request>, Request> Unpin for Worker<S, Request> {}
+impl<S, Request, Q> Unpin for Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue<Request, S::Future, S::Error>,
+{
+}
 
-impl<S, Request> fmt::Debug for Worker<S, Request>
+impl<S, Request, Q> fmt::Debug for Worker<S, Request, Q>
 where
     S: Service<Request> + fmt::Debug,
+    Q: Queue<Request, S::Future, S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
@@ -460,29 +587,39 @@ where
 }
 
 /// Closes the queue when the worker goes, in whatever way it goes.
-struct Closer<Request, F, E> {
-    queue: Arc<Queue<Request, F, E>>,
+struct Closer<Request, F, E, Q: Queue<Request, F, E>> {
+    queue: Q,
+    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E> Drop for Closer<Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> Closer<Request, F, E, Q> {
+    fn new(queue: Q) -> Self {
+        Self {
+            queue,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Closer<Request, F, E, Q> {
     fn drop(&mut self) {
         self.queue.close(End::Closed);
     }
 }
 
 /// Closes the queue when it is dropped by a panic that passes.
-struct Panicking<'a, Request, F, E>(&'a Queue<Request, F, E>);
+struct Panicking<'a, Request, F, E, Q: Queue<Request, F, E>>(&'a Closer<Request, F, E, Q>);
 
-impl<Request, F, E> Drop for Panicking<'_, Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Panicking<'_, Request, F, E, Q> {
     fn drop(&mut self) {
-        self.0.close(End::Panicked);
+        self.0.queue.close(End::Panicked);
     }
 }
 
 /// Waits until a buffer has drained: see [`Buffer::shutdown`].
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Shutdown<Request, F, E> {
-    queue: Arc<Queue<Request, F, E>>,
+    queue: OnHeap<Request, F, E>,
     place: Place,
 }
 
@@ -519,41 +656,48 @@ pin_project! {
     ///
     /// Dropped, it takes its request out of the queue, or drops the response's future.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct ResponseFuture<Request, F, E> {
+    pub struct ResponseFuture<Request, F, E, Q = OnHeap<Request, F, E>>
+    where
+        Q: Queue<Request, F, E>,
+    {
         #[pin]
-        state: State<Request, F, E>,
+        state: State<Request, F, E, Q>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<Request, F, E> {
+    enum State<Request, F, E, Q>
+    where
+        Q: Queue<Request, F, E>,
+    {
         // For room in the queue.
         Waiting {
             request: Option<Request>,
-            admission: Admission<Request, F, E>,
+            admission: Admission<Request, F, E, Q>,
         },
         // For the worker.
         Queued {
-            message: Message<Request, F, E>,
+            message: Message<Request, F, E, Q>,
         },
         // For the response.
         Called {
             #[pin]
             response: F,
         },
-        // For nothing: the queue had ended.
+        // For nothing.
         Refused {
-            end: Option<End<E>>,
+            refusal: Option<Refusal<Q::Failure>>,
         },
     }
 }
 
-impl<Request, F, T, E> Future for ResponseFuture<Request, F, E>
+impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
 where
     F: Future<Output = Result<T, E>>,
+    Q: Queue<Request, F, E>,
 {
-    type Output = Result<T, Error<E>>;
+    type Output = Result<T, Q::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
@@ -566,19 +710,24 @@ where
                             admission.place = Place::Outside;
                             State::send(&admission.queue, request)
                         }
-                        (Ok(()), None) => State::Refused { end: None },
-                        (Err(end), _) => State::Refused { end: Some(end) },
+                        (Ok(()), None) => State::Refused { refusal: None },
+                        (Err(refusal), _) => State::Refused {
+                            refusal: Some(refusal),
+                        },
                     }
                 }
                 StateProj::Queued { message } => match ready!(message.poll_answer(cx)) {
                     Ok(response) => State::Called { response },
-                    Err(end) => State::Refused { end: Some(end) },
+                    Err(end) => State::Refused {
+                        refusal: Some(end.into()),
+                    },
                 },
                 StateProj::Called { response } => {
-                    return response.poll(cx).map_err(Error::Service);
+                    return response.poll(cx).map_err(Q::Error::from);
                 }
-                StateProj::Refused { end } => {
-                    return Poll::Ready(Err(Error::from_end(end.take().unwrap_or(End::Closed))));
+                StateProj::Refused { refusal } => {
+                    let refusal = refusal.take().unwrap_or(Refusal::Ended(End::Closed));
+                    return Poll::Ready(Err(Q::error(refusal)));
                 }
             };
             state.set(next);
@@ -586,37 +735,41 @@ where
     }
 }
 
-impl<Request, F, E> fmt::Debug for ResponseFuture<Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> fmt::Debug for ResponseFuture<Request, F, E, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-impl<Request, F, E> State<Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> State<Request, F, E, Q> {
     /// Fills the room that was reserved, which is the message's from then on.
-    fn send(queue: &Arc<Queue<Request, F, E>>, request: Request) -> Self {
+    fn send(queue: &Q, request: Request) -> Self {
         match queue.send(request) {
             Ok(index) => Self::Queued {
                 message: Message {
-                    queue: Arc::clone(queue),
+                    queue: queue.clone(),
                     index: Some(index),
+                    types: PhantomData,
                 },
             },
             Err((request, end)) => {
                 drop(request);
-                Self::Refused { end: Some(end) }
+                Self::Refused {
+                    refusal: Some(end.into()),
+                }
             }
         }
     }
 }
 
 /// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
-struct Admission<Request, F, E> {
-    queue: Arc<Queue<Request, F, E>>,
+struct Admission<Request, F, E, Q: Queue<Request, F, E>> {
+    queue: Q,
     place: Place,
+    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E> Drop for Admission<Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Admission<Request, F, E, Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
@@ -624,14 +777,15 @@ impl<Request, F, E> Drop for Admission<Request, F, E> {
 }
 
 /// A request in the queue, with the worker, or answered.
-struct Message<Request, F, E> {
-    queue: Arc<Queue<Request, F, E>>,
+struct Message<Request, F, E, Q: Queue<Request, F, E>> {
+    queue: Q,
     // `None` once it was answered.
     index: Option<Index>,
+    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E> Message<Request, F, E> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<F, End<E>>> {
+impl<Request, F, E, Q: Queue<Request, F, E>> Message<Request, F, E, Q> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<F, End<Q::Failure>>> {
         let Some(index) = self.index else {
             return Poll::Ready(Err(End::Closed));
         };
@@ -641,13 +795,73 @@ impl<Request, F, E> Message<Request, F, E> {
     }
 }
 
-impl<Request, F, E> Drop for Message<Request, F, E> {
+impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Message<Request, F, E, Q> {
     fn drop(&mut self) {
         if let Some(index) = self.index {
             self.queue.abandon(index);
         }
     }
 }
+
+/// Where the requests of a buffer wait: on the heap, or in a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
+pub trait Queue<Request, F, E>: Channel<Request, F, E> {
+    /// How a buffer with this queue fails.
+    type Error: From<E>;
+
+    #[doc(hidden)]
+    fn share(&self, error: E) -> Self::Failure;
+
+    #[doc(hidden)]
+    fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
+}
+
+impl<Request, F, E> Queue<Request, F, E> for OnHeap<Request, F, E> {
+    type Error = Error<E>;
+
+    fn share(&self, error: E) -> Self::Failure {
+        shared(self, error)
+    }
+
+    fn error(refusal: Refusal<Self::Failure>) -> Error<E> {
+        match refusal {
+            Refusal::Ended(End::Failed(error)) => Error::Failed(ServiceError(error)),
+            Refusal::Ended(End::Panicked) => Error::Panicked(Panicked::new()),
+            // A line on the heap is never full.
+            Refusal::Ended(End::Closed) | Refusal::Full => Error::Closed(Closed::new()),
+        }
+    }
+}
+
+/// The queues that need no allocator.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        impl<Request, F, E: Copy, const N: usize> Queue<Request, F, E>
+            for &$name<Request, F, E, N>
+        {
+            type Error = FixedError<E>;
+
+            fn share(&self, error: E) -> E {
+                error
+            }
+
+            fn error(refusal: Refusal<E>) -> FixedError<E> {
+                match refusal {
+                    Refusal::Full => FixedError::Overflow(Overflow::new()),
+                    Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),
+                    Refusal::Ended(End::Panicked) => FixedError::Panicked(Panicked::new()),
+                    Refusal::Ended(End::Failed(error)) => FixedError::Failed(error),
+                }
+            }
+        }
+    };
+}
+
+fixed!(
+    #[cfg(feature = "critical-section")]
+    StaticQueue
+);
+fixed!(LocalQueue);
 
 /// How a [`Buffer`] fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -678,16 +892,6 @@ impl<E> From<E> for Error<E> {
     }
 }
 
-impl<E> Error<E> {
-    fn from_end(end: End<E>) -> Self {
-        match end {
-            End::Closed => Self::Closed(Closed::new()),
-            End::Panicked => Self::Panicked(Panicked::new()),
-            End::Failed(error) => Self::Failed(ServiceError(error)),
-        }
-    }
-}
-
 impl<E: fmt::Display> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -710,6 +914,7 @@ impl<E: crate::error::AsError> crate::error::AsError for Error<E> {
     }
 }
 
+#[cfg(feature = "std")]
 impl<E> From<Error<E>> for crate::BoxError
 where
     E: Into<crate::BoxError> + fmt::Debug + fmt::Display + Send + Sync + 'static,
@@ -724,9 +929,75 @@ where
     }
 }
 
+/// How a [`Buffer`] fails whose queue needs no allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FixedError<E> {
+    /// The buffer was closed, or its worker was dropped.
+    Closed(Closed),
+    /// The service panicked, and is gone.
+    Panicked(Panicked),
+    /// The line of those who wait for room in the queue was full.
+    Overflow(Overflow),
+    /// The service failed when it was asked whether it is ready, and is gone. All handles see this.
+    Failed(E),
+    /// The service answered this request with an error.
+    Service(E),
+}
+
+impl<E> FixedError<E> {
+    /// The error with which the service answered this request, if that is what this is.
+    pub fn into_service(self) -> Option<E> {
+        match self {
+            Self::Service(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<E> From<E> for FixedError<E> {
+    fn from(error: E) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for FixedError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(error) => error.fmt(f),
+            Self::Panicked(error) => error.fmt(f),
+            Self::Overflow(error) => error.fmt(f),
+            Self::Failed(error) => write!(f, "buffer's service failed: {error}"),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: crate::error::AsError> crate::error::AsError for FixedError<E> {
+    fn as_error(&self) -> &(dyn core::error::Error + 'static) {
+        match self {
+            Self::Closed(error) => error,
+            Self::Panicked(error) => error,
+            Self::Overflow(error) => error,
+            Self::Failed(error) | Self::Service(error) => error.as_error(),
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<E: Into<crate::BoxError>> From<FixedError<E>> for crate::BoxError {
+    fn from(error: FixedError<E>) -> Self {
+        match error {
+            FixedError::Closed(error) => error.into(),
+            FixedError::Panicked(error) => error.into(),
+            FixedError::Overflow(error) => error.into(),
+            FixedError::Failed(error) | FixedError::Service(error) => error.into(),
+        }
+    }
+}
+
 /// The failures of this middleware, at the path where tower has them.
 pub mod error {
-    pub use super::{Closed, Panicked, ServiceError};
+    pub use super::{Closed, Overflow, Panicked, ServiceError};
 }
 
 leaf_error! {
@@ -739,8 +1010,18 @@ leaf_error! {
     Panicked, "buffer's service panicked"
 }
 
+leaf_error! {
+    /// The line of those who wait for room in the queue was full.
+    Overflow, "more requests wait for room in a buffer than there is room for"
+}
+
+leaf_error! {
+    /// A queue that has a buffer was to have another.
+    QueueInUse, "the queue has a buffer already"
+}
+
 /// The error with which a buffer's service failed, shared by all handles.
-pub struct ServiceError<E>(Arc<E>);
+pub struct ServiceError<E>(Shared<E>);
 
 impl<E> ServiceError<E> {
     /// The service's error.
@@ -751,13 +1032,13 @@ impl<E> ServiceError<E> {
 
 impl<E> Clone for ServiceError<E> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self(self.0.clone())
     }
 }
 
 impl<E: PartialEq> PartialEq for ServiceError<E> {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        *self.0 == *other.0
     }
 }
 
@@ -765,19 +1046,20 @@ impl<E: Eq> Eq for ServiceError<E> {}
 
 impl<E: fmt::Debug> fmt::Debug for ServiceError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ServiceError").field(&self.0).finish()
+        f.debug_tuple("ServiceError").field(&*self.0).finish()
     }
 }
 
 impl<E: fmt::Display> fmt::Display for ServiceError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "buffer's service failed: {}", self.0)
+        write!(f, "buffer's service failed: {}", *self.0)
     }
 }
 
 // A typed `E` has no way to a `dyn Error` here, since the enums implement no `Error`; a boxed one
 // has, and it is the source.
 impl<E: fmt::Debug + fmt::Display + 'static> core::error::Error for ServiceError<E> {
+    #[cfg(feature = "alloc")]
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         let error: &dyn core::any::Any = &*self.0;
         let error = error.downcast_ref::<crate::BoxError>()?;
@@ -797,7 +1079,7 @@ impl InvalidBound {
     }
 
     #[track_caller]
-    const fn assert(bound: usize) {
+    pub(crate) const fn assert(bound: usize) {
         assert!(bound != 0, "{}", Self::MESSAGE);
     }
 }

@@ -4,8 +4,18 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::filter::{AsyncFilterLayer, FilterLayer};
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+use crate::hedge::{Delay, HedgeLayer};
 use crate::layer::{Identity, LayerFn, Stack, layer_fn};
-#[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
 use crate::limit::{Rate, RateLimitLayer};
 use crate::load_shed::LoadShedLayer;
 use crate::retry::RetryLayer;
@@ -177,6 +187,33 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(GlobalConcurrencyLimitLayer::new(max))
     }
 
+    /// Sends a request again when its answer is late: see [`hedge`](crate::hedge). For other settings
+    /// add a [`HedgeLayer`] with [`layer`](Self::layer).
+    ///
+    /// # Panics
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
+    #[track_caller]
+    pub fn hedge<P>(
+        self,
+        policy: P,
+        min_data_points: u64,
+        latency_percentile: f32,
+        period: Duration,
+    ) -> ServiceBuilder<Stack<HedgeLayer<P, R>, L>, R>
+    where
+        R: Timer + Clone,
+    {
+        let delay = Delay::percentile(min_data_points, latency_percentile, period);
+        let layer = HedgeLayer::with_timer(policy, delay, self.runtime.clone());
+        self.layer(layer)
+    }
+
     /// Answers with an error when the service is not ready: see [`load_shed`](crate::load_shed).
     pub fn load_shed(self) -> ServiceBuilder<Stack<LoadShedLayer, L>, R> {
         self.layer(LoadShedLayer::new())
@@ -187,7 +224,11 @@ impl<L, R> ServiceBuilder<L, R> {
     /// # Panics
     ///
     /// If `num` or `per` is 0.
-    #[cfg(all(feature = "alloc", target_has_atomic = "64"))]
+    #[cfg(all(
+        feature = "alloc",
+        target_has_atomic = "ptr",
+        any(target_has_atomic = "64", feature = "critical-section")
+    ))]
     #[track_caller]
     pub fn rate_limit(
         self,

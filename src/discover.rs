@@ -1,20 +1,72 @@
 //! Which endpoints there are: a stream of changes that a balancer follows.
 //!
-//! [`Discover`] is every stream of [`Change`]s. [`ServiceList`] is one that never changes.
+//! Every stream of `Result<Change<Key, Service>, Error>` is a [`Discover`]. [`ServiceList`] is one that never changes,
+//! and with the feature `futures-channel`, [`channel`] makes one that you feed.
+//!
+//! A key tells one endpoint from another. [`Change::Insert`] with a key that is known puts another service in the place
+//! of the one that was there. When the stream ends, the endpoints stay what they are.
+//!
+//! # Differences from tower
+//!
+//! - There is a [`channel`].
+//! - A [`Change`] can be compared, and [mapped](Change::map).
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::discover::{Change, Discover, ServiceList};
+//! use campanile::service_fn;
+//! use core::{future::poll_fn, pin::pin};
+//!
+//! # futures::executor::block_on(async {
+//! let double = service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n * 2));
+//! let mut endpoints = pin!(ServiceList::new([double, double]));
+//! for place in 0..2 {
+//!     let change = poll_fn(|cx| endpoints.as_mut().poll_discover(cx)).await;
+//!     assert!(matches!(change, Some(Ok(Change::Insert(key, _))) if key == place));
+//! }
+//! assert!(poll_fn(|cx| endpoints.as_mut().poll_discover(cx)).await.is_none());
+//! # });
+//! ```
+#![cfg_attr(
+    not(feature = "futures-channel"),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
+use core::convert::Infallible;
+use core::fmt;
 use core::iter::Enumerate;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
 use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use crate::Service;
 
 /// A change to the set of endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change<K, V> {
     /// A new endpoint, or another service for a key that is known.
     Insert(K, V),
     /// The endpoint is gone.
     Remove(K),
+}
+
+impl<K, V> Change<K, V> {
+    /// The same change, with what `f` makes of the service.
+    ///
+    /// ```
+    /// use campanile::discover::Change;
+    ///
+    /// assert_eq!(Change::Insert('a', 1).map(|n| n + 1), Change::Insert('a', 2));
+    /// ```
+    pub fn map<W>(self, f: impl FnOnce(V) -> W) -> Change<K, W> {
+        match self {
+            Self::Insert(key, service) => Change::Insert(key, f(service)),
+            Self::Remove(key) => Change::Remove(key),
+        }
+    }
 }
 
 /// A set of endpoints that changes.
@@ -60,36 +112,192 @@ mod sealed {
     }
 }
 
-/// Endpoints that stay what they are, each under its place in the list.
-#[derive(Clone, Debug)]
-pub struct ServiceList<I> {
-    inner: Enumerate<I>,
+pin_project! {
+    /// Endpoints that stay what they are, each under its place in the list.
+    ///
+    /// `T` is what was given: a `Vec`, an array, an iterator.
+    pub struct ServiceList<T>
+    where
+        T: IntoIterator,
+    {
+        inner: Enumerate<T::IntoIter>,
+    }
 }
 
-impl<I: Iterator> ServiceList<I> {
+impl<T: IntoIterator> ServiceList<T> {
     /// The endpoints that `services` gives.
-    pub fn new<L: IntoIterator<IntoIter = I>>(services: L) -> Self {
+    ///
+    /// Where they take requests of more than one type, say which is meant: `ServiceList::new::<Request>(services)`.
+    pub fn new<Request>(services: T) -> Self
+    where
+        T::Item: Service<Request>,
+    {
         Self {
             inner: services.into_iter().enumerate(),
         }
     }
 }
 
-impl<I: Iterator> Stream for ServiceList<I>
-where
-    Self: Unpin,
-{
-    type Item = Result<Change<usize, I::Item>, core::convert::Infallible>;
+impl<T: IntoIterator> Stream for ServiceList<T> {
+    type Item = Result<Change<usize, T::Item>, Infallible>;
 
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(
-            self.inner
-                .next()
-                .map(|(at, service)| Ok(Change::Insert(at, service))),
-        )
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.project().inner.next();
+        Poll::Ready(next.map(|(place, service)| Ok(Change::Insert(place, service))))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         self.inner.size_hint()
     }
+}
+
+impl<T: IntoIterator<IntoIter: Clone>> Clone for ServiceList<T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<T: IntoIterator<IntoIter: fmt::Debug>> fmt::Debug for ServiceList<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceList").field(&self.inner).finish()
+    }
+}
+
+#[cfg(feature = "futures-channel")]
+pub use fed::{Changes, Closed, Sender, channel};
+
+#[cfg(feature = "futures-channel")]
+mod fed {
+    use core::convert::Infallible;
+    use core::fmt;
+    use core::pin::Pin;
+    use core::task::{Context, Poll};
+
+    use futures_channel::mpsc;
+    use futures_core::Stream;
+
+    use super::Change;
+
+    /// Endpoints that come and go as you say: what you hold, and the [`Discover`](super::Discover) for the balancer.
+    ///
+    /// Sending does not wait, so that a watcher of any kind can do it, a plain thread or a callback too; changes that
+    /// the balancer has not taken yet are kept, in order. There is no bound on them: a set of
+    /// endpoints has few changes, and one that were dropped or held up would leave the balancer with a set that is
+    /// not true. A balancer takes them when it is asked whether it is ready.
+    ///
+    /// ```
+    /// use campanile::discover::{Change, Discover, channel};
+    /// use core::{future::poll_fn, pin::pin};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let (endpoints, changes) = channel();
+    /// endpoints.insert("10.0.0.1", "a service").unwrap();
+    /// endpoints.remove("10.0.0.1").unwrap();
+    /// drop(endpoints);
+    ///
+    /// let mut changes = pin!(changes);
+    /// let mut next = async || poll_fn(|cx| changes.as_mut().poll_discover(cx)).await;
+    /// assert_eq!(next().await, Some(Ok(Change::Insert("10.0.0.1", "a service"))));
+    /// assert_eq!(next().await, Some(Ok(Change::Remove("10.0.0.1"))));
+    /// assert_eq!(next().await, None);
+    /// # });
+    /// ```
+    pub fn channel<K, S>() -> (Sender<K, S>, Changes<K, S>) {
+        let (sender, receiver) = mpsc::unbounded();
+        (Sender(sender), Changes(receiver))
+    }
+
+    /// Tells a balancer which endpoints there are. Made by [`channel`].
+    pub struct Sender<K, S>(mpsc::UnboundedSender<Change<K, S>>);
+
+    impl<K, S> Sender<K, S> {
+        /// There is an endpoint `key`, and this is its service; one that is already there is replaced.
+        ///
+        /// # Errors
+        ///
+        /// If the balancer is gone. The error holds the change.
+        pub fn insert(&self, key: K, service: S) -> Result<(), Closed<K, S>> {
+            self.send(Change::Insert(key, service))
+        }
+
+        /// The endpoint `key` is gone.
+        ///
+        /// # Errors
+        ///
+        /// If the balancer is gone. The error holds the change.
+        pub fn remove(&self, key: K) -> Result<(), Closed<K, S>> {
+            self.send(Change::Remove(key))
+        }
+
+        /// Hands a change on.
+        ///
+        /// # Errors
+        ///
+        /// If the balancer is gone. The error holds the change.
+        pub fn send(&self, change: Change<K, S>) -> Result<(), Closed<K, S>> {
+            let sent = self.0.unbounded_send(change);
+            sent.map_err(|error| Closed(error.into_inner()))
+        }
+
+        /// Whether the balancer is gone.
+        #[must_use]
+        pub fn is_closed(&self) -> bool {
+            self.0.is_closed()
+        }
+    }
+
+    impl<K, S> Clone for Sender<K, S> {
+        fn clone(&self) -> Self {
+            Self(self.0.clone())
+        }
+    }
+
+    impl<K, S> fmt::Debug for Sender<K, S> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Sender")
+                .field("is_closed", &self.is_closed())
+                .finish()
+        }
+    }
+
+    /// The changes that were sent, in order; it ends when all [`Sender`]s are gone. Made by [`channel`].
+    #[must_use = "streams do nothing unless polled"]
+    pub struct Changes<K, S>(mpsc::UnboundedReceiver<Change<K, S>>);
+
+    impl<K, S> Stream for Changes<K, S> {
+        type Item = Result<Change<K, S>, Infallible>;
+
+        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Pin::new(&mut self.0).poll_next(cx).map(|next| next.map(Ok))
+        }
+    }
+
+    impl<K, S> fmt::Debug for Changes<K, S> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Changes").finish_non_exhaustive()
+        }
+    }
+
+    /// The balancer is gone, and with it whoever would have taken this change.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub struct Closed<K, S>(
+        /// The change that was not taken.
+        pub Change<K, S>,
+    );
+
+    impl<K, S> fmt::Debug for Closed<K, S> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Closed").finish_non_exhaustive()
+        }
+    }
+
+    impl<K, S> fmt::Display for Closed<K, S> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("nobody follows the changes any more")
+        }
+    }
+
+    impl<K, S> core::error::Error for Closed<K, S> {}
 }

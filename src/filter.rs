@@ -390,7 +390,7 @@ where
 const DONE: &str = "a response future was polled after it was complete";
 
 /// How a filter fails: `E` is the error of the inner service, `P` that of the predicate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E, P> {
     /// The predicate rejected the request.
     Rejected(P),

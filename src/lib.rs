@@ -33,7 +33,10 @@
 //! | [`load_shed`] | an error at once instead of a wait | |
 //! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
+//! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
+//! | [`discover`] | which endpoints there are, for a balancer | |
 //! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
@@ -53,10 +56,14 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`buffer`] and [`limit::concurrency`], whose handles share a state behind a lock.
-//! - `alloc`: `BoxError`, boxed services, and a rate limit's state behind an `Arc`.
+//! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
+//!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
+//!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
+//! - `futures-channel`: [`discover::channel`].
 //! - `testing`: the module of that name.
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
@@ -82,12 +89,18 @@ mod macros;
 
 mod sync;
 
-#[cfg(feature = "std")]
 pub mod buffer;
 pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+// The state that handles share is behind an `Arc`, and has words of 64 bits.
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+pub mod hedge;
 pub mod layer;
 pub mod limit;
 pub mod load;
@@ -113,9 +126,13 @@ pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRunt
 
 #[cfg(feature = "async-std")]
 pub use runtime::async_std;
+#[cfg(feature = "embassy")]
+pub use runtime::embassy;
 #[cfg(feature = "futures-timer")]
 pub use runtime::futures_timer;
 #[cfg(feature = "smol")]
 pub use runtime::smol;
 #[cfg(feature = "tokio")]
 pub use runtime::tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub use runtime::wasm;

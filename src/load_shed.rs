@@ -134,7 +134,7 @@ where
 }
 
 /// How a [`LoadShed`] fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// The inner service was not ready.
     Overloaded(Overloaded),

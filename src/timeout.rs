@@ -441,7 +441,7 @@ impl<F: fmt::Debug, T: Timer> fmt::Debug for DeadlineFuture<F, T> {
 }
 
 /// How a [`Timeout`] or a [`Deadline`] fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// The time was over.
     Elapsed(Elapsed),

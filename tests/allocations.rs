@@ -106,6 +106,31 @@ fn combinators_and_filters_allocate_nothing() {
     assert_eq!(result.ok(), Some(4));
 }
 
+#[cfg(feature = "std")]
+#[test]
+fn calling_all_allocates_nothing_once_there_is_room() {
+    use futures::stream::{StreamExt, repeat};
+
+    block_on(async {});
+    let service = service_fn(|n: u32| {
+        let mut left = n;
+        poll_fn(move |cx| {
+            cx.waker().wake_by_ref();
+            match left.checked_sub(1) {
+                Some(fewer) => left = fewer,
+                None => return Poll::Ready(Ok::<_, std::io::Error>(n)),
+            }
+            Poll::Pending
+        })
+    });
+    let ordered = service.call_all(repeat(2));
+    let unordered = service.call_all(repeat(2)).unordered();
+    let mut both = ordered.zip(unordered);
+    block_on(both.by_ref().take(200).count());
+    let (count, items) = allocations(|| block_on(both.take(1_000).count()));
+    assert_eq!((count, items), (0, 1_000));
+}
+
 /// Rooms on a timer that is there, so that the waiting paths are measured too.
 #[cfg(feature = "smol")]
 mod rooms {
@@ -113,12 +138,20 @@ mod rooms {
     use std::time::Duration;
 
     use campanile::buffer;
+    #[cfg(target_has_atomic = "64")]
+    use campanile::hedge::Delay;
     use campanile::limit::{ConcurrencyLimit, Rate};
+    use campanile::load::{CompleteOnResponse, Constant, Load};
     use campanile::load_shed::LoadShed;
+    #[cfg(target_has_atomic = "64")]
+    use campanile::retry::{CloneByClone, budget::Unlimited};
     use campanile::retry::{Retry, StandardPolicy};
     use campanile::smol::Smol;
+    #[cfg(target_has_atomic = "64")]
+    use campanile::smol::hedge::Hedge;
     use campanile::smol::{
         limit::RateLimit,
+        load::{PeakEwma, PendingRequests},
         timeout::{Deadline, Timeout},
     };
 
@@ -223,6 +256,20 @@ mod rooms {
     }
 
     #[test]
+    #[cfg(target_has_atomic = "64")]
+    fn a_hedge_allocates_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        // Both attempts are made, and without a wait.
+        let at_once = Delay::fixed(Duration::ZERO);
+        let hedge = Hedge::with_delay(leaf, CloneByClone, at_once).budget(Unlimited);
+        assert_eq!(per_call(hedge), 0);
+        // Each call ends a period.
+        let hedge = Hedge::new(leaf, CloneByClone, 1 << 32, 0.9, Duration::from_nanos(1));
+        assert_eq!(per_call(hedge), 0);
+    }
+
+    #[test]
     fn a_timeout_that_is_not_armed_allocates_nothing() {
         block_on(async {});
         let leaf = service_fn(|n: u32| std::future::ready(Ok::<_, std::io::Error>(n)));
@@ -248,5 +295,18 @@ mod rooms {
         call();
         let (count, answer) = allocations(&mut call);
         assert_eq!((count, answer), (0, 1));
+    }
+
+    #[test]
+    fn loads_allocate_nothing() {
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        assert_eq!(per_call(Constant::new(leaf, 1)), 0);
+        let pending = PendingRequests::new(leaf, CompleteOnResponse);
+        assert_eq!(per_call(pending.clone()), 0);
+        assert_eq!(allocations(|| pending.load()).0, 0);
+        let ewma = PeakEwma::new(leaf, LONG, 1e9, CompleteOnResponse);
+        assert_eq!(per_call(ewma.clone()), 0);
+        assert_eq!(allocations(|| ewma.load()).0, 0);
     }
 }

@@ -8,6 +8,25 @@ use campanile::{smol::Smol, tokio::Tokio};
 type Leaf = campanile::util::ServiceFn<fn(u32) -> Ready<Result<u32, std::io::Error>>>;
 type TowerLeaf = tower::util::ServiceFn<fn(u32) -> Ready<Result<u32, std::io::Error>>>;
 
+/// Hedges all requests, here and there.
+#[derive(Clone)]
+struct Always;
+
+macro_rules! always {
+    ($($policy:path),+) => {$(
+        impl $policy for Always {
+            fn clone_request(&self, request: &u32) -> Option<u32> {
+                Some(*request)
+            }
+
+            fn can_retry(&self, _: &u32) -> bool {
+                true
+            }
+        }
+    )+};
+}
+always!(campanile::hedge::Policy<u32>, tower::hedge::Policy<u32>);
+
 fn future_of<S: campanile::Service<u32>>() -> usize {
     size_of::<S::Future>()
 }
@@ -63,6 +82,28 @@ fn services_and_futures_beside_towers() {
         campanile::limit::RateLimit<Leaf, Tokio>,
         tower::limit::RateLimit<TowerLeaf>
     );
+    for [service, future] in [
+        row!(
+            "PendingRequests",
+            campanile::smol::load::PendingRequests<Leaf>,
+            tower::load::PendingRequests<TowerLeaf>
+        ),
+        row!(
+            "PeakEwma",
+            campanile::smol::load::PeakEwma<Leaf>,
+            tower::load::PeakEwma<TowerLeaf>
+        ),
+    ] {
+        assert!(service.0 <= service.1);
+        assert!(future.0 <= future.1);
+    }
+    let [hedge, response] = row!(
+        "Hedge on tokio",
+        campanile::hedge::Hedge<Leaf, Always, Tokio>,
+        tower::hedge::Hedge<TowerLeaf, Always>
+    );
+    assert!(hedge.0 <= hedge.1);
+    assert!(response.0 <= response.1);
     let [buffer, response] = row!(
         "Buffer",
         campanile::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>, std::io::Error>,

@@ -13,6 +13,29 @@
 //! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
 //!
+//! # Without an allocator
+//!
+//! A [`StaticSemaphore`] is shared by tasks and interrupts (feature `critical-section`; the application brings the
+//! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` who wait. A request beyond that is not
+//! queued: its handle is ready, and its response is [`Error::Overflow`], at once and for this request alone, unless a
+//! permit has come free by then. With as many places as there are handles that never happens.
+//!
+//! ```
+//! # #[cfg(feature = "critical-section")] {
+//! use campanile::limit::ConcurrencyLimit;
+//! use campanile::limit::concurrency::StaticSemaphore;
+//! use campanile::{ServiceExt, service_fn};
+//!
+//! // One permit, and room for 8 who wait for it.
+//! static RADIO: StaticSemaphore<8> = StaticSemaphore::new(1);
+//!
+//! let send = service_fn(async |byte: u8| Ok::<_, core::convert::Infallible>(byte.count_ones()));
+//! let send = ConcurrencyLimit::with_semaphore(send, &RADIO);
+//! let sent = futures::executor::block_on(send.oneshot(0b111));
+//! assert_eq!(sent.unwrap(), 3);
+//! # }
+//! ```
+//!
 //! # Differences from tower
 //!
 //! - The permit is free as soon as the response is ready, and not when its future is dropped.
@@ -45,16 +68,21 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-pub use crate::sync::semaphore::{Permit, Semaphore};
+use crate::sync::gate::Full;
+#[cfg(feature = "critical-section")]
+pub use crate::sync::semaphore::StaticSemaphore;
+pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
 use crate::{Layer, Service};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
+#[cfg(feature = "std")]
 #[derive(Clone, Copy, Debug)]
 pub struct ConcurrencyLimitLayer {
     max: usize,
     unreserved: bool,
 }
 
+#[cfg(feature = "std")]
 impl ConcurrencyLimitLayer {
     /// At most `max` requests of a service are under way at once.
     ///
@@ -76,10 +104,10 @@ impl ConcurrencyLimitLayer {
     ///
     /// If `max` is 0.
     pub const fn try_new(max: usize) -> Result<Self, InvalidLimit> {
-        if max == 0 {
-            return Err(InvalidLimit(()));
+        match InvalidLimit::check(max) {
+            Ok(()) => Ok(Self::new(max)),
+            Err(error) => Err(error),
         }
-        Ok(Self::new(max))
     }
 
     /// See [`ConcurrencyLimit::unreserved`].
@@ -90,6 +118,7 @@ impl ConcurrencyLimitLayer {
     }
 }
 
+#[cfg(feature = "std")]
 impl<S> Layer<S> for ConcurrencyLimitLayer {
     type Service = ConcurrencyLimit<S>;
 
@@ -107,6 +136,7 @@ pub struct GlobalConcurrencyLimitLayer<M = Semaphore> {
     unreserved: bool,
 }
 
+#[cfg(feature = "std")]
 impl GlobalConcurrencyLimitLayer {
     /// At most `max` requests of all services of this layer are under way at once.
     ///
@@ -165,6 +195,7 @@ pub struct ConcurrencyLimit<S, C = Permit> {
     unreserved: bool,
 }
 
+#[cfg(feature = "std")]
 impl<S> ConcurrencyLimit<S> {
     /// At most `max` requests are under way at once.
     ///
@@ -241,18 +272,17 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
 
     accessors!(S);
 
-    fn poll_claim(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.unreserved {
-            return Poll::Ready(());
-        }
-        self.claim.poll_acquire(cx)
-    }
-
-    fn poll_inner_ready<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>>
+    fn poll_inner_ready<Request>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), C::Error<S::Error>>>
     where
         S: Service<Request>,
     {
-        ready!(self.poll_claim(cx));
+        // Refused, a claim is made again by the response future, whose error is the request's alone.
+        if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
+            return Poll::Pending;
+        }
         let polled = self.inner.poll_ready(cx);
         // A service that failed has no use for the permit, and who only tried does not come back for it.
         if matches!(polled, Poll::Ready(Err(_)))
@@ -260,7 +290,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         {
             self.claim.release();
         }
-        polled
+        polled.map_err(C::Error::from)
     }
 
     fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
@@ -283,7 +313,7 @@ where
     C: Claim,
 {
     type Response = S::Response;
-    type Error = S::Error;
+    type Error = C::Error<S::Error>;
     type Future = ResponseFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -321,7 +351,7 @@ where
     C: Claim,
 {
     type Response = Permitted<S::Response, C>;
-    type Error = S::Error;
+    type Error = C::Error<S::Error>;
     type Future = PermittedFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -372,12 +402,16 @@ pin_project! {
     }
 }
 
-impl<F: Future, C: Claim> Limited<F, C> {
+impl<F, C, T, E> Limited<F, C>
+where
+    F: Future<Output = Result<T, E>>,
+    C: Claim,
+{
     /// Waits for the permit first, where it was not had at the call.
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, C::Error<E>>> {
         let this = self.project();
-        ready!(this.claim.poll_acquire(cx));
-        this.inner.poll(cx)
+        ready!(this.claim.poll_acquire::<E>(cx))?;
+        this.inner.poll(cx).map_err(C::Error::from)
     }
 }
 
@@ -395,8 +429,12 @@ pin_project! {
     }
 }
 
-impl<F: Future, C: Claim> Future for ResponseFuture<F, C> {
-    type Output = F::Output;
+impl<F, C, T, E> Future for ResponseFuture<F, C>
+where
+    F: Future<Output = Result<T, E>>,
+    C: Claim,
+{
+    type Output = Result<T, C::Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut limited = self.project().limited;
@@ -425,7 +463,7 @@ where
     F: Future<Output = Result<T, E>>,
     C: Claim,
 {
-    type Output = Result<Permitted<T, C>, E>;
+    type Output = Result<Permitted<T, C>, C::Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut limited = self.project().limited;
@@ -442,7 +480,8 @@ pub mod future {
     pub use super::ResponseFuture;
 }
 
-/// Where permits come from: a [`Semaphore`], or an `Arc<async_lock::Semaphore>` with the feature `async-lock`.
+/// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
+/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`.
 pub trait Permits: Clone {
     /// How a service lays claim to one of them.
     type Claim: Claim;
@@ -453,17 +492,25 @@ pub trait Permits: Clone {
 
 /// A claim to a permit: nothing yet, a place in line, or the permit. Dropping it gives it up.
 pub trait Claim: Sized {
+    /// How a request fails, if its service fails with `E`: with just that, where a claim is never refused.
+    type Error<E>: From<E>;
+
     /// A claim to another permit of the same origin, with nothing yet.
     #[must_use]
     fn another(&self) -> Self;
 
     /// Takes the permit, or a place in line; ready when the permit is had.
-    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    ///
+    /// # Errors
+    ///
+    /// If the line is full.
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error<E>>>;
 
     /// Gives up what is had.
     fn release(&mut self);
 }
 
+#[cfg(feature = "std")]
 impl Semaphore {
     /// A semaphore of `permits` permits.
     ///
@@ -482,9 +529,7 @@ impl Semaphore {
     ///
     /// If `permits` is 0.
     pub fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
-        if permits == 0 {
-            return Err(InvalidLimit(()));
-        }
+        InvalidLimit::check(permits)?;
         Ok(Self::with_permits(permits))
     }
 }
@@ -498,17 +543,99 @@ impl Permits for Semaphore {
 }
 
 impl Claim for Permit {
+    type Error<E> = E;
+
     fn another(&self) -> Self {
         Self::new(self.semaphore().clone())
     }
 
-    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        Self::poll_acquire(self, cx)
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+        // The line is on the heap, and has no end that it could come to.
+        ready!(Self::poll_acquire(self, cx)).map_or(Poll::Pending, |()| Poll::Ready(Ok(())))
     }
 
     fn release(&mut self) {
         Self::release(self);
     }
+}
+
+/// The semaphores that need no allocator.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        impl<const N: usize> $name<N> {
+            /// A semaphore of `permits` permits.
+            ///
+            /// # Panics
+            ///
+            /// If `permits` is 0; in a `static`, that is an error of the compiler's. See [`try_new`](Self::try_new).
+            #[track_caller]
+            pub const fn new(permits: usize) -> Self {
+                InvalidLimit::assert(permits);
+                Self::with_permits(permits)
+            }
+
+            /// Like [`new`](Self::new).
+            ///
+            /// # Errors
+            ///
+            /// If `permits` is 0.
+            pub const fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
+                match InvalidLimit::check(permits) {
+                    Ok(()) => Ok(Self::with_permits(permits)),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+
+        $(#[$meta])*
+        impl<'a, const N: usize> Permits for &'a $name<N> {
+            type Claim = Permit<&'a $name<N>>;
+
+            fn claim(&self) -> Self::Claim {
+                Permit::new(self)
+            }
+        }
+
+        $(#[$meta])*
+        impl<const N: usize> Claim for Permit<&$name<N>> {
+            type Error<E> = Error<E>;
+
+            fn another(&self) -> Self {
+                Self::new(self.semaphore())
+            }
+
+            fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<E>>> {
+                Self::poll_acquire(self, cx).map_err(|Full| Error::Overflow(Overflow::new()))
+            }
+
+            fn release(&mut self) {
+                Self::release(self);
+            }
+        }
+    };
+}
+
+fixed!(
+    #[cfg(feature = "critical-section")]
+    StaticSemaphore
+);
+fixed!(LocalSemaphore);
+
+/// How a [`ConcurrencyLimit`] fails whose semaphore has room for so many who wait and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The line of those who wait for a permit was full.
+    Overflow(Overflow),
+    /// The inner service failed.
+    Service(E),
+}
+
+flatten!(Error: Overflow);
+
+leaf_error! {
+    /// The line of those who wait for a permit was full.
+    Overflow, "more requests wait for a permit than there is room for"
 }
 
 #[cfg(feature = "async-lock")]
@@ -539,11 +666,13 @@ enum AsyncLockState {
 
 #[cfg(feature = "async-lock")]
 impl Claim for AsyncLockPermit {
+    type Error<E> = E;
+
     fn another(&self) -> Self {
         self.semaphore.claim()
     }
 
-    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
         if let AsyncLockState::Idle = self.state {
             match self.semaphore.try_acquire_arc() {
                 Some(guard) => self.state = AsyncLockState::Held(guard),
@@ -561,12 +690,12 @@ impl Claim for AsyncLockPermit {
                     return Poll::Pending;
                 };
                 self.state = AsyncLockState::Held(guard);
-                return Poll::Ready(());
+                return Poll::Ready(Ok(()));
             }
             let guard = ready!(acquire.as_mut().poll(cx));
             self.state = AsyncLockState::Held(guard);
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
 
     fn release(&mut self) {
@@ -589,6 +718,10 @@ pub struct InvalidLimit(());
 
 impl InvalidLimit {
     const MESSAGE: &'static str = "a concurrency limit is 0, and must be at least 1";
+
+    const fn check(max: usize) -> Result<(), Self> {
+        if max == 0 { Err(Self(())) } else { Ok(()) }
+    }
 
     #[track_caller]
     const fn assert(max: usize) {

@@ -1,12 +1,12 @@
 //! Limits: how many requests are under way at once, and how many begin in a span of time.
 
-#[cfg(feature = "std")]
 pub mod concurrency;
-// Without 64-bit atomics there is no place yet for the state that handles share.
-#[cfg(target_has_atomic = "64")]
+// The state that handles share is one word of 64 bits.
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub mod rate;
 
 #[cfg(feature = "std")]
-pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
-#[cfg(target_has_atomic = "64")]
+pub use concurrency::ConcurrencyLimitLayer;
+pub use concurrency::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub use rate::{Rate, RateLimit, RateLimitLayer};

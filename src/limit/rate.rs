@@ -65,24 +65,24 @@
 //! # }
 //! ```
 
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Deref;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
-use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+use crate::sync::{is_attempt, word::Word};
+use crate::{Instant, Layer, Service, Timer};
 
 /// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 pub type Shared = Arc<Limiter>;
 /// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
-#[cfg(not(feature = "alloc"))]
+#[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 pub type Shared = &'static Limiter;
 
 /// A layer of [`RateLimit`]. All services that it makes share one budget.
@@ -96,7 +96,7 @@ pub struct RateLimitLayer<T, H = Shared> {
     own: Option<fn(Rate) -> H>,
 }
 
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 impl<T: Default> RateLimitLayer<T> {
     /// A layer that lets `num` requests through in each `per`, on the default timer.
     ///
@@ -109,7 +109,7 @@ impl<T: Default> RateLimitLayer<T> {
     }
 }
 
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 impl<T> RateLimitLayer<T> {
     /// A layer that lets requests through at `rate`, on `timer`.
     pub fn with_timer(rate: Rate, timer: T) -> Self {
@@ -193,7 +193,7 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target = Limiter> = Shared> {
     due: Instant,
 }
 
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 impl<S, T: Timer + Default> RateLimit<S, T> {
     /// Lets requests through to `inner` at `rate`, on the default timer.
     pub fn new(inner: S, rate: Rate) -> Self {
@@ -201,7 +201,7 @@ impl<S, T: Timer + Default> RateLimit<S, T> {
     }
 }
 
-#[cfg(feature = "alloc")]
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 impl<S, T: Timer> RateLimit<S, T> {
     /// Lets requests through to `inner` at `rate`, on `timer`.
     pub fn with_timer(inner: S, rate: Rate, timer: T) -> Self {
@@ -406,7 +406,7 @@ where
 }
 
 /// How a [`RateLimit`] fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// The limit was reached, and the wait would have been too long.
     Limited(Limited),
@@ -572,9 +572,9 @@ pub struct Limiter {
     step: Option<u64>,
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
     // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
-    full_at: AtomicU64,
+    full_at: Word,
     // With fixed windows: where the first of them began; 0 before that.
-    origin: AtomicU64,
+    origin: Word,
 }
 
 impl Limiter {
@@ -588,8 +588,8 @@ impl Limiter {
             } else {
                 None
             },
-            full_at: AtomicU64::new(0),
-            origin: AtomicU64::new(0),
+            full_at: Word::new(0),
+            origin: Word::new(0),
         }
     }
 
@@ -601,7 +601,7 @@ impl Limiter {
     /// A token to be had at `now`; if there is none, when the next one is due.
     fn offer(&self, now: Instant) -> Result<Offer, Instant> {
         // Nothing but this one word is shared, so no order with other memory is needed.
-        self.offer_after(self.full_at.load(Ordering::Relaxed), now)
+        self.offer_after(self.full_at.load(), now)
     }
 
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
@@ -636,11 +636,7 @@ impl Limiter {
     fn window(&self, nanos: u64) -> u64 {
         // The first to ask sets it, and all others find what it has set.
         let first = nanos.max(1);
-        let origin = self
-            .origin
-            .compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed)
-            .err()
-            .unwrap_or(first);
+        let origin = self.origin.replace(0, first).err().unwrap_or(first);
         let since = nanos.saturating_sub(origin);
         origin + (since - since % self.rate.per)
     }
@@ -648,12 +644,7 @@ impl Limiter {
     /// Takes the offered token, or another if it is gone: gives the moment at which the budget is then full.
     /// If there is none left, when the next one is due.
     fn take(&self, mut offer: Offer, now: Instant) -> Result<Instant, Instant> {
-        while let Err(changed) = self.full_at.compare_exchange_weak(
-            offer.full_at,
-            offer.then,
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        ) {
+        while let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
             offer = self.offer_after(changed, now)?;
         }
         Ok(Instant::from_nanos(offer.then))
@@ -665,18 +656,14 @@ impl Limiter {
             // Into the window that it was taken from, if that is still the latest.
             let window = self.window(full.as_nanos() - 1);
             let back = |full_at| (self.window(full_at - 1) == window).then(|| full_at - 1);
-            let _ = self
-                .full_at
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
+            self.full_at.update(back);
             return;
         }
         // Past that moment the budget may have been full in between, and the token with it: if so, time
         // has brought it back, and once more would be too much.
         if now <= full {
             let back = |full_at| Some(self.back(full_at, 1));
-            let _ = self
-                .full_at
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, back);
+            self.full_at.update(back);
         }
     }
 

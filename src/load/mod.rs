@@ -1,4 +1,86 @@
 //! How busy a service is: the measure by which a balancer chooses.
+//!
+//! A [`Load`] gives a number of some kind, and the smaller, the better. There are
+//!
+//! - [`PendingRequests`]: how many requests are under way;
+//! - [`PeakEwma`]: how long responses took lately, times the requests under way;
+//! - [`Constant`]: what you say.
+//!
+//! Each wraps a service; [`PendingRequestsDiscover`], [`PeakEwmaDiscover`] and [`Constant`] also wrap a
+//! [`Discover`](crate::discover::Discover), and with it every service that it finds. Clones of a wrapped service
+//! share one load.
+//!
+//! # When a request is over
+//!
+//! With its response, as [`CompleteOnResponse`] has it. Where a body goes on after that, a [`TrackCompletion`] of
+//! your own moves the request's handle into the response, and the request is over when the handle is dropped.
+//!
+//! # When a request fails
+//!
+//! An endpoint that is broken often fails at once. Counted like any other result that makes it the fastest and
+//! the least busy of all, and everything is sent to it. So a [`Classify`] looks at each result and gives an
+//! [`Outcome`], and what is [penalised](Outcome::Penalised) makes the endpoint look worse, for a time:
+//! see [`pending_requests`] and [`peak_ewma`] for the formulas. By default, with [`OnError`], errors are penalised.
+//! No success is needed for an endpoint to come back; time passes, and it is tried again.
+//!
+//! # Differences from tower
+//!
+//! - Results are classified, as described. tower lets a failure count like a response.
+//! - Services with a load are `Clone`, where they hold one that is, and what clones do counts together.
+//! - A load can be read and [written](PeakEwma::set_estimate), in units that are said.
+//! - [`PendingRequests`] too has a timer, which it asks only while there is a penalty.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::load::{CompleteOnResponse, Load, Outcome};
+//! use campanile::smol::load::PendingRequests;
+//! use campanile::{ServiceExt, service_fn};
+//! use std::io::{Error, ErrorKind};
+//!
+//! let endpoint = service_fn(async |found: bool| match found {
+//!     true => Ok(()),
+//!     false => Err(Error::from(ErrorKind::NotFound)),
+//! });
+//!
+//! // An answer that there is nothing is no fault of the endpoint's.
+//! let endpoint = PendingRequests::new(endpoint, CompleteOnResponse).with_classifier(
+//!     |result: Result<&(), &Error>| match result {
+//!         Err(error) if error.kind() != ErrorKind::NotFound => Outcome::Penalised,
+//!         _ => Outcome::Counted,
+//!     },
+//! );
+//! let unused = endpoint.load();
+//! endpoint.clone().oneshot(false).await.unwrap_err();
+//! assert_eq!(endpoint.load(), unused);
+//! # });
+//! ```
+
+use crate::util::Either;
+
+pub mod completion;
+mod constant;
+// Requests share with the service what is measured: an `Arc`, and in it words of 64 bits.
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+mod measured;
+
+pub use completion::{CompleteOnResponse, TrackCompletion};
+pub use constant::Constant;
+#[cfg(all(
+    feature = "alloc",
+    target_has_atomic = "ptr",
+    any(target_has_atomic = "64", feature = "critical-section")
+))]
+pub use measured::{
+    PeakEwma, PeakEwmaDiscover, PendingRequests, PendingRequestsDiscover, peak_ewma,
+    pending_requests,
+};
 
 /// Says how busy a service is.
 pub trait Load {
@@ -7,4 +89,72 @@ pub trait Load {
 
     /// How busy the service is now.
     fn load(&self) -> Self::Metric;
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<L: Load + ?Sized> Load for $pointer {
+            type Metric = L::Metric;
+
+            fn load(&self) -> L::Metric {
+                (**self).load()
+            }
+        }
+    )*};
+}
+forward!(&L, &mut L);
+#[cfg(feature = "alloc")]
+forward!(alloc::boxed::Box<L>);
+
+impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
+    type Metric = A::Metric;
+
+    fn load(&self) -> A::Metric {
+        match self {
+            Self::Left(load) => load.load(),
+            Self::Right(load) => load.load(),
+        }
+    }
+}
+
+/// What a result says of the endpoint that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The endpoint works: the request counts, with the time that it took.
+    Counted,
+    /// The endpoint failed: it looks worse for a time.
+    Penalised,
+    /// Nothing: neither a penalty nor a measure of time.
+    Ignored,
+}
+
+/// Decides what a result says of the endpoint: any `Fn(Result<&T, &E>) -> Outcome`, or [`OnError`].
+///
+/// A response may be a failure too, such as one with status 503; and an error may be none of the endpoint's,
+/// such as that of a bad request.
+pub trait Classify<T, E> {
+    /// What `result` says of the endpoint.
+    fn classify(&self, result: Result<&T, &E>) -> Outcome;
+}
+
+impl<F, T, E> Classify<T, E> for F
+where
+    F: Fn(Result<&T, &E>) -> Outcome,
+{
+    fn classify(&self, result: Result<&T, &E>) -> Outcome {
+        self(result)
+    }
+}
+
+/// Penalises every error, and counts every response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnError;
+
+impl<T, E> Classify<T, E> for OnError {
+    fn classify(&self, result: Result<&T, &E>) -> Outcome {
+        match result {
+            Ok(_) => Outcome::Counted,
+            Err(_) => Outcome::Penalised,
+        }
+    }
 }

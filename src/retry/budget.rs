@@ -76,7 +76,7 @@ impl Budget for Unlimited {
 }
 
 // One word holds a moment and a number: a core without 64-bit atomics has no `TpsBudget`.
-#[cfg(target_has_atomic = "64")]
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub use tps::TpsBudget;
 
 /// Why there is no budget with these arguments.
@@ -112,14 +112,14 @@ impl fmt::Display for InvalidBudget {
 
 impl core::error::Error for InvalidBudget {}
 
-#[cfg(target_has_atomic = "64")]
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 mod tps {
     use core::fmt;
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use core::time::Duration;
 
     use super::{Budget, InvalidBudget};
     use crate::Timer;
+    use crate::sync::word::Word;
 
     /// A share of the requests, and a reserve for when there are few of them.
     ///
@@ -140,10 +140,10 @@ mod tps {
     pub struct TpsBudget<T> {
         limits: Limits,
         // Parts of a retry paid in that do not make a whole one: less than `limits.cost`.
-        fraction: AtomicU64,
-        slots: [AtomicU64; SLOTS as usize],
+        fraction: Word,
+        slots: [Word; SLOTS as usize],
         // The moment, in nanoseconds, at which the reserve will be full again.
-        full_at: AtomicU64,
+        full_at: Word,
         timer: T,
     }
 
@@ -329,9 +329,9 @@ mod tps {
         const fn of(limits: Limits, timer: T) -> Self {
             Self {
                 limits,
-                fraction: AtomicU64::new(0),
-                slots: [const { AtomicU64::new(0) }; SLOTS as usize],
-                full_at: AtomicU64::new(0),
+                fraction: Word::new(0),
+                slots: [const { Word::new(0) }; SLOTS as usize],
+                full_at: Word::new(0),
                 timer,
             }
         }
@@ -341,7 +341,7 @@ mod tps {
             (now / self.limits.slot) as u32
         }
 
-        fn slot(&self, number: u32) -> &AtomicU64 {
+        fn slot(&self, number: u32) -> &Word {
             &self.slots[(number % SLOTS) as usize]
         }
 
@@ -349,7 +349,7 @@ mod tps {
             // The oldest first.
             (0..SLOTS).rev().any(|age| {
                 let slot = self.slot(now.wrapping_sub(age));
-                update(slot, |word| {
+                slot.update(|word| {
                     let mut slot = Slot::unpack(word);
                     if !slot.counts(now) {
                         return None;
@@ -367,16 +367,11 @@ mod tps {
             if reserve == 0 {
                 return false;
             }
-            update(&self.full_at, |full_at| {
+            self.full_at.update(|full_at| {
                 let next = full_at.max(now).checked_add(period)?;
                 (next - now <= reserve).then_some(next)
             })
         }
-    }
-
-    /// Whether `change` gave a new value. Each word stands for itself, so relaxed ordering will do.
-    fn update(word: &AtomicU64, change: impl FnMut(u64) -> Option<u64>) -> bool {
-        word.fetch_update(Relaxed, Relaxed, change).is_ok()
     }
 
     impl<T: Timer> Budget for TpsBudget<T> {
@@ -386,7 +381,7 @@ mod tps {
                 return;
             }
             let mut earned = 0;
-            update(&self.fraction, |fraction| {
+            self.fraction.update(|fraction| {
                 earned = (fraction + gain) / cost;
                 Some((fraction + gain) % cost)
             });
@@ -396,7 +391,7 @@ mod tps {
             // At most 1000.
             let earned = earned as u32;
             let number = self.number(self.timer.now().as_nanos());
-            update(self.slot(number), |word| {
+            self.slot(number).update(|word| {
                 let slot = Slot::unpack(word);
                 let next = if slot.counts(number) {
                     Slot {

@@ -6,7 +6,7 @@ macro_rules! mirror {
     ($runtime:ty) => {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
-        pub use $crate::{Layer, Service, filter, layer, load_shed, service_fn};
+        pub use $crate::{Layer, Service, discover, filter, layer, load_shed, service_fn};
 
         pub use self::builder::ServiceBuilder;
         pub use self::util::ServiceExt;
@@ -36,6 +36,21 @@ macro_rules! mirror {
             pub type BufferLayer<Request> = $crate::buffer::BufferLayer<Request, $runtime>;
         }
 
+        /// [`hedge`](crate::hedge) on this runtime.
+        #[cfg(all(
+            target_has_atomic = "ptr",
+            any(target_has_atomic = "64", feature = "critical-section")
+        ))]
+        pub mod hedge {
+            use super::*;
+            pub use $crate::hedge::*;
+
+            /// [`Hedge`](crate::hedge::Hedge) on this runtime.
+            pub type Hedge<S, P, B = ShareBudget> = $crate::hedge::Hedge<S, P, $runtime, B>;
+            /// [`HedgeLayer`](crate::hedge::HedgeLayer) on this runtime.
+            pub type HedgeLayer<P, B = ShareBudget> = $crate::hedge::HedgeLayer<P, $runtime, B>;
+        }
+
         /// [`limit`](crate::limit) on this runtime.
         pub mod limit {
             pub use self::rate::{RateLimit, RateLimitLayer};
@@ -51,6 +66,49 @@ macro_rules! mirror {
                 pub type RateLimit<S> = $crate::limit::RateLimit<S, $runtime>;
                 /// [`RateLimitLayer`](crate::limit::RateLimitLayer) on this runtime.
                 pub type RateLimitLayer = $crate::limit::RateLimitLayer<$runtime>;
+            }
+        }
+
+        /// [`load`](crate::load) on this runtime.
+        pub mod load {
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub use self::{
+                peak_ewma::{PeakEwma, PeakEwmaDiscover},
+                pending_requests::{PendingRequests, PendingRequestsDiscover},
+            };
+            use super::*;
+            pub use $crate::load::*;
+
+            /// [`load::peak_ewma`](crate::load::peak_ewma) on this runtime.
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub mod peak_ewma {
+                use super::*;
+                pub use $crate::load::peak_ewma::*;
+
+                /// [`PeakEwma`](crate::load::PeakEwma) on this runtime.
+                pub type PeakEwma<S, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PeakEwma<S, C, $runtime, K>;
+                /// [`PeakEwmaDiscover`](crate::load::PeakEwmaDiscover) on this runtime.
+                pub type PeakEwmaDiscover<D, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PeakEwmaDiscover<D, C, $runtime, K>;
+                /// [`Handle`](crate::load::peak_ewma::Handle) on this runtime.
+                pub type Handle = $crate::load::peak_ewma::Handle<$runtime>;
+            }
+
+            /// [`load::pending_requests`](crate::load::pending_requests) on this runtime.
+            #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+            pub mod pending_requests {
+                use super::*;
+                pub use $crate::load::pending_requests::*;
+
+                /// [`PendingRequests`](crate::load::PendingRequests) on this runtime.
+                pub type PendingRequests<S, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PendingRequests<S, C, $runtime, K>;
+                /// [`PendingRequestsDiscover`](crate::load::PendingRequestsDiscover) on this runtime.
+                pub type PendingRequestsDiscover<D, C = CompleteOnResponse, K = OnError> =
+                    $crate::load::PendingRequestsDiscover<D, C, $runtime, K>;
+                /// [`Handle`](crate::load::pending_requests::Handle) on this runtime.
+                pub type Handle = $crate::load::pending_requests::Handle<$runtime>;
             }
         }
 
@@ -85,7 +143,7 @@ macro_rules! mirror {
                 pub use $crate::retry::budget::*;
 
                 /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
-                #[cfg(target_has_atomic = "64")]
+                #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
             }
         }

@@ -9,6 +9,8 @@
 //! | tokio | `tokio` | `campanile::tokio` | `Tokio`, `TokioLocal`, `Handle`, `LocalSet` | `Tokio`, `TokioLocal`, `Handle` |
 //! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
+//! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
+//! | a JavaScript host | `wasm` | `campanile::wasm`, on `wasm32-unknown-unknown` | `Wasm` | `Wasm` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
@@ -116,7 +118,8 @@ mod timer;
     feature = "futures-timer",
     feature = "smol",
     feature = "testing",
-    feature = "tokio"
+    feature = "tokio",
+    all(feature = "wasm", target_family = "wasm", target_os = "unknown")
 ))]
 #[macro_use]
 mod mirror;
@@ -124,12 +127,16 @@ mod mirror;
 mod async_io;
 #[cfg(feature = "async-std")]
 pub mod async_std;
+#[cfg(feature = "embassy")]
+pub mod embassy;
 #[cfg(feature = "futures-timer")]
 pub mod futures_timer;
 #[cfg(feature = "smol")]
 pub mod smol;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+pub mod wasm;
 
 pub use executor::Executor;
 pub(crate) use timer::forward_timer;

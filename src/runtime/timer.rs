@@ -55,11 +55,10 @@ impl Instant {
 
 /// `duration` in nanoseconds, at most `u64::MAX` (584 years).
 pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
-    let nanos = duration.as_nanos();
-    if nanos > u64::MAX as u128 {
-        u64::MAX
-    } else {
-        nanos as u64
+    // Not `as_nanos`: most processors have no arithmetic of 128 bits.
+    match duration.as_secs().checked_mul(1_000_000_000) {
+        Some(nanos) => nanos.saturating_add(duration.subsec_nanos() as u64),
+        None => u64::MAX,
     }
 }
 
@@ -184,10 +183,9 @@ pub(crate) mod std_clock {
 
     pub(crate) fn from_std(moment: std::time::Instant) -> Instant {
         let epoch = epoch();
-        if moment >= epoch {
-            EPOCH.saturating_add(moment.duration_since(epoch))
-        } else {
-            EPOCH.saturating_sub(epoch.duration_since(moment))
+        match moment.checked_duration_since(epoch) {
+            Some(after) => EPOCH.saturating_add(after),
+            None => EPOCH.saturating_sub(epoch.duration_since(moment)),
         }
     }
 

@@ -1,22 +1,21 @@
 use core::mem::{replace, take};
-use core::task::{Context, Waker};
+use core::task::{Context, Poll, Waker};
 
 use super::is_attempt;
-use super::slab::{Index, List, Slab};
+use super::slab::{Index, List, Slab, Storage};
 
 /// Permits, and the line of those who wait for one: first come, first served.
 ///
 /// The state of a semaphore without its lock. It never wakes or drops a waker itself: what is to be
 /// woken or dropped is handed out, for the caller to see to once it has let go of the lock.
-#[derive(Debug)]
-pub(crate) struct Gate {
+#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
+pub struct Gate<S: Storage> {
     permits: usize,
-    waiters: Slab<Waiter>,
+    waiters: Slab<Waiter, S>,
     line: List,
 }
 
-#[derive(Debug)]
-enum Waiter {
+pub(crate) enum Waiter {
     Waiting(Waker),
     /// A permit is set aside for whoever has the place.
     Granted,
@@ -24,7 +23,7 @@ enum Waiter {
 
 /// Where somebody stands at a [`Gate`].
 #[derive(Debug, Default)]
-pub(crate) enum Place {
+pub enum Place {
     /// Nowhere.
     #[default]
     Outside,
@@ -34,19 +33,15 @@ pub(crate) enum Place {
     Inside,
 }
 
-/// What became of a [`Gate::poll`].
-pub(crate) enum Step {
-    Ready,
-    Pending,
-    /// Poll again with a clone of the task's waker, made outside the lock.
-    NeedsWaker,
-}
+/// The line of those who wait is full, and there was no place for one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
 
-impl Gate {
-    pub(crate) const fn new(permits: usize) -> Self {
+impl<S: Storage> Gate<S> {
+    pub(crate) const fn new(permits: usize, waiters: Slab<Waiter, S>) -> Self {
         Self {
             permits,
-            waiters: Slab::new(),
+            waiters,
             line: List::new(),
         }
     }
@@ -57,56 +52,52 @@ impl Gate {
 
     /// Takes a permit, or joins the line. An [attempt](super::attempt) joins no line.
     ///
-    /// `waker` is taken if it is needed; what it holds afterwards is to be dropped outside the lock.
+    /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](super::with_waker).
     pub(crate) fn poll(
         &mut self,
         place: &mut Place,
         cx: &Context<'_>,
         waker: &mut Option<Waker>,
-    ) -> Step {
+    ) -> Option<Poll<Result<(), Full>>> {
         match *place {
-            Place::Inside => Step::Ready,
+            Place::Inside => {}
             Place::InLine(index) => match self.waiters.get_mut(index) {
-                Waiter::Granted => {
+                Some(Waiter::Waiting(old)) if old.will_wake(cx.waker()) || is_attempt(cx) => {
+                    return Some(Poll::Pending);
+                }
+                Some(Waiter::Waiting(old)) => {
+                    core::mem::swap(old, waker.as_mut()?);
+                    return Some(Poll::Pending);
+                }
+                Some(Waiter::Granted) | None => {
                     self.waiters.remove(index);
                     *place = Place::Inside;
-                    Step::Ready
                 }
-                Waiter::Waiting(old) if old.will_wake(cx.waker()) || is_attempt(cx) => {
-                    Step::Pending
-                }
-                Waiter::Waiting(old) => match waker {
-                    Some(new) => {
-                        core::mem::swap(old, new);
-                        Step::Pending
-                    }
-                    None => Step::NeedsWaker,
-                },
             },
             // A permit that is free while somebody waits does not exist: it would have been granted.
             Place::Outside if self.permits > 0 => {
                 self.permits -= 1;
                 *place = Place::Inside;
-                Step::Ready
             }
-            Place::Outside if is_attempt(cx) => Step::Pending,
-            Place::Outside => match waker.take() {
-                Some(waker) => {
-                    let index = self.waiters.insert(Waiter::Waiting(waker));
-                    self.line.push_back(&mut self.waiters, index);
-                    *place = Place::InLine(index);
-                    Step::Pending
-                }
-                None => Step::NeedsWaker,
-            },
+            Place::Outside if is_attempt(cx) => return Some(Poll::Pending),
+            Place::Outside if !self.waiters.has_room() => return Some(Poll::Ready(Err(Full))),
+            Place::Outside => {
+                let Ok(index) = self.waiters.insert(Waiter::Waiting(waker.take()?)) else {
+                    return Some(Poll::Ready(Err(Full)));
+                };
+                self.line.push_back(&mut self.waiters, index);
+                *place = Place::InLine(index);
+                return Some(Poll::Pending);
+            }
         }
+        Some(Poll::Ready(Ok(())))
     }
 
     /// Gives a permit to the first in line, who is to be woken, or back.
     #[must_use = "the waker is to be woken outside the lock"]
     pub(crate) fn release(&mut self) -> Option<Waker> {
         match self.line.pop_front(&mut self.waiters) {
-            Some(index) => match replace(self.waiters.get_mut(index), Waiter::Granted) {
+            Some(index) => match replace(self.waiters.get_mut(index)?, Waiter::Granted) {
                 Waiter::Waiting(waker) => Some(waker),
                 Waiter::Granted => None,
             },
@@ -127,15 +118,15 @@ impl Gate {
                 discard: None,
             },
             Place::InLine(index) => {
-                if let Waiter::Waiting(_) = self.waiters.get_mut(index) {
+                if let Some(Waiter::Waiting(_)) = self.waiters.get_mut(index) {
                     self.line.unlink(&mut self.waiters, index);
                 }
                 match self.waiters.remove(index) {
-                    Waiter::Waiting(waker) => Farewell {
+                    Some(Waiter::Waiting(waker)) => Farewell {
                         wake: None,
                         discard: Some(waker),
                     },
-                    Waiter::Granted => Farewell {
+                    Some(Waiter::Granted) | None => Farewell {
                         wake: self.release(),
                         discard: None,
                     },

@@ -1,19 +1,20 @@
 //! Building blocks of the middleware: readiness that is only tried, a gate with a line, and on top of
-//! it the semaphore and the queue. No runtime, no unsafe code.
+//! it the semaphore and the queue. No runtime, no allocator, no unsafe code.
 //!
-//! The state machines know no lock: `gate` and `slab` are plain values, and `semaphore` and `queue` put
-//! a lock around them. What belongs to the user (wakers, requests, responses) is woken and dropped
-//! outside of it, always.
+//! The state machines know neither lock nor storage. `gate` and `queue` are plain values over a `slab`, whose
+//! nodes are on the heap or in place; a `lock` lends them to one at a time. What belongs to the user (wakers,
+//! requests, responses) is woken and dropped outside of it, always.
 
-#[cfg(feature = "std")]
 pub(crate) mod gate;
-#[cfg(feature = "std")]
+pub(crate) mod heap;
+pub(crate) mod lock;
 pub(crate) mod queue;
-#[cfg(feature = "std")]
 pub(crate) mod semaphore;
-#[cfg(feature = "std")]
 pub(crate) mod slab;
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+pub(crate) mod word;
 
+use core::mem::swap;
 use core::task::{Context, Waker};
 
 /// The waker of a poll that does not wait: it wakes nobody, so there is no use in remembering it.
@@ -30,4 +31,43 @@ pub(crate) fn attempt<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
 /// Whether this poll is an [`attempt`].
 pub(crate) fn is_attempt(cx: &Context<'_>) -> bool {
     cx.waker().will_wake(NOBODY)
+}
+
+/// Polls under a lock, and where that needs a waker of its own once more with a clone of the task's.
+///
+/// To clone a waker is to run code of the user's, and so is to drop the one that `poll` leaves in its
+/// place: both happen here, outside the lock.
+pub(crate) fn with_waker<T>(
+    cx: &Context<'_>,
+    mut poll: impl FnMut(&mut Option<Waker>) -> Option<T>,
+) -> T {
+    let mut waker = None;
+    loop {
+        if let Some(polled) = poll(&mut waker) {
+            return polled;
+        }
+        waker = Some(cx.waker().clone());
+    }
+}
+
+/// Has `slot` wake the task: it does already, or it swaps its waker for the one that [`with_waker`] brings.
+///
+/// `None` where that is not there yet.
+pub(crate) fn register(
+    slot: &mut Option<Waker>,
+    cx: &Context<'_>,
+    waker: &mut Option<Waker>,
+) -> Option<()> {
+    if !matches!(slot, Some(slot) if slot.will_wake(cx.waker())) {
+        waker.as_ref()?;
+        swap(slot, waker);
+    }
+    Some(())
+}
+
+/// Wakes who is next, outside the lock.
+pub(crate) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
 }

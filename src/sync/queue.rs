@@ -1,41 +1,40 @@
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use alloc::sync::Arc;
+use core::cell::RefCell;
+use core::fmt;
 use core::mem::{replace, take};
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll, Waker, ready};
 
-use super::gate::{Gate, Place, Step};
-use super::slab::{Index, List, Slab};
+#[cfg(feature = "critical-section")]
+use critical_section::Mutex;
 
-/// Requests on their way to a worker, and what the worker made of them on its way back.
+use super::gate::{Full, Gate, Place};
+use super::heap::{Heap, Shared};
+use super::lock::Lock;
+use super::slab::{Growing, Index, Inline, List, Slab, Storage};
+use super::{register, wake, with_waker};
+
+/// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
 ///
-/// `T` is what is sent, `R` what comes back for it, `E` why the worker ended. A message has a slot
-/// from [`send`](Queue::send) until its answer is taken or given up; a slot is used again, so nothing
-/// allocates once the table has its working size.
-#[derive(Debug)]
-pub(crate) struct Queue<T, R, E> {
-    state: Mutex<State<T, R, E>>,
-}
-
-#[derive(Debug)]
-struct State<T, R, E> {
-    slots: Slab<Slot<T, R>>,
+/// `T` is what is sent, `R` what comes back for it, `P` what all see of the error with which the worker's service
+/// failed. A message has a slot from [`send`](Channel::send) until its answer is taken or given up; a slot is
+/// used again, so nothing allocates once the table has its working size.
+#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
+pub struct State<T, R, P, S: Storage> {
+    slots: Slab<Slot<T, R>, S>,
     line: List,
-    /// A permit for each message that may be in line.
-    room: Gate,
+    /// A permit for each message that may be in line; where slots are `FIXED`, for each slot.
+    room: Gate<S>,
     handles: usize,
     worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
     worker_is_idle: bool,
     /// What the worker is busy with.
     taken: Option<Index>,
-    phase: Phase<E>,
+    phase: Phase<P>,
     /// Closed until the worker has ended.
-    end: Gate,
+    end: Gate<Growing>,
 }
 
-#[derive(Debug)]
-enum Slot<T, R> {
+pub(crate) enum Slot<T, R> {
     /// In line; the sender waits with this waker.
     Queued(T, Option<Waker>),
     /// With the worker.
@@ -45,37 +44,42 @@ enum Slot<T, R> {
     Answered(R),
 }
 
-#[derive(Debug)]
-enum Phase<E> {
+enum Phase<P> {
     Open,
     /// No message is accepted any more; those in line are still served.
     Draining,
-    Ended(End<E>),
+    Ended(End<P>),
 }
 
 /// Why a queue accepts nothing any more.
-#[derive(Debug)]
-pub(crate) enum End<E> {
+#[derive(Clone, Debug)]
+pub enum End<P> {
     /// It was shut down, or the executor dropped the worker.
     Closed,
     /// The worker panicked.
     Panicked,
     /// The service failed.
-    Failed(Arc<E>),
+    Failed(P),
 }
 
-impl<E> Clone for End<E> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Closed => Self::Closed,
-            Self::Panicked => Self::Panicked,
-            Self::Failed(error) => Self::Failed(Arc::clone(error)),
-        }
+/// Why a queue does not accept a message.
+#[derive(Debug)]
+pub enum Refusal<P> {
+    /// The line of those who wait for room is full.
+    Full,
+    /// It accepts none any more.
+    Ended(End<P>),
+}
+
+impl<P> From<End<P>> for Refusal<P> {
+    fn from(end: End<P>) -> Self {
+        Self::Ended(end)
     }
 }
 
 /// What a worker finds when it looks for work.
-pub(crate) enum Work {
+#[derive(Debug)]
+pub enum Work {
     /// There is a message in line.
     Waiting,
     /// There is none. The worker will be woken.
@@ -84,14 +88,27 @@ pub(crate) enum Work {
     Ended,
 }
 
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
+impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
+    const fn new(
+        bound: usize,
+        handles: usize,
+        slots: Slab<Slot<T, R>, S>,
+        waiters: Slab<super::gate::Waiter, S>,
+    ) -> Self {
+        Self {
+            slots,
+            line: List::new(),
+            room: Gate::new(bound, waiters),
+            handles,
+            worker: None,
+            worker_is_idle: false,
+            taken: None,
+            phase: Phase::Open,
+            end: Gate::new(0, Slab::new()),
+        }
     }
-}
 
-impl<T, R, E> State<T, R, E> {
-    fn end(&self) -> Option<End<E>> {
+    fn end(&self) -> Option<End<P>> {
         match &self.phase {
             Phase::Open => None,
             Phase::Draining => Some(End::Closed),
@@ -104,334 +121,419 @@ impl<T, R, E> State<T, R, E> {
         self.line.is_empty() && (self.handles == 0 || !matches!(self.phase, Phase::Open))
     }
 
-    /// Takes a slot away, out of the line if it is there.
-    fn remove(&mut self, index: Index) -> Slot<T, R> {
-        if let Slot::Queued(..) = self.slots.get_mut(index) {
+    /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
+    fn remove(&mut self, index: Index) -> (Option<Slot<T, R>>, Option<Waker>) {
+        let in_line = matches!(self.slots.get_mut(index), Some(Slot::Queued(..)));
+        if in_line {
             self.line.unlink(&mut self.slots, index);
         }
-        self.slots.remove(index)
+        let slot = self.slots.remove(index);
+        let frees = slot.is_some() && (in_line || S::FIXED);
+        (slot, frees.then(|| self.room.release()).flatten())
     }
 }
 
-/// The senders' side.
-impl<T, R, E> Queue<T, R, E> {
-    /// A queue of `bound` messages with one handle.
-    pub(crate) fn new(bound: usize) -> Self {
+/// A queue on the heap, that all who use it have a pointer to.
+pub(crate) type OnHeap<T, R, E> = Heap<State<T, R, Shared<E>, Growing>>;
+
+/// A queue of `bound` messages with one handle.
+#[cfg(feature = "std")]
+pub(crate) fn on_heap<T, R, E>(bound: usize) -> OnHeap<T, R, E> {
+    super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new()))
+}
+
+/// The queue of a buffer without an allocator, in a `static`: for `N` requests, and `N` more that wait for room.
+///
+/// See [`buffer`](crate::buffer#without-an-allocator).
+#[cfg(feature = "critical-section")]
+pub struct StaticQueue<Request, F, E, const N: usize> {
+    state: Mutex<RefCell<State<Request, F, E, Inline<N>>>>,
+}
+
+/// The queue of a buffer without an allocator, on one thread: for `N` requests, and `N` more that wait for room.
+///
+/// See [`buffer`](crate::buffer#without-an-allocator).
+pub struct LocalQueue<Request, F, E, const N: usize> {
+    state: RefCell<State<Request, F, E, Inline<N>>>,
+}
+
+#[cfg(feature = "critical-section")]
+impl<Request, F, E: Copy, const N: usize> StaticQueue<Request, F, E, N> {
+    /// An empty queue.
+    #[must_use]
+    pub const fn new() -> Self {
+        const { crate::buffer::InvalidBound::assert(N) };
+        let state = State::new(N, 0, Slab::inline(), Slab::inline());
         Self {
-            state: Mutex::new(State {
-                slots: Slab::new(),
-                line: List::new(),
-                room: Gate::new(bound),
-                handles: 1,
-                worker: None,
-                worker_is_idle: false,
-                taken: None,
-                phase: Phase::Open,
-                end: Gate::new(0),
-            }),
+            state: Mutex::new(RefCell::new(state)),
         }
     }
+}
 
-    // What runs under the lock is this crate's code alone and does not panic, so a lock that is
-    // poisoned all the same guards a state that is whole.
-    fn lock(&self) -> MutexGuard<'_, State<T, R, E>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl<Request, F, E: Copy, const N: usize> LocalQueue<Request, F, E, N> {
+    /// An empty queue.
+    #[must_use]
+    pub const fn new() -> Self {
+        const { crate::buffer::InvalidBound::assert(N) };
+        Self {
+            state: RefCell::new(State::new(N, 0, Slab::inline(), Slab::inline())),
+        }
+    }
+}
+
+#[cfg(feature = "critical-section")]
+impl<Request, F, E: Copy, const N: usize> Default for StaticQueue<Request, F, E, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<Request, F, E: Copy, const N: usize> Default for LocalQueue<Request, F, E, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(feature = "critical-section")]
+impl<Request, F, E, const N: usize> fmt::Debug for StaticQueue<Request, F, E, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StaticQueue").finish_non_exhaustive()
+    }
+}
+
+impl<Request, F, E, const N: usize> fmt::Debug for LocalQueue<Request, F, E, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalQueue").finish_non_exhaustive()
+    }
+}
+
+impl<T, R, E> Channel<T, R, E> for OnHeap<T, R, E> {
+    type Failure = Shared<E>;
+    type Storage = Growing;
+
+    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Shared<E>, Growing>) -> O) -> O {
+        Lock::with(self, f)
+    }
+}
+
+#[cfg(feature = "critical-section")]
+impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &StaticQueue<T, R, E, N> {
+    type Failure = E;
+    type Storage = Inline<N>;
+
+    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, E, Inline<N>>) -> O) -> O {
+        self.state.with(f)
+    }
+}
+
+impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &LocalQueue<T, R, E, N> {
+    type Failure = E;
+    type Storage = Inline<N>;
+
+    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, E, Inline<N>>) -> O) -> O {
+        self.state.with(f)
+    }
+}
+
+/// A queue, however it is shared.
+pub trait Channel<T, R, E>: Clone {
+    /// What all see of an error with which the worker's service failed.
+    ///
+    /// It is cloned under the lock: a pointer, or a copy.
+    type Failure: Clone;
+    /// What messages are kept in.
+    type Storage: Storage;
+
+    /// Lends the state to `f`.
+    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Self::Failure, Self::Storage>) -> O) -> O;
+
+    // The senders' side.
+
+    /// Makes the first handle, once.
+    fn open(&self) -> bool {
+        self.with(|state| {
+            let fresh = state.handles == 0 && matches!(state.phase, Phase::Open);
+            state.handles += usize::from(fresh);
+            fresh
+        })
     }
 
-    pub(crate) fn add_handle(&self) {
-        self.lock().handles += 1;
+    fn add_handle(&self) {
+        self.with(|state| state.handles += 1);
     }
 
-    pub(crate) fn drop_handle(&self) {
-        let mut state = self.lock();
-        state.handles -= 1;
-        let worker = if state.handles == 0 {
-            state.worker.take()
-        } else {
-            None
-        };
-        drop(state);
-        wake(worker);
+    fn drop_handle(&self) {
+        wake(self.with(|state| {
+            state.handles -= 1;
+            if state.handles == 0 {
+                state.worker.take()
+            } else {
+                None
+            }
+        }));
     }
 
     /// Why nothing is accepted any more, if that is so.
-    pub(crate) fn end(&self) -> Option<End<E>> {
-        self.lock().end()
+    fn end(&self) -> Option<End<Self::Failure>> {
+        self.with(|state| state.end())
     }
 
     /// Takes room for one message.
-    pub(crate) fn poll_reserve(
+    fn poll_reserve(
         &self,
         place: &mut Place,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), End<E>>> {
-        let mut waker = None;
-        loop {
-            let mut state = self.lock();
-            if let Some(end) = state.end() {
-                return Poll::Ready(Err(end));
-            }
-            let step = state.room.poll(place, cx, &mut waker);
-            drop(state);
-            match step {
-                Step::Ready => return Poll::Ready(Ok(())),
-                Step::Pending => return Poll::Pending,
-                Step::NeedsWaker => waker = Some(cx.waker().clone()),
-            }
-        }
+    ) -> Poll<Result<(), Refusal<Self::Failure>>> {
+        with_waker(cx, |waker| {
+            self.with(|state| match state.end() {
+                Some(end) => Some(Poll::Ready(Err(end.into()))),
+                None => {
+                    let polled = state.room.poll(place, cx, waker)?;
+                    Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
+                }
+            })
+        })
     }
 
     /// Gives back room, or the place in the line for it.
-    pub(crate) fn unreserve(&self, place: &mut Place) {
+    fn unreserve(&self, place: &mut Place) {
         if !matches!(place, Place::Outside) {
-            let farewell = self.lock().room.leave(place);
+            let farewell = self.with(|state| state.room.leave(place));
             farewell.finish();
         }
     }
 
     /// Puts a message in line, in the room that was [reserved](Self::poll_reserve) for it.
-    pub(crate) fn send(&self, message: T) -> Result<Index, (T, End<E>)> {
-        let mut state = self.lock();
-        if let Some(end) = state.end() {
-            return Err((message, end));
-        }
-        let state_ref = &mut *state;
-        let index = state_ref.slots.insert(Slot::Queued(message, None));
-        state_ref.line.push_back(&mut state_ref.slots, index);
-        let worker = if take(&mut state_ref.worker_is_idle) {
-            state_ref.worker.take()
-        } else {
-            None
-        };
-        drop(state);
+    fn send(&self, message: T) -> Result<Index, (T, End<Self::Failure>)> {
+        let (index, worker) = self.with(|state| {
+            if let Some(end) = state.end() {
+                return Err((message, end));
+            }
+            // There is a slot, since there was room.
+            let Ok(index) = state.slots.insert(Slot::Abandoned) else {
+                return Err((message, End::Closed));
+            };
+            if let Some(slot) = state.slots.get_mut(index) {
+                *slot = Slot::Queued(message, None);
+            }
+            state.line.push_back(&mut state.slots, index);
+            let worker = if take(&mut state.worker_is_idle) {
+                state.worker.take()
+            } else {
+                None
+            };
+            Ok((index, worker))
+        })?;
         wake(worker);
         Ok(index)
     }
 
     /// Waits for the answer. Once it is ready the slot is gone.
-    pub(crate) fn poll_answer(
+    fn poll_answer(
         &self,
         index: Index,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<R, End<E>>> {
-        let mut fresh: Option<Waker> = None;
-        loop {
-            let mut state = self.lock();
-            let end = match &state.phase {
-                Phase::Ended(end) => Some(end.clone()),
-                Phase::Open | Phase::Draining => None,
-            };
-            match state.slots.get_mut(index) {
-                Slot::Queued(_, waker) | Slot::Taken(waker) if end.is_none() => match waker {
-                    Some(waker) if waker.will_wake(cx.waker()) => return Poll::Pending,
-                    waker => match fresh.take() {
-                        Some(new) => {
-                            let old = waker.replace(new);
-                            drop(state);
-                            drop(old);
-                            return Poll::Pending;
-                        }
-                        None => {
-                            drop(state);
-                            fresh = Some(cx.waker().clone());
-                        }
-                    },
-                },
-                _ => {
-                    let slot = state.remove(index);
-                    drop(state);
-                    return Poll::Ready(match slot {
-                        Slot::Answered(answer) => Ok(answer),
-                        // The worker has ended, or all that is left of this is a slot.
-                        _ => Err(end.unwrap_or(End::Closed)),
-                    });
+    ) -> Poll<Result<R, End<Self::Failure>>> {
+        let (slot, next, end) = ready!(with_waker(cx, |waker| {
+            self.with(|state| {
+                let end = match &state.phase {
+                    Phase::Ended(end) => Some(end.clone()),
+                    Phase::Open | Phase::Draining => None,
+                };
+                match state.slots.get_mut(index) {
+                    Some(Slot::Queued(_, sender) | Slot::Taken(sender)) if end.is_none() => {
+                        register(sender, cx, waker)?;
+                        Some(Poll::Pending)
+                    }
+                    _ => {
+                        let (slot, next) = state.remove(index);
+                        Some(Poll::Ready((slot, next, end)))
+                    }
                 }
-            }
-        }
+            })
+        }));
+        wake(next);
+        Poll::Ready(match slot {
+            Some(Slot::Answered(answer)) => Ok(answer),
+            // The worker has ended, or all that is left of this is a slot.
+            _ => Err(end.unwrap_or(End::Closed)),
+        })
     }
 
     /// Gives up a message wherever it is, or its answer.
-    pub(crate) fn abandon(&self, index: Index) {
-        let mut state = self.lock();
-        let ended = matches!(state.phase, Phase::Ended(_));
-        let (mut next, mut worker) = (None, None);
-        let given_up = match state.slots.get_mut(index) {
-            slot @ Slot::Taken(_) if !ended => replace(slot, Slot::Abandoned),
-            Slot::Queued(..) => {
-                next = state.room.release();
-                let message = state.remove(index);
-                // The worker may have waited for nothing but this.
-                if state.is_done() {
-                    worker = state.worker.take();
+    fn abandon(&self, index: Index) {
+        let (given_up, next, worker) = self.with(|state| {
+            let ended = matches!(state.phase, Phase::Ended(_));
+            match state.slots.get_mut(index) {
+                Some(slot @ Slot::Taken(_)) if !ended => {
+                    (Some(replace(slot, Slot::Abandoned)), None, None)
                 }
-                message
+                _ => {
+                    let (slot, next) = state.remove(index);
+                    // The worker may have waited for nothing but this.
+                    let idle = matches!(slot, Some(Slot::Queued(..))) && state.is_done();
+                    let worker = if idle { state.worker.take() } else { None };
+                    (slot, next, worker)
+                }
             }
-            _ => state.remove(index),
-        };
-        drop(state);
+        });
         wake(next);
         wake(worker);
         drop(given_up);
     }
 
     /// Accepts no more messages; those in line are still served.
-    pub(crate) fn shut_down(&self) {
-        let mut state = self.lock();
-        if !matches!(state.phase, Phase::Open) {
-            return;
+    fn shut_down(&self) {
+        let worker = self.with(|state| {
+            matches!(state.phase, Phase::Open).then(|| {
+                state.phase = Phase::Draining;
+                state.worker.take()
+            })
+        });
+        if let Some(worker) = worker {
+            wake(worker);
+            while let Some(waker) = self.with(|state| state.room.release()) {
+                waker.wake();
+            }
         }
-        state.phase = Phase::Draining;
-        let worker = state.worker.take();
-        drop(state);
-        wake(worker);
-        self.wake_all(|state| &mut state.room);
     }
 
     /// Waits until the worker has ended.
-    pub(crate) fn poll_end(&self, place: &mut Place, cx: &mut Context<'_>) -> Poll<()> {
-        let mut waker = None;
-        loop {
-            let mut state = self.lock();
-            if let Phase::Ended(_) = state.phase {
-                return Poll::Ready(());
-            }
-            let step = state.end.poll(place, cx, &mut waker);
-            drop(state);
-            match step {
-                Step::Ready => return Poll::Ready(()),
-                Step::Pending => return Poll::Pending,
-                Step::NeedsWaker => waker = Some(cx.waker().clone()),
-            }
-        }
+    fn poll_end(&self, place: &mut Place, cx: &mut Context<'_>) -> Poll<()> {
+        with_waker(cx, |waker| {
+            self.with(|state| match state.phase {
+                Phase::Ended(_) => Some(Poll::Ready(())),
+                Phase::Open | Phase::Draining => {
+                    Some(state.end.poll(place, cx, waker)?.map(|_| ()))
+                }
+            })
+        })
     }
 
     /// Gives up waiting for the end.
-    pub(crate) fn leave_end(&self, place: &mut Place) {
-        let farewell = self.lock().end.leave(place);
+    fn leave_end(&self, place: &mut Place) {
+        let farewell = self.with(|state| state.end.leave(place));
         farewell.finish();
     }
 
-    /// Wakes all who wait at a gate, one at a time and outside the lock.
-    fn wake_all(&self, gate: impl Fn(&mut State<T, R, E>) -> &mut Gate) {
-        loop {
-            let waker = gate(&mut self.lock()).release();
-            match waker {
-                Some(waker) => waker.wake(),
-                None => return,
-            }
-        }
-    }
-}
+    // The worker's side.
 
-/// The worker's side.
-impl<T, R, E> Queue<T, R, E> {
     /// Looks whether there is work. The worker is woken when that changes.
-    pub(crate) fn poll_work(&self, cx: &mut Context<'_>) -> Work {
-        let mut fresh: Option<Waker> = None;
-        loop {
-            let mut state = self.lock();
-            let is_empty = state.line.is_empty();
-            if state.is_done() {
-                return Work::Ended;
-            }
-            state.worker_is_idle = is_empty;
-            if !matches!(&state.worker, Some(worker) if worker.will_wake(cx.waker())) {
-                let Some(new) = fresh.take() else {
-                    drop(state);
-                    fresh = Some(cx.waker().clone());
-                    continue;
-                };
-                let old = state.worker.replace(new);
-                drop(state);
-                drop(old);
-            }
-            return if is_empty { Work::None } else { Work::Waiting };
-        }
+    fn poll_work(&self, cx: &mut Context<'_>) -> Work {
+        with_waker(cx, |waker| {
+            self.with(|state| {
+                if state.is_done() {
+                    return Some(Work::Ended);
+                }
+                state.worker_is_idle = state.line.is_empty();
+                register(&mut state.worker, cx, waker)?;
+                Some(if state.worker_is_idle {
+                    Work::None
+                } else {
+                    Work::Waiting
+                })
+            })
+        })
     }
 
     /// Takes the first message out of the line, and with that makes room for another.
-    pub(crate) fn take(&self) -> Option<T> {
-        let mut state = self.lock();
-        let state_ref = &mut *state;
-        let index = state_ref.line.pop_front(&mut state_ref.slots)?;
-        let slot = state_ref.slots.get_mut(index);
-        let Slot::Queued(message, waker) = replace(slot, Slot::Abandoned) else {
-            return None;
-        };
-        *slot = Slot::Taken(waker);
-        state_ref.taken = Some(index);
-        let next = state_ref.room.release();
-        drop(state);
+    fn take(&self) -> Option<T> {
+        let (message, next) = self.with(|state| {
+            let index = state.line.pop_front(&mut state.slots)?;
+            let slot = state.slots.get_mut(index)?;
+            let Slot::Queued(message, waker) = replace(slot, Slot::Abandoned) else {
+                return None;
+            };
+            *slot = Slot::Taken(waker);
+            state.taken = Some(index);
+            let next = if Self::Storage::FIXED {
+                None
+            } else {
+                state.room.release()
+            };
+            Some((message, next))
+        })?;
         wake(next);
         Some(message)
     }
 
     /// Answers the message that was [taken](Self::take).
-    pub(crate) fn answer(&self, answer: R) {
-        let mut state = self.lock();
-        let Some(index) = state.taken.take() else {
-            return;
-        };
-        let (waker, unwanted) = match replace(state.slots.get_mut(index), Slot::Abandoned) {
-            Slot::Taken(waker) => {
-                *state.slots.get_mut(index) = Slot::Answered(answer);
-                (waker, None)
+    fn answer(&self, answer: R) {
+        let (waker, unwanted, next) = self.with(|state| {
+            let slot = state
+                .taken
+                .take()
+                .map(|index| (index, state.slots.get_mut(index)));
+            match slot {
+                Some((_, Some(slot @ Slot::Taken(_)))) => {
+                    match replace(slot, Slot::Answered(answer)) {
+                        Slot::Taken(waker) => (waker, None, None),
+                        _ => (None, None, None),
+                    }
+                }
+                Some((index, Some(_))) => {
+                    let (slot, next) = state.remove(index);
+                    (None, Some((slot, answer)), next)
+                }
+                _ => (None, Some((None, answer)), None),
             }
-            _ => (None, Some((state.slots.remove(index), answer))),
-        };
-        drop(state);
+        });
+        wake(next);
         drop(unwanted);
         wake(waker);
     }
 
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.
-    pub(crate) fn close(&self, end: End<E>) {
-        let mut state = self.lock();
-        if let Phase::Ended(_) = state.phase {
-            return;
-        }
-        state.phase = Phase::Ended(end);
-        let mut taken = None;
-        if let Some(index) = state.taken.take() {
-            match state.slots.get_mut(index) {
-                Slot::Taken(waker) => taken = waker.take(),
-                _ => drop(state.slots.remove(index)),
+    fn close(&self, end: End<Self::Failure>) {
+        let ended = self.with(|state| {
+            if let Phase::Ended(_) = state.phase {
+                return None;
             }
-        }
-        let worker = state.worker.take();
-        drop(state);
+            state.phase = Phase::Ended(end);
+            let (mut taken, mut abandoned) = (None, None);
+            if let Some(index) = state.taken.take() {
+                match state.slots.get_mut(index) {
+                    Some(Slot::Taken(waker)) => taken = waker.take(),
+                    _ => abandoned = Some(state.remove(index)),
+                }
+            }
+            Some((taken, abandoned, state.worker.take()))
+        });
+        let Some((taken, _abandoned, worker)) = ended else {
+            return;
+        };
         drop(worker);
-        let _rest = Rest(self);
+        let _rest = Rest(|| self.refuse_all());
         wake(taken);
         self.refuse_all();
     }
 
     /// Drops all messages, and wakes all who wait.
     fn refuse_all(&self) {
-        loop {
-            let mut state = self.lock();
-            let state_ref = &mut *state;
-            let Some(index) = state_ref.line.pop_front(&mut state_ref.slots) else {
-                break;
-            };
-            // The slot stays for its sender, who takes the reason from it.
-            let message = replace(state_ref.slots.get_mut(index), Slot::Taken(None));
-            drop(state);
-            if let Slot::Queued(message, waker) = message {
+        // The slot stays for its sender, who takes the reason from it.
+        while let Some(slot) = self.with(|state| {
+            let index = state.line.pop_front(&mut state.slots)?;
+            Some(replace(state.slots.get_mut(index)?, Slot::Taken(None)))
+        }) {
+            if let Slot::Queued(message, waker) = slot {
                 wake(waker);
                 drop(message);
             }
         }
-        self.wake_all(|state| &mut state.room);
-        self.wake_all(|state| &mut state.end);
+        while let Some(waker) = self.with(|state| state.room.release()) {
+            waker.wake();
+        }
+        while let Some(waker) = self.with(|state| state.end.release()) {
+            waker.wake();
+        }
     }
 }
 
 /// Goes on with refusing where a message panicked when it was dropped.
-struct Rest<'a, T, R, E>(&'a Queue<T, R, E>);
+struct Rest<F: FnMut()>(F);
 
-impl<T, R, E> Drop for Rest<'_, T, R, E> {
+impl<F: FnMut()> Drop for Rest<F> {
     fn drop(&mut self) {
-        self.0.refuse_all();
+        (self.0)();
     }
 }

@@ -1,3 +1,4 @@
+#[cfg(feature = "alloc")]
 use alloc::vec::Vec;
 
 /// Marks the end of a list.
@@ -6,61 +7,162 @@ const NIL: u32 = u32::MAX;
 /// Values at stable indices, which [`List`]s are threaded through.
 ///
 /// A slot that was freed is used again: once a slab has reached its working size nothing allocates.
-#[derive(Debug)]
-pub(crate) struct Slab<T> {
-    nodes: Vec<Node<T>>,
+pub(crate) struct Slab<T, S: Storage> {
+    nodes: S::Nodes<T>,
+    /// So many nodes have been used; behind them all are new.
+    used: u32,
     free: List,
 }
 
+/// What a [`Slab`] keeps its nodes in.
+pub trait Storage {
+    /// The nodes of a slab of `T`.
+    type Nodes<T>: Nodes<T>;
+    /// There will never be more nodes than there are.
+    const FIXED: bool;
+}
+
+/// The nodes of a [`Slab`].
+pub trait Nodes<T> {
+    /// As many as there are.
+    fn as_mut_slice(&mut self) -> &mut [Node<T>];
+    /// Adds one, where that can be done.
+    fn grow(&mut self);
+}
+
+/// On the heap, as many as are needed.
 #[derive(Debug)]
-struct Node<T> {
+pub enum Growing {}
+
+#[cfg(feature = "alloc")]
+impl Storage for Growing {
+    type Nodes<T> = Vec<Node<T>>;
+    const FIXED: bool = false;
+}
+
+#[cfg(feature = "alloc")]
+impl<T> Nodes<T> for Vec<Node<T>> {
+    fn as_mut_slice(&mut self) -> &mut [Node<T>] {
+        self
+    }
+
+    fn grow(&mut self) {
+        self.push(Node::NEW);
+    }
+}
+
+// Without an allocator nothing grows; the type is there so that the others can name it.
+#[cfg(not(feature = "alloc"))]
+impl Storage for Growing {
+    type Nodes<T> = [Node<T>; 0];
+    const FIXED: bool = true;
+}
+
+/// `N` of them, in place.
+#[derive(Debug)]
+pub enum Inline<const N: usize> {}
+
+impl<const N: usize> Storage for Inline<N> {
+    type Nodes<T> = [Node<T>; N];
+    const FIXED: bool = true;
+}
+
+impl<T, const N: usize> Nodes<T> for [Node<T>; N] {
+    fn as_mut_slice(&mut self) -> &mut [Node<T>] {
+        self
+    }
+
+    fn grow(&mut self) {}
+}
+
+/// A slot of a [`Slab`].
+#[derive(Debug)]
+pub struct Node<T> {
     previous: u32,
     next: u32,
     value: Option<T>,
 }
 
+impl<T> Node<T> {
+    const NEW: Self = Self {
+        previous: NIL,
+        next: NIL,
+        value: None,
+    };
+}
+
 /// Where a value is in its [`Slab`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Index(u32);
+pub struct Index(u32);
 
-impl<T> Slab<T> {
+impl<T> Slab<T, Growing> {
     pub(crate) const fn new() -> Self {
         Self {
+            #[cfg(feature = "alloc")]
             nodes: Vec::new(),
+            #[cfg(not(feature = "alloc"))]
+            nodes: [],
+            used: 0,
             free: List::new(),
         }
     }
+}
 
-    pub(crate) fn insert(&mut self, value: T) -> Index {
-        let index = match self.free.pop_from(&mut self.nodes) {
+impl<T, const N: usize> Slab<T, Inline<N>> {
+    pub(crate) const fn inline() -> Self {
+        Self {
+            nodes: [const { Node::NEW }; N],
+            used: 0,
+            free: List::new(),
+        }
+    }
+}
+
+impl<T, S: Storage> Slab<T, S> {
+    /// Whether another value fits.
+    pub(crate) fn has_room(&mut self) -> bool {
+        !S::FIXED || !self.free.is_empty() || (self.used as usize) < self.nodes().len()
+    }
+
+    /// Puts a value in, or gives it back where there is no room.
+    pub(crate) fn insert(&mut self, value: T) -> Result<Index, T> {
+        let index = match self.free.pop_from(self.nodes.as_mut_slice()) {
             Some(index) => index,
             None => {
-                let index = u32::try_from(self.nodes.len()).unwrap_or(NIL);
-                assert_ne!(index, NIL, "more than 2^32 waiting at once");
-                self.nodes.push(Node {
-                    previous: NIL,
-                    next: NIL,
-                    value: None,
-                });
-                Index(index)
+                if self.used as usize == self.nodes().len() {
+                    self.nodes.grow();
+                }
+                let index = Index(self.used);
+                // The last number marks the end of a list; memory ends long before.
+                if index.0 < NIL && (index.0 as usize) < self.nodes().len() {
+                    self.used += 1;
+                }
+                index
             }
         };
-        self.nodes[index.0 as usize].value = Some(value);
-        index
+        match self.nodes().get_mut(index.0 as usize) {
+            Some(node) => {
+                node.value = Some(value);
+                Ok(index)
+            }
+            None => Err(value),
+        }
     }
 
-    /// Takes a value out; it must be in no list.
-    pub(crate) fn remove(&mut self, index: Index) -> T {
-        let value = self.nodes[index.0 as usize].value.take();
-        self.free.push_to(&mut self.nodes, index);
-        value.expect("an index is removed once")
+    /// Takes a value out; it must be in no list. `None` if it was taken already.
+    pub(crate) fn remove(&mut self, index: Index) -> Option<T> {
+        let value = self.nodes().get_mut(index.0 as usize)?.value.take()?;
+        self.free.push_to(self.nodes.as_mut_slice(), index);
+        Some(value)
     }
 
-    pub(crate) fn get_mut(&mut self, index: Index) -> &mut T {
-        self.nodes[index.0 as usize]
-            .value
-            .as_mut()
-            .expect("an index is not used after it was removed")
+    /// The value, unless it was [taken out](Self::remove).
+    pub(crate) fn get_mut(&mut self, index: Index) -> Option<&mut T> {
+        self.nodes().get_mut(index.0 as usize)?.value.as_mut()
+    }
+
+    fn nodes(&mut self) -> &mut [Node<T>] {
+        self.nodes.as_mut_slice()
     }
 }
 
@@ -83,26 +185,27 @@ impl List {
         self.head == NIL
     }
 
-    pub(crate) fn push_back<T>(&mut self, slab: &mut Slab<T>, index: Index) {
-        self.push_to(&mut slab.nodes, index);
+    pub(crate) fn push_back<T, S: Storage>(&mut self, slab: &mut Slab<T, S>, index: Index) {
+        self.push_to(slab.nodes(), index);
     }
 
-    pub(crate) fn pop_front<T>(&mut self, slab: &mut Slab<T>) -> Option<Index> {
-        self.pop_from(&mut slab.nodes)
+    pub(crate) fn pop_front<T, S: Storage>(&mut self, slab: &mut Slab<T, S>) -> Option<Index> {
+        self.pop_from(slab.nodes())
     }
 
     /// Takes a value out of the middle; it must be in this list.
-    pub(crate) fn unlink<T>(&mut self, slab: &mut Slab<T>, index: Index) {
-        self.unlink_from(&mut slab.nodes, index);
+    pub(crate) fn unlink<T, S: Storage>(&mut self, slab: &mut Slab<T, S>, index: Index) {
+        self.unlink_from(slab.nodes(), index);
     }
 
     fn push_to<T>(&mut self, nodes: &mut [Node<T>], Index(index): Index) {
-        let node = &mut nodes[index as usize];
-        node.previous = self.tail;
-        node.next = NIL;
-        match self.tail {
-            NIL => self.head = index,
-            tail => nodes[tail as usize].next = index,
+        if let Some(node) = nodes.get_mut(index as usize) {
+            node.previous = self.tail;
+            node.next = NIL;
+        }
+        match nodes.get_mut(self.tail as usize) {
+            Some(tail) => tail.next = index,
+            None => self.head = index,
         }
         self.tail = index;
     }
@@ -113,70 +216,87 @@ impl List {
         Some(first)
     }
 
+    // `NIL` is the index of no node, so that an end of the list is where `get_mut` finds none.
     fn unlink_from<T>(&mut self, nodes: &mut [Node<T>], Index(index): Index) {
-        let Node { previous, next, .. } = nodes[index as usize];
-        match previous {
-            NIL => self.head = next,
-            previous => nodes[previous as usize].next = next,
+        let Some(&mut Node { previous, next, .. }) = nodes.get_mut(index as usize) else {
+            return;
+        };
+        match nodes.get_mut(previous as usize) {
+            Some(node) => node.next = next,
+            None => self.head = next,
         }
-        match next {
-            NIL => self.tail = previous,
-            next => nodes[next as usize].previous = previous,
+        match nodes.get_mut(next as usize) {
+            Some(node) => node.previous = previous,
+            None => self.tail = previous,
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "alloc"))]
 mod tests {
     use alloc::collections::VecDeque;
     use alloc::vec::Vec;
 
-    use super::{List, Slab};
+    use super::{Growing, Inline, List, Slab, Storage};
+    use crate::util::rng::{Rng, SplitMix64};
 
-    #[test]
-    fn a_list_is_a_queue_whatever_is_unlinked() {
-        let mut slab = Slab::new();
+    fn check<S: Storage>(mut slab: Slab<u32, S>, room: usize) {
         let mut list = List::new();
         let mut model = VecDeque::new();
-        let mut random = 1_u64;
+        let mut rng = SplitMix64::new(1);
         for n in 0..10_000_u32 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            match (random >> 33) % 5 {
-                0..=2 => {
-                    let index = slab.insert(n);
-                    list.push_back(&mut slab, index);
-                    model.push_back((index, n));
-                }
+            match rng.next_range(0..5) {
+                0..=2 => match slab.insert(n) {
+                    Ok(index) => {
+                        list.push_back(&mut slab, index);
+                        model.push_back((index, n));
+                    }
+                    Err(value) => {
+                        assert_eq!((value, model.len()), (n, room));
+                        assert!(!slab.has_room());
+                    }
+                },
                 3 => {
                     let popped = list.pop_front(&mut slab);
                     assert_eq!(popped, model.front().map(|first| first.0));
                     if let Some((index, n)) = model.pop_front() {
-                        assert_eq!(slab.remove(index), n);
+                        assert_eq!(slab.remove(index), Some(n));
+                        assert_eq!(slab.remove(index), None);
+                        assert!(slab.has_room());
                     }
                 }
                 _ if !model.is_empty() => {
-                    let at = (random >> 40) as usize % model.len();
+                    let at = rng.next_range(0..model.len() as u64) as usize;
                     let (index, n) = model.remove(at).unwrap();
                     list.unlink(&mut slab, index);
-                    assert_eq!(slab.remove(index), n);
+                    assert_eq!(slab.remove(index), Some(n));
                 }
                 _ => assert!(list.is_empty()),
             }
         }
         let mut rest = Vec::new();
         while let Some(index) = list.pop_front(&mut slab) {
-            rest.push((index, *slab.get_mut(index)));
+            rest.push((index, *slab.get_mut(index).unwrap()));
         }
         assert_eq!(rest, Vec::from(model));
     }
 
     #[test]
+    fn a_list_is_a_queue_whatever_is_unlinked() {
+        check(Slab::<_, Growing>::new(), usize::MAX);
+    }
+
+    #[test]
+    fn a_slab_in_place_gives_back_what_does_not_fit() {
+        check(Slab::<_, Inline<7>>::inline(), 7);
+        check(Slab::<_, Inline<0>>::inline(), 0);
+    }
+
+    #[test]
     fn a_freed_slot_is_used_again() {
-        let mut slab = Slab::new();
+        let mut slab = Slab::<_, Growing>::new();
         for n in 0..1_000 {
-            let (a, b) = (slab.insert(n), slab.insert(n));
+            let (a, b) = (slab.insert(n).unwrap(), slab.insert(n).unwrap());
             slab.remove(a);
             slab.remove(b);
         }

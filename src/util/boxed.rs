@@ -28,7 +28,7 @@ use core::task::{Context, Poll};
 #[cfg(feature = "std")]
 use std::sync::{Mutex, PoisonError};
 
-use crate::layer::{Layer, LayerFn, layer_fn};
+use crate::layer::{LayerFn, layer_fn};
 use crate::service::Service;
 
 type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
@@ -119,7 +119,7 @@ macro_rules! boxed_layer {
         $(#[$meta])*
         #[cfg(target_has_atomic = "ptr")]
         pub struct $name<In, T, U, E> {
-            inner: Arc<dyn Layer<In, Service = $boxed<T, U, E>> + Send + Sync>,
+            inner: Arc<dyn $crate::Layer<In, Service = $boxed<T, U, E>> + Send + Sync>,
         }
 
         #[cfg(target_has_atomic = "ptr")]
@@ -127,7 +127,7 @@ macro_rules! boxed_layer {
             /// Shares `layer`, and boxes the services which it makes.
             pub fn new<L>(layer: L) -> Self
             where
-                L: Layer<In> + Send + Sync + 'static,
+                L: $crate::Layer<In> + Send + Sync + 'static,
                 L::Service: Service<T, Response = U, Error = E> + $($bound)+,
                 <L::Service as Service<T>>::Future: Send + 'static,
             {
@@ -138,7 +138,7 @@ macro_rules! boxed_layer {
         }
 
         #[cfg(target_has_atomic = "ptr")]
-        impl<In, T, U, E> Layer<In> for $name<In, T, U, E> {
+        impl<In, T, U, E> $crate::Layer<In> for $name<In, T, U, E> {
             type Service = $boxed<T, U, E>;
 
             fn layer(&self, inner: In) -> Self::Service {

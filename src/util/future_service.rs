@@ -135,7 +135,7 @@ where
 }
 
 /// How a [`FutureService`] fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// The service was used before its future had made it, or after the future had failed.
     NotReady(NotReady),

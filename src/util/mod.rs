@@ -25,9 +25,13 @@ mod combinator;
 mod and_then;
 #[cfg(feature = "alloc")]
 pub mod boxed;
+#[cfg(feature = "std")]
+pub mod call_all;
 mod either;
 mod err_into;
 pub mod future_service;
+#[cfg(feature = "std")]
+mod in_flight;
 mod map_err;
 mod map_future;
 mod map_request;
@@ -49,6 +53,8 @@ pub use boxed::{
 };
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 pub use boxed::{BoxCloneServiceLayer, BoxCloneSyncServiceLayer, BoxLayer};
+#[cfg(feature = "std")]
+pub use call_all::{CallAll, CallAllUnordered};
 pub use either::{Either, option_layer};
 pub use err_into::{ErrInto, ErrIntoLayer};
 pub use future_service::{FutureService, future_service};

@@ -91,7 +91,7 @@ where
 }
 
 /// How an [`Optional`] fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
     /// There is no service.
     None(error::None),

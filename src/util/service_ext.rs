@@ -66,6 +66,30 @@ macro_rules! service_ext {
                 $crate::util::Oneshot::new(self, request)
             }
 
+            /// Calls the service with each request of a stream; the responses are a stream in the same order.
+            ///
+            /// At most 64 requests are under way at once: see [`call_all`](crate::util::call_all) for how to change
+            /// that and how to have the responses as they come.
+            ///
+            /// # Examples
+            ///
+            /// ```
+            /// use campanile::{ServiceExt, service_fn};
+            /// use futures::{StreamExt, executor::block_on, stream};
+            ///
+            /// let service = service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n + 1));
+            /// let responses = service.call_all(stream::iter([1, 2]));
+            /// assert_eq!(block_on(responses.collect::<Vec<_>>()), [Ok(2), Ok(3)]);
+            /// ```
+            #[cfg(feature = "std")]
+            fn call_all<St>(self, requests: St) -> $crate::util::CallAll<Self, St>
+            where
+                Self: Sized,
+                St: futures_core::Stream<Item = Request>,
+            {
+                $crate::util::CallAll::new(self, requests)
+            }
+
             /// Goes on with the future that `f` makes of a good response.
             ///
             /// # Examples

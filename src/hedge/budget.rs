@@ -1,0 +1,97 @@
+use core::fmt;
+
+use super::delay::InvalidHedge;
+use crate::retry::budget::Budget;
+use crate::sync::word::Word;
+
+/// A [`Budget`] of a share of the requests, which asks no clock.
+///
+/// Each request pays its share in, exactly, and at most ten hedges are saved up; there are ten at the
+/// start. So out of any `n` requests come at most `n * share + 10` hedges. It is the token bucket of
+/// gRPC's retry throttling (gRFC A6, "Retry Throttling Policy", which holds for hedges too), with
+/// that one's usual ten tokens.
+///
+/// ```
+/// use campanile::hedge::ShareBudget;
+/// use campanile::retry::budget::Budget;
+///
+/// let budget = ShareBudget::new(0.25);
+/// while budget.withdraw() {}
+/// for _ in 0..4 {
+///     assert!(!budget.withdraw());
+///     budget.deposit();
+/// }
+/// assert!(budget.withdraw());
+/// ```
+pub struct ShareBudget {
+    // Millionths of a hedge.
+    share: u64,
+    saved: Word,
+}
+
+const HEDGE: u64 = 1_000_000;
+const MOST: u64 = 10 * HEDGE;
+
+impl ShareBudget {
+    /// A budget of `share` hedges per request, from 0 to 1: 0.05 lets one in twenty be hedged.
+    ///
+    /// # Panics
+    ///
+    /// If `share` is not from 0 to 1.
+    #[must_use]
+    #[track_caller]
+    pub fn new(share: f32) -> Self {
+        match Self::try_new(share) {
+            Ok(budget) => budget,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// As [`new`](Self::new), with a typed error.
+    ///
+    /// # Errors
+    ///
+    /// If `share` is not from 0 to 1.
+    pub const fn try_new(share: f32) -> Result<Self, InvalidHedge> {
+        match millionths(share) {
+            Some(share) => Ok(Self::of_millionths(share)),
+            None => Err(InvalidHedge::Share(share)),
+        }
+    }
+
+    pub(super) const fn of_millionths(share: u64) -> Self {
+        Self {
+            share,
+            saved: Word::new(MOST),
+        }
+    }
+}
+
+/// Undoes the rounding of an `f32`, for which 0.9 is 0.899999976.
+pub(super) const fn millionths(share: f32) -> Option<u64> {
+    if share >= 0.0 && share <= 1.0 {
+        Some((share as f64 * HEDGE as f64 + 0.5) as u64)
+    } else {
+        None
+    }
+}
+
+impl Budget for ShareBudget {
+    fn deposit(&self) {
+        // Mostly it is full, and then threads only read it.
+        self.saved
+            .update(|saved| (saved < MOST).then(|| MOST.min(saved + self.share)));
+    }
+
+    fn withdraw(&self) -> bool {
+        self.saved.update(|saved| saved.checked_sub(HEDGE))
+    }
+}
+
+impl fmt::Debug for ShareBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShareBudget")
+            .field("millionths", &self.share)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,438 @@
+//! Sends a request a second time when its answer is late, and takes the answer that comes first.
+//!
+//! A few answers of a service take much longer than the rest: a queue, a pause for garbage, a lost packet.
+//! [`Hedge`] waits as long as most answers take, and then asks again, mostly to be answered at once
+//! (Dean and Barroso, "The Tail at Scale", CACM 2013). A [`Policy`] says which requests may be sent twice.
+//!
+//! # When
+//!
+//! After the delay that a percentile of the latencies gives: with 0.95, one request in twenty is late. The
+//! percentile is that of the last whole period, found once at its end; it is an upper bound that
+//! is at most 1/16 (or 1 µs) too high. There are no hedges in the first period, nor after one with fewer
+//! than `min_data_points` requests or with none, unless the estimate was [seeded](Hedge::seed). Or after a
+//! [fixed](Delay::fixed) delay, which needs no statistics.
+//!
+//! Each request counts once, with its first attempt: with the time it took to answer, or, when the hedge
+//! answered first or the caller gave up, with the time it had run until then, for it would have taken at least
+//! that. A first attempt that failed is not counted, nor is one that was never polled.
+//!
+//! # Which answer
+//!
+//! - The first response that is good. What is still under way is dropped with it.
+//! - A hedge that fails, or whose service fails to become ready, changes nothing: the first attempt goes on.
+//! - When the first attempt fails before the hedge was sent, that is the answer; see [`retry`](crate::retry)
+//!   for another attempt. When it fails afterwards, the hedge goes on; when that fails too, the
+//!   error is that of the first attempt.
+//!
+//! # How many
+//!
+//! A hedge is paid for from a [`Budget`], so that a service that becomes slow as a whole does not get twice the
+//! load. Unless [`budget`](Hedge::budget) sets another, it is a [`ShareBudget`] of what lies above the
+//! percentile, 5 % for 0.95, and at least 1 %; with a fixed delay 5 %. A hedge is paid for when
+//! its delay is over, whether or not it is sent in the end.
+//!
+//! # Differences from tower
+//!
+//! - A hedge that fails does not fail a request whose first attempt is still under way.
+//! - A slow attempt counts even though the hedge answered first, so that hedging does not shorten its own delay.
+//! - There is a budget, a fixed delay, a [`HedgeLayer`], and [`Clone`]: clones share estimate and budget.
+//! - A percentile that is none and a period of 0 are refused by [`new`](Hedge::new).
+//! - The service for the hedge waits for its readiness when it is time, beside the first attempt.
+//! - The estimate can be [read](Hedge::delay) and [seeded](Hedge::seed). Errors are those of the service.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::{ServiceBuilder, hedge::{Delay, HedgeLayer}};
+//! use campanile::retry::CloneByClone;
+//! use core::{cell::Cell, convert::Infallible, future::pending, time::Duration};
+//!
+//! let calls = Cell::new(0);
+//! let service = ServiceBuilder::new()
+//!     .layer(HedgeLayer::with_delay(CloneByClone, Delay::fixed(Duration::from_millis(5))))
+//!     .service_fn(async |n: u32| {
+//!         calls.set(calls.get() + 1);
+//!         if calls.get() == 1 {
+//!             pending::<()>().await; // the first attempt hangs
+//!         }
+//!         Ok::<_, Infallible>(n)
+//!     });
+//!
+//! assert_eq!(service.oneshot(7).await, Ok(7));
+//! assert_eq!(calls.get(), 2);
+//! # });
+//! ```
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use crate::retry::CloneByClone;
+use crate::retry::budget::Budget;
+use crate::{Instant, Layer, Service, Timer};
+
+mod budget;
+mod delay;
+mod future;
+mod latencies;
+
+pub use budget::ShareBudget;
+pub use delay::{Delay, InvalidHedge};
+use delay::{Kind, nanos};
+pub use future::ResponseFuture;
+use latencies::Latencies;
+
+/// Decides which requests are hedged.
+///
+/// [`CloneByClone`] is one that hedges all of them. Hedges are only right for requests that
+/// can be carried out twice.
+pub trait Policy<Request> {
+    /// A copy to send as the hedge, made before the call, if hedging is possible at the time. `None`
+    /// if there is to be no hedge.
+    fn clone_request(&self, request: &Request) -> Option<Request>;
+
+    /// Whether the copy is still to be sent, now that the delay is over.
+    fn can_retry(&self, request: &Request) -> bool;
+}
+
+/// Hedges every request.
+impl<Request: Clone> Policy<Request> for CloneByClone {
+    fn clone_request(&self, request: &Request) -> Option<Request> {
+        Some(request.clone())
+    }
+
+    fn can_retry(&self, _: &Request) -> bool {
+        true
+    }
+}
+
+/// A layer of [`Hedge`]. All services that it makes share one estimate of latency and one budget.
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct HedgeLayer<P, T, B = ShareBudget> {
+    policy: P,
+    state: Arc<State<B>>,
+    timer: T,
+}
+
+impl<P, T: Default> HedgeLayer<P, T> {
+    /// A layer that hedges at a percentile of the latencies, as [`Delay::percentile`] has it, on the
+    /// default timer.
+    ///
+    /// # Panics
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    #[track_caller]
+    pub fn new(policy: P, min_data_points: u64, latency_percentile: f32, period: Duration) -> Self {
+        let delay = Delay::percentile(min_data_points, latency_percentile, period);
+        Self::with_delay(policy, delay)
+    }
+
+    /// As [`new`](Self::new), with a typed error.
+    ///
+    /// # Errors
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    pub fn try_new(
+        policy: P,
+        min_data_points: u64,
+        latency_percentile: f32,
+        period: Duration,
+    ) -> Result<Self, InvalidHedge> {
+        let delay = Delay::try_percentile(min_data_points, latency_percentile, period)?;
+        Ok(Self::with_delay(policy, delay))
+    }
+
+    /// A layer that hedges after `delay`, on the default timer.
+    pub fn with_delay(policy: P, delay: Delay) -> Self {
+        Self::with_timer(policy, delay, T::default())
+    }
+}
+
+impl<P, T> HedgeLayer<P, T> {
+    /// A layer that hedges after `delay`, on `timer`.
+    pub fn with_timer(policy: P, delay: Delay, timer: T) -> Self {
+        Self {
+            policy,
+            state: State::new(delay, delay.budget()),
+            timer,
+        }
+    }
+}
+
+/// What a layer and its services have in common.
+macro_rules! shared {
+    () => {
+        /// When a request is hedged at present; `None` while there is too little data.
+        pub fn delay(&self) -> Option<Duration> {
+            self.state.estimate.delay().map(Duration::from_nanos)
+        }
+
+        /// Counts `latencies` as if requests had taken so long, and works the delay out at once.
+        ///
+        /// They count with those of the present period. With a fixed delay this does nothing.
+        pub fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
+            self.state.estimate.seed(latencies);
+        }
+    };
+}
+
+impl<P, T, B> HedgeLayer<P, T, B> {
+    /// Pays for hedges from `budget`: see [`Hedge::budget`].
+    pub fn budget<C: Budget>(self, budget: C) -> HedgeLayer<P, T, C> {
+        HedgeLayer {
+            policy: self.policy,
+            state: State::new(self.state.estimate.settings(), budget),
+            timer: self.timer,
+        }
+    }
+
+    shared!();
+}
+
+impl<P: Clone, T: Clone, B> Clone for HedgeLayer<P, T, B> {
+    fn clone(&self) -> Self {
+        Self {
+            policy: self.policy.clone(),
+            state: self.state.clone(),
+            timer: self.timer.clone(),
+        }
+    }
+}
+
+impl<S, P: Clone, T: Clone, B> Layer<S> for HedgeLayer<P, T, B> {
+    type Service = Hedge<S, P, T, B>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Hedge {
+            inner,
+            policy: self.policy.clone(),
+            state: self.state.clone(),
+            timer: self.timer.clone(),
+        }
+    }
+}
+
+impl<P: fmt::Debug, T, B> fmt::Debug for HedgeLayer<P, T, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HedgeLayer")
+            .field("policy", &self.policy)
+            .field("estimate", &self.state.estimate)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A service that sends a request a second time when its answer is late.
+///
+/// The service that was polled ready makes the first attempt, and a clone the second. See the [module](self)
+/// for when that is and for an example.
+pub struct Hedge<S, P, T, B = ShareBudget> {
+    inner: S,
+    policy: P,
+    state: Arc<State<B>>,
+    timer: T,
+}
+
+impl<S, P, T: Default> Hedge<S, P, T> {
+    /// Hedges the requests to `service` at a percentile of the latencies, as [`Delay::percentile`] has it,
+    /// on the default timer.
+    ///
+    /// # Panics
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    #[track_caller]
+    pub fn new(
+        service: S,
+        policy: P,
+        min_data_points: u64,
+        latency_percentile: f32,
+        period: Duration,
+    ) -> Self {
+        let delay = Delay::percentile(min_data_points, latency_percentile, period);
+        Self::with_delay(service, policy, delay)
+    }
+
+    /// As [`new`](Self::new), with a typed error.
+    ///
+    /// # Errors
+    ///
+    /// If `latency_percentile` is not from 0 to 1, or `period` is 0.
+    pub fn try_new(
+        service: S,
+        policy: P,
+        min_data_points: u64,
+        latency_percentile: f32,
+        period: Duration,
+    ) -> Result<Self, InvalidHedge> {
+        let delay = Delay::try_percentile(min_data_points, latency_percentile, period)?;
+        Ok(Self::with_delay(service, policy, delay))
+    }
+
+    /// Hedges the requests to `service` after `delay`, on the default timer.
+    pub fn with_delay(service: S, policy: P, delay: Delay) -> Self {
+        Self::with_timer(service, policy, delay, T::default())
+    }
+}
+
+impl<S, P, T> Hedge<S, P, T> {
+    /// Hedges the requests to `service` after `delay`, on `timer`.
+    pub fn with_timer(service: S, policy: P, delay: Delay, timer: T) -> Self {
+        Self {
+            inner: service,
+            policy,
+            state: State::new(delay, delay.budget()),
+            timer,
+        }
+    }
+}
+
+impl<S, P, T, B> Hedge<S, P, T, B> {
+    /// Pays for hedges from `budget`, with a deposit for each request and a withdrawal for each hedge;
+    /// [`Unlimited`](crate::retry::budget::Unlimited) for none.
+    ///
+    /// A budget that a [`StandardPolicy`](crate::retry::StandardPolicy) around or beneath shares gets a
+    /// deposit from both. The estimate of latency begins anew and is no longer shared with clones made before.
+    pub fn budget<C: Budget>(self, budget: C) -> Hedge<S, P, T, C> {
+        Hedge {
+            inner: self.inner,
+            policy: self.policy,
+            state: State::new(self.state.estimate.settings(), budget),
+            timer: self.timer,
+        }
+    }
+
+    shared!();
+
+    accessors!(S);
+}
+
+// As fresh as the inner service's clone is.
+impl<S: Clone, P: Clone, T: Clone, B> Clone for Hedge<S, P, T, B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            policy: self.policy.clone(),
+            state: self.state.clone(),
+            timer: self.timer.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, P: fmt::Debug, T, B> fmt::Debug for Hedge<S, P, T, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hedge")
+            .field("inner", &self.inner)
+            .field("policy", &self.policy)
+            .field("estimate", &self.state.estimate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, P, T, B, Request> Service<Request> for Hedge<S, P, T, B>
+where
+    S: Service<Request> + Clone,
+    P: Policy<Request> + Clone,
+    T: Timer + Clone,
+    B: Budget,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, P, Request, T, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.state.budget.deposit();
+        let (start, delay) = self.state.estimate.start(&self.timer);
+        let copy = delay.and_then(|_| self.policy.clone_request(&request));
+        // The instance that was polled ready makes the first attempt, and only then is cloned.
+        let response = self.inner.call(request);
+        let plan = copy.map(|request| (self.inner.clone(), request));
+        ResponseFuture::new(
+            response,
+            plan,
+            self.policy.clone(),
+            self.timer.clone(),
+            self.state.clone(),
+            start,
+            delay.unwrap_or(0),
+        )
+    }
+}
+
+/// What clones share.
+struct State<B> {
+    estimate: Estimate,
+    budget: B,
+}
+
+impl<B> State<B> {
+    fn new(delay: Delay, budget: B) -> Arc<Self> {
+        let estimate = match delay.0 {
+            Kind::Fixed(nanos) => Estimate::Fixed(nanos),
+            Kind::Percentile(settings) => Estimate::Measured(Box::new(Latencies::new(settings))),
+        };
+        Arc::new(Self { estimate, budget })
+    }
+}
+
+/// Where the delay comes from.
+#[derive(Debug)]
+enum Estimate {
+    // Nanoseconds.
+    Fixed(u64),
+    Measured(Box<Latencies>),
+}
+
+impl Estimate {
+    /// When a call is made, if that matters, and after how many nanoseconds it is hedged.
+    fn start(&self, timer: &impl Timer) -> (Instant, Option<u64>) {
+        match self {
+            Self::Fixed(_) => (Instant::from_nanos(0), self.delay()),
+            Self::Measured(latencies) => {
+                let now = timer.now();
+                (now, latencies.delay_at(now))
+            }
+        }
+    }
+
+    /// Nanoseconds.
+    fn delay(&self) -> Option<u64> {
+        match self {
+            Self::Fixed(delay) => Some(*delay).filter(|delay| *delay != u64::MAX),
+            Self::Measured(latencies) => latencies.delay(),
+        }
+    }
+
+    const fn is_measured(&self) -> bool {
+        matches!(self, Self::Measured(_))
+    }
+
+    fn record(&self, latency: Duration) {
+        if let Self::Measured(latencies) = self {
+            latencies.record(nanos(latency));
+        }
+    }
+
+    fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
+        if let Self::Measured(measured) = self {
+            latencies
+                .into_iter()
+                .for_each(|latency| self.record(latency));
+            measured.estimate();
+        }
+    }
+
+    const fn settings(&self) -> Delay {
+        Delay(match self {
+            Self::Fixed(nanos) => Kind::Fixed(*nanos),
+            Self::Measured(latencies) => Kind::Percentile(latencies.settings()),
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! When a request is over.
+//!
+//! The load of a service holds a handle for each request, and the request is over when its handle is dropped.
+//! [`CompleteOnResponse`] drops it with the response. A [`TrackCompletion`] of your own can put it into the response
+//! instead, beside a body that is still being received.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::load::{Load, TrackCompletion};
+//! use campanile::smol::load::PendingRequests;
+//! use campanile::{ServiceExt, service_fn};
+//!
+//! #[derive(Clone)]
+//! struct WithBody;
+//!
+//! /// A response, and what says that it is still being received.
+//! struct Tracked<H>(&'static str, H);
+//!
+//! impl<H> TrackCompletion<H, &'static str> for WithBody {
+//!     type Output = Tracked<H>;
+//!
+//!     fn track_completion(&self, handle: H, body: &'static str) -> Tracked<H> {
+//!         Tracked(body, handle)
+//!     }
+//! }
+//!
+//! let service = service_fn(async |_: u32| Ok::<_, std::io::Error>("body"));
+//! let service = PendingRequests::new(service, WithBody);
+//! let Tracked(_, handle) = service.clone().oneshot(1).await.unwrap();
+//! assert_eq!(service.in_flight(), 1);
+//! drop(handle);
+//! assert_eq!(service.in_flight(), 0);
+//! # });
+//! ```
+
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+/// Attaches the handle of a request to its response, or drops it.
+///
+/// It is asked for responses only: when a request fails, its handle is dropped.
+pub trait TrackCompletion<H, V>: Clone {
+    /// The response with the handle in it.
+    type Output;
+
+    /// Attaches `handle` to `value`. The request is over when the handle is dropped.
+    fn track_completion(&self, handle: H, value: V) -> Self::Output;
+}
+
+/// A request is over when its response is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompleteOnResponse;
+
+impl<H, V> TrackCompletion<H, V> for CompleteOnResponse {
+    type Output = V;
+
+    fn track_completion(&self, handle: H, value: V) -> V {
+        drop(handle);
+        value
+    }
+}
+
+pin_project! {
+    /// A response that a handle is attached to.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its result is there, it drops the handle.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct TrackCompletionFuture<F, C, H, K = Unclassified> {
+        #[pin]
+        future: F,
+        // `None`: the result has been given.
+        handle: Option<H>,
+        completion: C,
+        classifier: K,
+    }
+}
+
+impl<F, C, H> TrackCompletionFuture<F, C, H> {
+    /// Attaches `handle` to the response of `future`, as `completion` does.
+    pub const fn new(completion: C, handle: H, future: F) -> Self {
+        Self::with(completion, handle, future, Unclassified)
+    }
+}
+
+impl<F, C, H, K> TrackCompletionFuture<F, C, H, K> {
+    /// As `new`, and tells the handle of the result what `classifier` says.
+    pub(super) const fn with(completion: C, handle: H, future: F, classifier: K) -> Self {
+        Self {
+            future,
+            handle: Some(handle),
+            completion,
+            classifier,
+        }
+    }
+}
+
+impl<F, C, H, K, T, E> Future for TrackCompletionFuture<F, C, H, K>
+where
+    F: Future<Output = Result<T, E>>,
+    C: TrackCompletion<H, T>,
+    K: judge::Judge<H, T, E>,
+{
+    type Output = Result<C::Output, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // Polled again after its end: there is nothing left to give.
+        if this.handle.is_none() {
+            return Poll::Pending;
+        }
+        let result = ready!(this.future.poll(cx));
+        let Some(mut handle) = this.handle.take() else {
+            return Poll::Pending;
+        };
+        this.classifier.judge(&mut handle, result.as_ref());
+        Poll::Ready(result.map(|value| this.completion.track_completion(handle, value)))
+    }
+}
+
+impl<F: fmt::Debug, C, H: fmt::Debug, K> fmt::Debug for TrackCompletionFuture<F, C, H, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackCompletionFuture")
+            .field("future", &self.future)
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tells a handle nothing of the result: what a [`TrackCompletionFuture`] has that was made by
+/// [`new`](TrackCompletionFuture::new).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unclassified;
+
+/// Tells a handle what a [`Classify`](super::Classify) says of the result.
+#[derive(Clone, Copy, Debug)]
+pub struct Classified<K>(pub(super) K);
+
+pub(super) mod judge {
+    use super::super::{Classify, Outcome};
+    use super::{Classified, Unclassified};
+
+    /// Tells a handle what came of its request.
+    pub trait Judge<H, T, E> {
+        fn judge(&self, handle: &mut H, result: Result<&T, &E>);
+    }
+
+    impl<H, T, E> Judge<H, T, E> for Unclassified {
+        fn judge(&self, _: &mut H, _: Result<&T, &E>) {}
+    }
+
+    impl<H: Record, T, E, K: Classify<T, E>> Judge<H, T, E> for Classified<K> {
+        fn judge(&self, handle: &mut H, result: Result<&T, &E>) {
+            handle.record(self.0.classify(result));
+        }
+    }
+
+    /// A handle that wants to know what came of its request.
+    pub trait Record {
+        fn record(&mut self, outcome: Outcome);
+    }
+}

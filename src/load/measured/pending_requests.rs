@@ -1,0 +1,409 @@
+//! Load as the number of requests under way.
+//!
+//! # The penalty
+//!
+//! A [penalised](Outcome::Penalised) result goes on counting as a request under way, and ever less so:
+//!
+//! > load = requests under way + Σ e<sup>−(now − tᵢ) / decay</sup>
+//!
+//! where tᵢ are the moments at which results were penalised. The sum counts as nothing once it is down to 1/16. So an
+//! endpoint that failed once is as good as new after 2.8 decays ([`DEFAULT_DECAY`] is 5 s, so after 14 s), and is
+//! tried earlier when the others are busy; one that goes on failing beside others with `n` requests under way each is
+//! tried about `n` times in a decay.
+//!
+//! The clock is read when a result is penalised, and for the load while there is a penalty. A service that
+//! does not fail reads no clock.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::load::{CompleteOnResponse, Load};
+//! use campanile::smol::load::PendingRequests;
+//! use campanile::{Service, service_fn};
+//! use core::future::ready;
+//!
+//! let service = service_fn(|ok: bool| ready(if ok { Ok(()) } else { Err(core::fmt::Error) }));
+//! let mut service = PendingRequests::new(service, CompleteOnResponse);
+//! let idle = service.load();
+//!
+//! let response = service.call(true);
+//! assert!(service.load() > idle);
+//! response.await.unwrap();
+//! assert!(service.load() == idle);
+//!
+//! service.call(false).await.unwrap_err();
+//! assert!(service.load() > idle); // and less from moment to moment
+//! # });
+//! ```
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::decay::Decaying;
+use crate::discover::{Change, Discover};
+use crate::load::completion::{
+    Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture, judge::Record,
+};
+use crate::load::{Classify, Load, OnError, Outcome};
+use crate::{NoRuntime, Service, Timer};
+
+/// In which time a penalty falls by a factor of e where nothing else is said.
+///
+/// It is of the order in which a process is restarted or a connection made again.
+pub const DEFAULT_DECAY: Duration = Duration::from_secs(5);
+
+/// A service whose load is the number of its requests under way.
+///
+/// See the [module](self) for what failures do to it. Clones share one load.
+pub struct PendingRequests<S, C = CompleteOnResponse, T = NoRuntime, K = OnError> {
+    inner: S,
+    completion: C,
+    classifier: K,
+    shared: Arc<Shared<T>>,
+}
+
+impl<S, C, T: Default> PendingRequests<S, C, T> {
+    /// Counts the requests of `service`, each until `completion` has it over, on the default timer.
+    pub fn new(service: S, completion: C) -> Self {
+        Self::with_timer(service, completion, T::default())
+    }
+}
+
+impl<S, C, T> PendingRequests<S, C, T> {
+    /// Counts the requests of `service`, each until `completion` has it over, on `timer`.
+    pub fn with_timer(service: S, completion: C, timer: T) -> Self {
+        Self {
+            inner: service,
+            completion,
+            classifier: OnError,
+            shared: Arc::new(Shared::new(timer, span(DEFAULT_DECAY))),
+        }
+    }
+}
+
+impl<S, C, T, K> PendingRequests<S, C, T, K> {
+    /// Lets `classifier` decide which results are penalised: a [`Classify`], such as a closure.
+    ///
+    /// The types of a closure's argument have to be written out.
+    #[must_use]
+    pub fn with_classifier<K2>(self, classifier: K2) -> PendingRequests<S, C, T, K2> {
+        PendingRequests {
+            inner: self.inner,
+            completion: self.completion,
+            classifier,
+            shared: self.shared,
+        }
+    }
+
+    /// Lets penalties fall by a factor of e in each `decay`.
+    ///
+    /// Less than a microsecond counts as one, and that is no penalty to speak of; more than a year counts as a year.
+    /// This makes a load of its own, so clones have to be made afterwards.
+    #[must_use]
+    pub fn with_decay(mut self, decay: Duration) -> Self
+    where
+        T: Clone,
+    {
+        let timer = self.shared.timer.clone();
+        self.shared = Arc::new(Shared::new(timer, span(decay)));
+        self
+    }
+
+    /// How many requests are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Relaxed)
+    }
+
+    accessors!(S);
+}
+
+impl<S, C, T: Timer, K> PendingRequests<S, C, T, K> {
+    /// The penalty now, in requests.
+    #[must_use]
+    pub fn penalty(&self) -> f64 {
+        self.shared.penalty()
+    }
+
+    /// Makes the penalty so many requests, from which it decays; not above 0 there is none.
+    pub fn set_penalty(&self, requests: f64) {
+        self.shared.set_penalty(requests);
+    }
+}
+
+impl<S: Clone, C: Clone, T, K: Clone> Clone for PendingRequests<S, C, T, K> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            completion: self.completion.clone(),
+            classifier: self.classifier.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, C, T, K> fmt::Debug for PendingRequests<S, C, T, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingRequests")
+            .field("inner", &self.inner)
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
+    type Metric = Count;
+
+    fn load(&self) -> Count {
+        Count::new(self.in_flight(), self.penalty())
+    }
+}
+
+impl<S, C, T, K, Request> Service<Request> for PendingRequests<S, C, T, K>
+where
+    S: Service<Request>,
+    C: TrackCompletion<Handle<T>, S::Response>,
+    T: Timer,
+    K: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = C::Output;
+    type Error = S::Error;
+    type Future = TrackCompletionFuture<S::Future, C, Handle<T>, Classified<K>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // Before the call: what the inner service does in it counts.
+        let handle = Handle::new(&self.shared);
+        TrackCompletionFuture::with(
+            self.completion.clone(),
+            handle,
+            self.inner.call(request),
+            Classified(self.classifier.clone()),
+        )
+    }
+}
+
+/// A load of [`PendingRequests`]: requests under way, and the penalty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Count(u64);
+
+/// What one request is in a `Count`.
+const REQUEST: u64 = 1 << 16;
+
+impl Count {
+    fn new(in_flight: usize, penalty: f64) -> Self {
+        let in_flight = (in_flight as u64).saturating_mul(REQUEST);
+        let penalty = (penalty * REQUEST as f64 + 0.5) as u64;
+        Self(in_flight.saturating_add(penalty))
+    }
+
+    /// The load in requests.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0 as f64 / REQUEST as f64
+    }
+}
+
+/// A request under way. It is over when this is dropped.
+pub struct Handle<T: Timer> {
+    shared: Arc<Shared<T>>,
+}
+
+impl<T: Timer> Handle<T> {
+    fn new(shared: &Arc<Shared<T>>) -> Self {
+        shared.in_flight.fetch_add(1, Relaxed);
+        Self {
+            shared: shared.clone(),
+        }
+    }
+
+    /// Says what came of the request, once it is known; a penalty counts from now on.
+    ///
+    /// The service's classifier does this when the result is there. A [`TrackCompletion`] that keeps the
+    /// handle may do it when a body breaks off; each penalty adds to the others.
+    pub fn record(&mut self, outcome: Outcome) {
+        if outcome == Outcome::Penalised {
+            self.shared.penalise();
+        }
+    }
+}
+
+impl<T: Timer> Record for Handle<T> {
+    fn record(&mut self, outcome: Outcome) {
+        self.record(outcome);
+    }
+}
+
+impl<T: Timer> Drop for Handle<T> {
+    fn drop(&mut self) {
+        self.shared.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<T: Timer> fmt::Debug for Handle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Handle").field(&self.shared).finish()
+    }
+}
+
+pin_project! {
+    /// A [`Discover`] whose services are [`PendingRequests`].
+    pub struct PendingRequestsDiscover<D, C = CompleteOnResponse, T = NoRuntime, K = OnError> {
+        #[pin]
+        discover: D,
+        completion: C,
+        timer: T,
+        classifier: K,
+        decay: Duration,
+    }
+}
+
+impl<D, C, T: Default> PendingRequestsDiscover<D, C, T> {
+    /// Counts the requests of each service that `discover` finds, on the default timer.
+    pub fn new<Request>(discover: D, completion: C) -> Self
+    where
+        D: Discover,
+        D::Service: Service<Request>,
+        C: TrackCompletion<Handle<T>, <D::Service as Service<Request>>::Response>,
+        T: Timer,
+    {
+        Self::with_timer(discover, completion, T::default())
+    }
+}
+
+impl<D, C, T> PendingRequestsDiscover<D, C, T> {
+    /// Counts the requests of each service that `discover` finds, on `timer`.
+    pub const fn with_timer(discover: D, completion: C, timer: T) -> Self {
+        Self {
+            discover,
+            completion,
+            timer,
+            classifier: OnError,
+            decay: DEFAULT_DECAY,
+        }
+    }
+}
+
+impl<D, C, T, K> PendingRequestsDiscover<D, C, T, K> {
+    /// Lets `classifier` decide which results are penalised: see [`PendingRequests::with_classifier`].
+    #[must_use]
+    pub fn with_classifier<K2>(self, classifier: K2) -> PendingRequestsDiscover<D, C, T, K2> {
+        PendingRequestsDiscover {
+            discover: self.discover,
+            completion: self.completion,
+            timer: self.timer,
+            classifier,
+            decay: self.decay,
+        }
+    }
+
+    /// Lets penalties fall by a factor of e in each `decay`: see [`PendingRequests::with_decay`].
+    #[must_use]
+    pub fn with_decay(mut self, decay: Duration) -> Self {
+        self.decay = decay;
+        self
+    }
+}
+
+impl<D: Discover, C: Clone, T: Clone, K: Clone> Stream for PendingRequestsDiscover<D, C, T, K> {
+    type Item = Result<Change<D::Key, PendingRequests<D::Service, C, T, K>>, D::Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.project();
+        this.discover.poll_discover(cx).map_ok(|change| {
+            change.map(|inner| PendingRequests {
+                inner,
+                completion: this.completion.clone(),
+                classifier: this.classifier.clone(),
+                shared: Arc::new(Shared::new(this.timer.clone(), span(*this.decay))),
+            })
+        })
+    }
+}
+
+impl<D: fmt::Debug, C, T, K> fmt::Debug for PendingRequestsDiscover<D, C, T, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingRequestsDiscover")
+            .field("discover", &self.discover)
+            .field("decay", &self.decay)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What clones and requests share.
+struct Shared<T> {
+    in_flight: AtomicUsize,
+    // In `PART`s of a request.
+    penalty: Decaying,
+    // The decay, in nanoseconds.
+    span: f64,
+    timer: T,
+}
+
+/// At which part of a request a penalty counts as nothing.
+const PART: f64 = 1.0 / 16.0;
+
+fn span(decay: Duration) -> f64 {
+    let (least, most) = super::DECAYS;
+    decay.clamp(least, most).as_nanos() as f64
+}
+
+impl<T> Shared<T> {
+    const fn new(timer: T, span: f64) -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            penalty: Decaying::new(),
+            span,
+            timer,
+        }
+    }
+}
+
+impl<T: Timer> Shared<T> {
+    fn penalty(&self) -> f64 {
+        if self.penalty.is_unset() {
+            return 0.0;
+        }
+        let now = self.timer.now();
+        let Some(parts) = self.penalty.get(now, self.span) else {
+            self.penalty.unset_if_spent(now);
+            return 0.0;
+        };
+        parts * PART
+    }
+
+    fn set_penalty(&self, requests: f64) {
+        if requests > PART {
+            let parts = requests.min(u64::MAX as f64) / PART;
+            self.penalty.set(self.timer.now(), self.span, parts);
+        } else {
+            self.penalty.unset();
+        }
+    }
+
+    fn penalise(&self) {
+        self.penalty
+            .add(self.timer.now(), self.span, 1.0 / PART, 0.0);
+    }
+}
+
+impl<T> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("in_flight", &self.in_flight)
+            .field("decay", &Duration::from_nanos(self.span as u64))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! embassy: bare metal, without an allocator.
+//!
+//! [`ServiceBuilder`] has [`Embassy`] as its runtime, and `with_timer` takes it elsewhere. There is no mirrored tree as for
+//! the runtimes with a heap: what would start a task or share a state by itself is to be given its place in a
+//! `static`.
+//!
+//! | what | runs a task | time |
+//! |---|---|---|
+//! | [`Embassy`] | | embassy-time |
+//! | [`Spawn`] | in a static `TaskPool`, by an embassy `Spawner` or `SendSpawner` | |
+//!
+//! embassy allocates nothing, and so a task has to have its place from the beginning. The worker of a buffer is run by a
+//! task of yours, with [`buffer::try_pair_in`](crate::buffer::try_pair_in):
+//!
+//! ```no_run
+//! use campanile::buffer::{self, StaticQueue, Worker};
+//! use campanile::embassy::ServiceBuilder;
+//! use campanile::{Service, ServiceExt};
+//! use core::future::{Ready, ready};
+//! use core::task::{Context, Poll};
+//! use embassy_executor::Spawner;
+//! use embassy_time::Duration;
+//!
+//! #[derive(Clone, Copy, Debug)]
+//! struct BusError;
+//!
+//! struct Sensor;
+//!
+//! impl Service<u8> for Sensor {
+//!     type Response = u16;
+//!     type Error = BusError;
+//!     type Future = Ready<Result<u16, BusError>>;
+//!
+//!     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+//!         Poll::Ready(Ok(()))
+//!     }
+//!
+//!     fn call(&mut self, register: u8) -> Self::Future {
+//!         ready(Ok(u16::from(register)))
+//!     }
+//! }
+//!
+//! type Queue = StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 8>;
+//! static QUEUE: Queue = Queue::new();
+//!
+//! #[embassy_executor::task]
+//! async fn sensor(worker: Worker<Sensor, u8, &'static Queue>) {
+//!     worker.await;
+//! }
+//!
+//! #[embassy_executor::main]
+//! async fn main(spawner: Spawner) {
+//!     let (buffer, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
+//!     spawner.spawn(sensor(worker)).unwrap();
+//!
+//!     let sensor = ServiceBuilder::new()
+//!         .timeout(Duration::from_millis(10).into())
+//!         .service(buffer);
+//!     let value = sensor.clone().oneshot(0x12).await;
+//! }
+//! ```
+//!
+//! or by a [`Spawn`], which is an [`Executor`] over a static pool of tasks of one type.
+//!
+//! embassy-time's timers work with the wakers of embassy's executor alone, and panic with others', unless
+//! embassy-time has one of its features `generic-queue-*`: so where a timer is polled by something that has wakers of its
+//! own, such as a `FuturesUnordered`, that feature is needed.
+//!
+//! embassy-time's clock is the one of the board's support crate; it has to have one, or the program does not link.
+
+use core::fmt;
+
+use embassy_executor::raw::TaskPool;
+use embassy_executor::{SendSpawner, Spawner};
+use embassy_time::TICK_HZ;
+
+use crate::{Executor, Instant, Timer};
+
+/// embassy-time's clock and timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Embassy;
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Nanoseconds in a tick, where that is a whole number, which spares the processor a long division.
+const WHOLE: Option<u64> = if NANOS_PER_SECOND % TICK_HZ == 0 {
+    Some(NANOS_PER_SECOND / TICK_HZ)
+} else {
+    None
+};
+
+fn to_embassy(deadline: Instant) -> embassy_time::Instant {
+    // Rounded up: a timer never fires early. "Never" stays that.
+    let nanos = deadline.as_nanos();
+    embassy_time::Instant::from_ticks(match WHOLE {
+        _ if deadline == Instant::MAX => u64::MAX,
+        Some(whole) => nanos.div_ceil(whole),
+        None => {
+            let ticks = u128::from(nanos) * u128::from(TICK_HZ);
+            ticks
+                .div_ceil(u128::from(NANOS_PER_SECOND))
+                .try_into()
+                .unwrap_or(u64::MAX)
+        }
+    })
+}
+
+impl Timer for Embassy {
+    type Sleep = embassy_time::Timer;
+    type Alarm = embassy_time::Timer;
+
+    fn now(&self) -> Instant {
+        let ticks = embassy_time::Instant::now().as_ticks();
+        Instant::from_nanos(match WHOLE {
+            Some(whole) => ticks.saturating_mul(whole),
+            None => {
+                let nanos = u128::from(ticks) * u128::from(NANOS_PER_SECOND) / u128::from(TICK_HZ);
+                nanos.try_into().unwrap_or(u64::MAX)
+            }
+        })
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> embassy_time::Timer {
+        embassy_time::Timer::at(to_embassy(deadline))
+    }
+
+    fn alarm_until(&self, deadline: Instant) -> embassy_time::Timer {
+        self.sleep_until(deadline)
+    }
+}
+
+/// Runs tasks of the type `F` in a static pool that has room for `N` at a time, by a `Spawner`, or by a
+/// `SendSpawner` from another executor's tasks and from interrupts.
+///
+/// A task for which there is no room is dropped, as the contract of [`Executor`] has it.
+pub struct Spawn<S, F: Future + 'static, const N: usize = 1> {
+    spawner: S,
+    pool: &'static TaskPool<F, N>,
+}
+
+impl<S, F: Future + 'static, const N: usize> Spawn<S, F, N> {
+    /// Runs tasks in `pool`, by `spawner`.
+    pub const fn new(spawner: S, pool: &'static TaskPool<F, N>) -> Self {
+        Self { spawner, pool }
+    }
+}
+
+impl<F, const N: usize> Executor<F> for Spawn<Spawner, F, N>
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, future: F) {
+        // Where there is no room the future has been dropped, and there is nobody to tell.
+        let _ = self.spawner.spawn(self.pool.spawn(|| future));
+    }
+}
+
+impl<F, const N: usize> Executor<F> for Spawn<SendSpawner, F, N>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let _ = self.spawner.spawn(self.pool.spawn(|| future));
+    }
+}
+
+impl<S: Clone, F: Future + 'static, const N: usize> Clone for Spawn<S, F, N> {
+    fn clone(&self) -> Self {
+        Self::new(self.spawner.clone(), self.pool)
+    }
+}
+
+impl<S, F: Future + 'static, const N: usize> fmt::Debug for Spawn<S, F, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawn")
+            .field("room", &N)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`ServiceBuilder`](crate::builder::ServiceBuilder) on this runtime.
+pub type ServiceBuilder<L = crate::layer::Identity> = crate::builder::ServiceBuilder<L, Embassy>;

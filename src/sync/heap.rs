@@ -1,0 +1,67 @@
+//! Where handles share something on the heap.
+//!
+//! Type parameters default to these, so that they have names without a heap, too; there is then no value of them.
+
+#[cfg(feature = "std")]
+mod place {
+    use alloc::sync::Arc;
+    use std::sync::Mutex;
+
+    /// A state on the heap, under a lock.
+    pub(crate) type Heap<T> = Arc<Mutex<T>>;
+    /// A value on the heap.
+    pub(crate) type Shared<T> = Arc<T>;
+
+    pub(crate) fn heap<T>(state: T) -> Heap<T> {
+        Arc::new(Mutex::new(state))
+    }
+
+    /// Shares a value among those who share `_state`.
+    pub(crate) fn shared<T, S>(_state: &Heap<S>, value: T) -> Shared<T> {
+        Arc::new(value)
+    }
+}
+
+#[cfg(not(feature = "std"))]
+mod place {
+    use core::convert::Infallible;
+    use core::marker::PhantomData;
+    use core::ops::Deref;
+
+    use crate::sync::lock::Lock;
+
+    /// A state on the heap, where there is no heap.
+    pub(crate) type Heap<T> = Nowhere<T>;
+    /// A value on the heap, where there is no heap.
+    pub(crate) type Shared<T> = Nowhere<T>;
+
+    /// A pointer that nobody has.
+    #[derive(Debug)]
+    pub struct Nowhere<T>(Infallible, PhantomData<fn() -> T>);
+
+    impl<T> Clone for Nowhere<T> {
+        fn clone(&self) -> Self {
+            match self.0 {}
+        }
+    }
+
+    impl<T> Deref for Nowhere<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            match self.0 {}
+        }
+    }
+
+    pub(crate) fn shared<T, S>(state: &Heap<S>, _value: T) -> Shared<T> {
+        match state.0 {}
+    }
+
+    impl<T> Lock<T> for Nowhere<T> {
+        fn with<R>(&self, _: impl FnOnce(&mut T) -> R) -> R {
+            match self.0 {}
+        }
+    }
+}
+
+pub(crate) use place::*;

@@ -45,14 +45,14 @@ pub mod faults;
 pub mod mock;
 pub mod probe;
 mod runtime;
+mod sim;
 mod stuck;
 mod trace;
 
 pub use faults::{Faults, Faulty};
 pub use probe::{Probe, Probed};
-pub use runtime::{
-    JoinHandle, Runtime, Sim, Sleep, advance, idle, now, sleep, spawn, spawn_named, yield_now,
-};
+pub use runtime::Runtime;
+pub use sim::{JoinHandle, Sim, Sleep, advance, idle, now, sleep, spawn, spawn_named, yield_now};
 pub use stuck::{Deadlock, Livelock, Stuck, TaskInfo};
 pub use trace::{Event, Trace, What};
 

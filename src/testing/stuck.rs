@@ -162,7 +162,7 @@ impl TaskInfo {
         }
     }
 
-    /// The number of the task, as in a [`Trace`](super::Trace).
+    /// The number of the task, as in a [`Trace`](super::Trace): they count from 0, and each `block_on` is one too.
     #[must_use]
     pub const fn id(&self) -> u64 {
         self.id

@@ -280,7 +280,12 @@ impl Host for Simulated {
     }
 
     fn block_on_seeded<T>(seed: u64, future: impl Future<Output = T>) -> T {
-        let result = campanile::testing::Runtime::new(seed).block_on(future);
+        // Its time does not start at zero either: see `ManualTimer`.
+        let start = Instant::from_nanos(1_000_000_000_000);
+        let result = campanile::testing::Runtime::new(seed).block_on(async {
+            campanile::testing::Sim.sleep_until(start).await;
+            future.await
+        });
         result.unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"))
     }
 

@@ -31,6 +31,7 @@ use crate::{Layer, NoRuntime, Service, Timer};
 use crate::{
     buffer::BufferLayer,
     limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+    spawn_ready::SpawnReadyLayer,
 };
 
 /// Builds a stack of middleware around a service.
@@ -245,6 +246,16 @@ impl<L, R> ServiceBuilder<L, R> {
     /// Tries again as `policy` says: see [`retry`](crate::retry).
     pub fn retry<P>(self, policy: P) -> ServiceBuilder<Stack<RetryLayer<P>, L>, R> {
         self.layer(RetryLayer::new(policy))
+    }
+
+    /// Drives readiness in the background: see [`spawn_ready`](crate::spawn_ready). `E` is the error of the service.
+    #[cfg(feature = "std")]
+    pub fn spawn_ready<E>(self) -> ServiceBuilder<Stack<SpawnReadyLayer<E, R>, L>, R>
+    where
+        R: crate::Executor<core::future::Ready<()>> + Clone,
+    {
+        let layer = SpawnReadyLayer::with_executor(self.runtime.clone());
+        self.layer(layer)
     }
 
     /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).

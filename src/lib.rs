@@ -27,6 +27,7 @@
 //!
 //! | module | what it does | needs |
 //! |---|---|---|
+//! | [`balance`] | spreads requests over endpoints that come and go, by their load | a timer, for endpoints that failed |
 //! | [`buffer`] | lets many handles share one service, through a bounded queue | an executor |
 //! | [`limit::concurrency`] | so many requests under way at once | |
 //! | [`limit::rate`] | so many requests in a span of time | a timer |
@@ -35,8 +36,13 @@
 //! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
 //! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
 //! | [`filter`] | requests let through or rejected | |
+//! | [`steer`] | a choice among services, by the request | |
+//! | [`reconnect`] | a service that is made anew when it fails, with backoff | a timer |
+//! | [`spawn_ready`] | readiness driven in the background | an executor |
+//! | [`make`] | services that make services | |
 //! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
 //! | [`discover`] | which endpoints there are, for a balancer | |
+//! | [`ready_cache`] | services by key, and which of them are ready | |
 //! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
@@ -56,7 +62,8 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: buffers and concurrency limits whose state is on the heap, behind a lock.
+//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], and buffers and concurrency limits whose state is on the
+//!   heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
@@ -89,6 +96,8 @@ mod macros;
 
 mod sync;
 
+#[cfg(feature = "std")]
+pub mod balance;
 pub mod buffer;
 pub mod builder;
 pub mod discover;
@@ -105,10 +114,17 @@ pub mod layer;
 pub mod limit;
 pub mod load;
 pub mod load_shed;
+pub mod make;
+#[cfg(feature = "std")]
+pub mod ready_cache;
+pub mod reconnect;
 pub mod retry;
 #[macro_use]
 pub mod runtime;
 pub mod service;
+#[cfg(feature = "std")]
+pub mod spawn_ready;
+pub mod steer;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
@@ -117,6 +133,7 @@ pub mod util;
 #[cfg(feature = "alloc")]
 pub use error::BoxError;
 pub use layer::Layer;
+pub use make::MakeService;
 pub use runtime::{Executor, Instant, NoRuntime, Runtime, Timer};
 pub use service::Service;
 pub use util::{ServiceExt, service_fn};

@@ -298,6 +298,86 @@ mod rooms {
     }
 
     #[test]
+    fn a_choice_among_services_allocates_nothing() {
+        use campanile::steer::Steer;
+
+        block_on(async {});
+        let leaf = service_fn(pends_once);
+        let pick = |n: &u32, _: &[_]| *n as usize;
+        assert_eq!(per_call(Steer::new([leaf, leaf], pick)), 0);
+        let (count, steer) = allocations(|| Steer::with_services([leaf, leaf], pick));
+        assert_eq!((count, per_call(steer)), (0, 0));
+    }
+
+    #[test]
+    fn a_connection_that_is_kept_up_allocates_nothing() {
+        use campanile::{make::Shared, smol::reconnect::Reconnect};
+
+        block_on(async {});
+        let connector = Shared::new(service_fn(pends_once));
+        let (count, service) = allocations(|| Reconnect::new(connector, "target"));
+        assert_eq!((count, per_call(service)), (0, 0));
+    }
+
+    #[test]
+    fn readiness_in_the_background_allocates_nothing_once_there_is_a_task() {
+        use campanile::spawn_ready::{BackgroundReady, SpawnReady};
+        use std::{cell::RefCell, pin::Pin};
+
+        /// Pends twice before each call: once where it is asked, once in the task.
+        struct Slow(u32);
+
+        impl Service<u32> for Slow {
+            type Response = u32;
+            type Error = std::io::Error;
+            type Future = std::future::Ready<Result<u32, std::io::Error>>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
+                self.0 += 1;
+                if self.0 % 3 == 0 {
+                    Poll::Ready(Ok(()))
+                } else {
+                    Poll::Pending
+                }
+            }
+
+            fn call(&mut self, n: u32) -> Self::Future {
+                std::future::ready(Ok(n))
+            }
+        }
+
+        #[derive(Default)]
+        struct ByHand(RefCell<Option<BackgroundReady<Slow, u32>>>);
+
+        impl campanile::Executor<BackgroundReady<Slow, u32>> for ByHand {
+            fn execute(&self, task: BackgroundReady<Slow, u32>) {
+                assert!(self.0.replace(Some(task)).is_none());
+            }
+        }
+
+        block_on(async {});
+        let executor = ByHand::default();
+        let mut service = SpawnReady::with_executor(Slow(0), &executor);
+        // Not a noop waker: that would be a try.
+        let waker = futures::task::noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let mut call = || {
+            assert!(service.poll_ready(&mut cx).is_pending());
+            for _ in 0..2 {
+                let mut task = executor.0.borrow_mut();
+                let task = Pin::new(task.as_mut().unwrap());
+                assert!(task.poll(&mut cx).is_pending());
+            }
+            assert!(service.poll_ready(&mut cx).is_ready());
+            block_on(service.call(1)).unwrap()
+        };
+        let (count, _) = allocations(&mut call);
+        assert_eq!(count, 1);
+        let (count, answer) = allocations(&mut call);
+        assert_eq!((count, answer), (0, 1));
+    }
+
+    #[test]
     fn loads_allocate_nothing() {
         block_on(async {});
         let leaf = service_fn(pends_once);
@@ -308,5 +388,35 @@ mod rooms {
         let ewma = PeakEwma::new(leaf, LONG, 1e9, CompleteOnResponse);
         assert_eq!(per_call(ewma.clone()), 0);
         assert_eq!(allocations(|| ewma.load()).0, 0);
+    }
+
+    #[test]
+    fn a_balancer_and_a_ready_cache_allocate_nothing_once_the_endpoints_are_there() {
+        use campanile::balance::p2c::Balance;
+        use campanile::discover::ServiceList;
+        use campanile::layer::Identity;
+        use campanile::smol::balance::quarantine::QuarantineLayer;
+
+        block_on(async {});
+        let endpoint = || PendingRequests::new(service_fn(pends_once), CompleteOnResponse);
+        let list = || ServiceList::new((0..16).map(|_| endpoint()));
+        assert_eq!(per_call(Balance::with_layer(list(), Identity::new())), 0);
+        let quarantine = QuarantineLayer::new();
+        assert_eq!(per_call(Balance::with_layer(list(), quarantine)), 0);
+        let counting = QuarantineLayer::new().consecutive_failures(5);
+        assert_eq!(per_call(Balance::with_layer(list(), counting)), 0);
+
+        let mut cache = campanile::ready_cache::ReadyCache::new();
+        for key in 0..16 {
+            cache.push(key, endpoint());
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut call = || {
+            assert!(cache.poll_pending(&mut cx).is_ready());
+            block_on(cache.call_ready_index(7, 1)).unwrap()
+        };
+        call();
+        let (count, answer) = allocations(&mut call);
+        assert_eq!((count, answer), (0, 1));
     }
 }

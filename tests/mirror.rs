@@ -7,6 +7,7 @@ macro_rules! program {
         use std::convert::Infallible;
         use std::time::Duration;
 
+        use tower::balance::p2c::Balance;
         use tower::buffer::{Buffer, BufferLayer};
         use tower::limit::{
             ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer, RateLimit, RateLimitLayer,
@@ -98,12 +99,22 @@ macro_rules! program {
             let budget: TpsBudget = TpsBudget::new(Duration::from_secs(10), 1, 0.5);
             budget.deposit();
             assert!(budget.withdraw());
+
+            let endpoints = vec![tower::load::Constant::new(service_fn(double), 1)];
+            let list = tower::discover::ServiceList::new::<u32>(endpoints);
+            let mut balance = Balance::new(list);
+            answers.push(balance.ready().await?.call(8).await?);
+            assert_eq!((balance.len(), balance.is_empty()), (1, false));
+            let mut cache = tower::ready_cache::ReadyCache::<_, _, u32>::default();
+            cache.push("double", service_fn(double));
+            std::future::poll_fn(|cx| cache.poll_pending(cx)).await?;
+            answers.push(cache.call_ready(&"double", 9).await?);
             Ok(answers)
         }
     };
 }
 
-const ANSWERS: [u32; 7] = [5, 7, 6, 8, 10, 12, 14];
+const ANSWERS: [u32; 9] = [5, 7, 6, 8, 10, 12, 14, 16, 18];
 
 mod on_tower {
     program!(::tower);

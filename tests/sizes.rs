@@ -111,4 +111,81 @@ fn services_and_futures_beside_towers() {
     );
     assert!(buffer.0 <= buffer.1);
     assert!(response.0 <= response.1);
+    let [steer, response] = row!(
+        "Steer",
+        campanile::steer::Steer<Leaf, Pick<Leaf>, u32>,
+        tower::steer::Steer<TowerLeaf, Pick<TowerLeaf>, u32>
+    );
+    assert!(steer.0 <= steer.1);
+    // tower panics where ours has an error to carry.
+    assert!(response.0 <= response.1 + size_of::<usize>());
+    let [_, response] = row!(
+        "Reconnect on tokio",
+        campanile::tokio::reconnect::Reconnect<campanile::make::Shared<Leaf>, ()>,
+        tower::reconnect::Reconnect<tower::make::Shared<TowerLeaf>, ()>
+    );
+    assert!(response.0 <= response.1 + size_of::<usize>());
+    let [service, response] = row!(
+        "SpawnReady",
+        campanile::tokio::spawn_ready::SpawnReady<Leaf, std::io::Error>,
+        tower::spawn_ready::SpawnReady<TowerLeaf>
+    );
+    assert!(service.0 <= service.1 + size_of::<usize>());
+    assert!(response.0 <= response.1);
+
+    type List<S> = campanile::discover::ServiceList<Vec<S>>;
+    type TowerList = tower::discover::ServiceList<Vec<Loaded>>;
+    let [balance, response] = row!(
+        "Balance",
+        campanile::balance::p2c::Balance<List<Loaded>, u32, campanile::layer::Identity>,
+        tower::balance::p2c::Balance<TowerList, u32>
+    );
+    // A generator in place and not in a box, and the room that wake-ups are handed over in.
+    assert!(balance.0 <= balance.1 + 4 * size_of::<usize>());
+    assert!(response.0 <= response.1);
+    let [_, response] = row!(
+        "Balance on tokio",
+        campanile::tokio::balance::p2c::Balance<List<Loaded>, u32>,
+        tower::balance::p2c::Balance<TowerList, u32>
+    );
+    assert!(response.0 <= response.1 + size_of::<usize>());
 }
+
+/// A leaf that has a load, by both traits.
+#[derive(Clone, Debug)]
+struct Loaded;
+
+impl campanile::Service<u32> for Loaded {
+    type Response = u32;
+    type Error = std::io::Error;
+    type Future = Ready<Result<u32, std::io::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), std::io::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        std::future::ready(Ok(n))
+    }
+}
+
+impl campanile::load::Load for Loaded {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        0
+    }
+}
+
+impl tower::load::Load for Loaded {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        0
+    }
+}
+
+type Pick<S> = fn(&u32, &[S]) -> usize;

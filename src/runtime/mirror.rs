@@ -6,7 +6,10 @@ macro_rules! mirror {
     ($runtime:ty) => {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
-        pub use $crate::{Layer, Service, discover, filter, layer, load_shed, service_fn};
+        pub use $crate::{
+            Layer, MakeService, Service, discover, filter, layer, load_shed, make, ready_cache,
+            service_fn, steer,
+        };
 
         pub use self::builder::ServiceBuilder;
         pub use self::util::ServiceExt;
@@ -18,6 +21,42 @@ macro_rules! mirror {
             /// [`ServiceBuilder`](crate::builder::ServiceBuilder) on this runtime.
             pub type ServiceBuilder<L = $crate::layer::Identity> =
                 $crate::builder::ServiceBuilder<L, $runtime>;
+        }
+
+        /// [`balance`](crate::balance) on this runtime.
+        pub mod balance {
+            use super::*;
+            pub use $crate::balance::*;
+
+            /// [`balance::p2c`](crate::balance::p2c) on this runtime.
+            pub mod p2c {
+                use super::*;
+                pub use $crate::balance::p2c::*;
+
+                /// [`Balance`](crate::balance::p2c::Balance) on this runtime.
+                pub type Balance<D, Req> =
+                    $crate::balance::p2c::Balance<D, Req, quarantine::QuarantineLayer>;
+                /// [`MakeBalance`](crate::balance::p2c::MakeBalance) on this runtime.
+                pub type MakeBalance<S, Req> =
+                    $crate::balance::p2c::MakeBalance<S, Req, quarantine::QuarantineLayer>;
+                /// [`MakeBalanceLayer`](crate::balance::p2c::MakeBalanceLayer) on this runtime.
+                pub type MakeBalanceLayer<D, Req> =
+                    $crate::balance::p2c::MakeBalanceLayer<D, Req, quarantine::QuarantineLayer>;
+                /// [`MakeFuture`](crate::balance::p2c::MakeFuture) on this runtime.
+                pub type MakeFuture<F, Req> =
+                    $crate::balance::p2c::MakeFuture<F, Req, quarantine::QuarantineLayer>;
+            }
+
+            /// [`balance::quarantine`](crate::balance::quarantine) on this runtime.
+            pub mod quarantine {
+                use super::*;
+                pub use $crate::balance::quarantine::*;
+
+                /// [`Quarantine`](crate::balance::quarantine::Quarantine) on this runtime.
+                pub type Quarantine<S> = $crate::balance::quarantine::Quarantine<S, $runtime>;
+                /// [`QuarantineLayer`](crate::balance::quarantine::QuarantineLayer) on this runtime.
+                pub type QuarantineLayer = $crate::balance::quarantine::QuarantineLayer<$runtime>;
+            }
         }
 
         /// [`buffer`](crate::buffer) on this runtime.
@@ -112,6 +151,19 @@ macro_rules! mirror {
             }
         }
 
+        /// [`reconnect`](crate::reconnect) on this runtime.
+        pub mod reconnect {
+            use super::*;
+            pub use $crate::reconnect::*;
+
+            /// [`Reconnect`](crate::reconnect::Reconnect) on this runtime.
+            pub type Reconnect<M, Target, B = retry::backoff::ExponentialBackoffMaker> =
+                $crate::reconnect::Reconnect<M, Target, $runtime, B>;
+            /// [`ReconnectLayer`](crate::reconnect::ReconnectLayer) on this runtime.
+            pub type ReconnectLayer<Target, B = retry::backoff::ExponentialBackoffMaker> =
+                $crate::reconnect::ReconnectLayer<Target, $runtime, B>;
+        }
+
         /// [`retry`](crate::retry) on this runtime.
         pub mod retry {
             use super::*;
@@ -146,6 +198,19 @@ macro_rules! mirror {
                 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
             }
+        }
+
+        /// [`spawn_ready`](crate::spawn_ready) on this runtime.
+        pub mod spawn_ready {
+            use super::*;
+            pub use $crate::spawn_ready::*;
+
+            /// [`SpawnReady`](crate::spawn_ready::SpawnReady) on this runtime, for a service whose error is `E`.
+            pub type SpawnReady<S, E = $crate::BoxError> =
+                $crate::spawn_ready::SpawnReady<S, E, $runtime>;
+            /// [`SpawnReadyLayer`](crate::spawn_ready::SpawnReadyLayer) on this runtime.
+            pub type SpawnReadyLayer<E = $crate::BoxError> =
+                $crate::spawn_ready::SpawnReadyLayer<E, $runtime>;
         }
 
         /// [`timeout`](crate::timeout) on this runtime.

@@ -1,0 +1,39 @@
+//! Spreads requests over endpoints that come and go, by their load.
+//!
+//! [`p2c::Balance`] follows a [`Discover`](crate::discover::Discover), which says what endpoints there are,
+//! and asks each of them for its [`Load`](crate::load::Load). For each request it draws two of the ready
+//! endpoints by chance and takes the one with the lower load: the *power of two choices*.
+//!
+//! An endpoint that fails waits out a backoff and comes back: see [`quarantine`]. Which layer looks after
+//! failing endpoints is the balancer's choice, and can be any other, or none.
+//!
+//! # Examples
+//!
+//! Endpoints that come and go, each with the load of what it is answering:
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::smol::{balance::p2c::Balance, load::PendingRequestsDiscover};
+//! use campanile::{Service, ServiceExt, discover::Change, load::CompleteOnResponse, service_fn};
+//! use std::convert::Infallible;
+//!
+//! // What would be a connection.
+//! let connect = |name: &'static str| service_fn(move |()| async move { Ok::<_, Infallible>(name) });
+//!
+//! let (changes, discover) = futures::channel::mpsc::unbounded::<Result<_, Infallible>>();
+//! let discover = PendingRequestsDiscover::new(discover, CompleteOnResponse);
+//! let mut balance = Balance::new(discover);
+//!
+//! changes.unbounded_send(Ok(Change::Insert(1, connect("ada")))).unwrap();
+//! assert_eq!(balance.ready().await.unwrap().call(()).await.unwrap(), "ada");
+//!
+//! changes.unbounded_send(Ok(Change::Insert(2, connect("grace")))).unwrap();
+//! changes.unbounded_send(Ok(Change::Remove(1))).unwrap();
+//! assert_eq!(balance.ready().await.unwrap().call(()).await.unwrap(), "grace");
+//! # });
+//! ```
+
+pub mod error;
+pub mod p2c;
+pub mod quarantine;

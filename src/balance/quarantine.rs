@@ -1,0 +1,505 @@
+//! Sets a service aside that fails, and lets it come back after a backoff.
+//!
+//! [`Quarantine`] keeps a clone of its service that is never used. When the service's readiness fails, it is
+//! dropped; the quarantine is not ready for the length of a backoff, and then goes on with another clone. So
+//! a balancer does not lose an endpoint for ever because a connection broke. It is also of use by itself,
+//! around a service whose readiness fails and can be had again by a clone.
+//!
+//! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) the responses count too: after so many
+//! failures in a row the service is set aside in the same way. The first failure after that sets it aside
+//! again, for longer, until a success shows that it works. This is what Envoy calls outlier detection, with
+//! `consecutive_5xx` and `base_ejection_time`. It is off unless asked for: a service that
+//! answers every request with an error may be the healthy messenger of what is wrong with the requests, and
+//! when all endpoints of a balancer are set aside, the balancer waits.
+//!
+//! # The backoff
+//!
+//! From 100 ms doubling to 30 s, half of it by chance, unless [`backoff`](QuarantineLayer::backoff) gives
+//! another. 100 ms is longer than a round trip, and hardly an outage when there is but one endpoint; 30 s is Envoy's
+//! `base_ejection_time`; and with [`Jitter::Equal`] balancers that lost an
+//! endpoint together do not come back to it together, and none of them at once.
+//!
+//! It starts again from the shortest wait after a success: a response that is none of the failures that are
+//! counted, or where none are counted, a service that is ready again after it was called. A
+//! service that is ready and fails at its first request has not shown that it works.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::smol::balance::quarantine::QuarantineLayer;
+//! use campanile::{Layer, Service, service_fn};
+//! use core::future::poll_fn;
+//!
+//! let layer = QuarantineLayer::new().consecutive_failures(2);
+//! let mut service = layer.layer(service_fn(async |()| Err::<(), _>("out of order")));
+//!
+//! smol::block_on(async {
+//!     for _ in 0..2 {
+//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//!         service.call(()).await.unwrap_err();
+//!     }
+//!     assert!(service.is_set_aside());
+//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap(); // after 50 to 100 ms
+//!     assert!(!service.is_set_aside());
+//! });
+//! # }
+//! ```
+
+use alloc::sync::Arc;
+use core::any::type_name;
+use core::fmt;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::task::{Context, Poll, ready};
+use core::time::Duration;
+
+use pin_project_lite::pin_project;
+
+use crate::load::{Classify, Load, OnError, Outcome};
+use crate::retry::backoff::{Delays, ExponentialBackoffMaker, Jitter, MakeBackoff};
+use crate::util::rng::HasherRng;
+use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+
+/// A layer of [`Quarantine`].
+#[derive(Clone)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct QuarantineLayer<T, M = ExponentialBackoffMaker<HasherRng, T>, C = OnError> {
+    timer: T,
+    maker: M,
+    classify: C,
+    failures: u32,
+}
+
+impl<T: Clone + Default> QuarantineLayer<T> {
+    /// A layer that sets a service aside when its readiness fails, on the default timer.
+    pub fn new() -> Self {
+        Self::with_timer(T::default())
+    }
+}
+
+impl<T: Clone + Default> Default for QuarantineLayer<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Clone> QuarantineLayer<T> {
+    /// A layer that sets a service aside when its readiness fails, on `timer`.
+    pub fn with_timer(timer: T) -> Self {
+        const SHORTEST: Duration = Duration::from_millis(100);
+        const LONGEST: Duration = Duration::from_secs(30);
+        let rng = HasherRng::new();
+        let maker = ExponentialBackoffMaker::with_timer(
+            SHORTEST,
+            LONGEST,
+            Jitter::Equal,
+            rng,
+            timer.clone(),
+        );
+        Self {
+            maker: maker.expect("the waits are in order"),
+            timer,
+            classify: OnError,
+            failures: 0,
+        }
+    }
+}
+
+impl<T, M, C> QuarantineLayer<T, M, C> {
+    /// Waits as the backoffs that `maker` makes say.
+    pub fn backoff<N: MakeBackoff>(self, maker: N) -> QuarantineLayer<T, N, C> {
+        QuarantineLayer {
+            timer: self.timer,
+            maker,
+            classify: self.classify,
+            failures: self.failures,
+        }
+    }
+
+    /// Sets a service aside after so many failed responses in a row, too. Zero: after none, as it is at first.
+    pub fn consecutive_failures(mut self, failures: u32) -> Self {
+        self.failures = failures;
+        self
+    }
+
+    /// Lets `f` decide what is a failed response, what a success, and what neither. Without this every error is
+    /// a failure. A load that is measured takes the same function.
+    pub fn classify<Res, E, F>(self, f: F) -> QuarantineLayer<T, M, F>
+    where
+        F: Fn(Result<&Res, &E>) -> Outcome,
+    {
+        QuarantineLayer {
+            timer: self.timer,
+            maker: self.maker,
+            classify: f,
+            failures: self.failures,
+        }
+    }
+}
+
+impl<S, T, M, C> Layer<S> for QuarantineLayer<T, M, C>
+where
+    S: Clone,
+    T: Timer + Clone,
+    M: MakeBackoff<Backoff: Delays> + Clone,
+    C: Clone,
+{
+    type Service = Quarantine<S, T, M, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Quarantine {
+            inner: Some(inner.clone()),
+            spare: inner,
+            timer: self.timer.clone(),
+            maker: self.maker.clone(),
+            record: Record::of(self.failures, &self.classify),
+            standing: Standing::Good,
+            backoff: None,
+            alarm: None,
+        }
+    }
+}
+
+impl<T: fmt::Debug, M: fmt::Debug, C> fmt::Debug for QuarantineLayer<T, M, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuarantineLayer")
+            .field("timer", &self.timer)
+            .field("backoff", &self.maker)
+            .field("classify", &format_args!("{}", type_name::<C>()))
+            .field("consecutive_failures", &self.failures)
+            .finish()
+    }
+}
+
+/// A service that is set aside when it fails, and comes back after a backoff.
+///
+/// Its readiness never fails. A clone is made of the clone that was never used, and has no past. See the
+/// [module](self) for what is a failure and for an example.
+///
+/// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, sets no
+/// timer.
+///
+/// A call without readiness while the service is set aside goes to a clone of it, as it is.
+///
+/// # Panics
+///
+/// When it first waits, on a timer that needs its runtime's context and does not have it.
+///
+/// # Cancel safety
+///
+/// A caller that stops waiting for readiness loses nothing: the backoff goes on meanwhile.
+pub struct Quarantine<
+    S,
+    T: Timer,
+    M: MakeBackoff = ExponentialBackoffMaker<HasherRng, T>,
+    C = OnError,
+> {
+    // `None`: set aside.
+    inner: Option<S>,
+    spare: S,
+    timer: T,
+    maker: M,
+    // `None`: responses are not counted.
+    record: Option<Arc<Record<C>>>,
+    standing: Standing,
+    // `None`: at its beginning.
+    backoff: Option<M::Backoff>,
+    // Kept from wait to wait, and set in place.
+    alarm: Option<T::Alarm>,
+}
+
+/// What is thought of the present instance, or of the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It works.
+    Good,
+    /// It has come back, and has not shown yet that it works.
+    Fresh,
+    /// As before, and it was called.
+    Called,
+    /// It is set aside until then. `armed`: the alarm is set to that.
+    Aside { until: Instant, armed: bool },
+}
+
+/// What the responses of one instance came to. The next instance has a new one, so that late responses of
+/// the one before do not count.
+struct Record<C> {
+    classify: C,
+    /// How many failures in a row are too many for an instance that has worked.
+    limit: u32,
+    /// How many there were.
+    failures: AtomicU32,
+    /// Whether there was a success.
+    worked: AtomicBool,
+}
+
+impl<C> Record<C> {
+    fn of(limit: u32, classify: &C) -> Option<Arc<Self>>
+    where
+        C: Clone,
+    {
+        (limit > 0).then(|| {
+            Arc::new(Self {
+                classify: classify.clone(),
+                limit,
+                failures: AtomicU32::new(0),
+                worked: AtomicBool::new(false),
+            })
+        })
+    }
+
+    fn note<Res, E>(&self, result: &Result<Res, E>)
+    where
+        C: Classify<Res, E>,
+    {
+        match self.classify.classify(result.as_ref()) {
+            Outcome::Counted => {
+                self.worked.store(true, Ordering::Relaxed);
+                self.failures.store(0, Ordering::Relaxed);
+            }
+            Outcome::Penalised => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+            Outcome::Ignored => {}
+        }
+    }
+}
+
+impl<S: Clone, T: Timer + Clone> Quarantine<S, T> {
+    /// Sets `inner` aside when its readiness fails, on the default timer. For all else there is the
+    /// [layer](QuarantineLayer).
+    pub fn new(inner: S) -> Self
+    where
+        T: Default,
+    {
+        Self::with_timer(inner, T::default())
+    }
+
+    /// Sets `inner` aside when its readiness fails, on `timer`.
+    pub fn with_timer(inner: S, timer: T) -> Self {
+        QuarantineLayer::with_timer(timer).layer(inner)
+    }
+}
+
+impl<S, T, M, C> Quarantine<S, T, M, C>
+where
+    S: Clone,
+    T: Timer,
+    M: MakeBackoff<Backoff: Delays>,
+    C: Clone,
+{
+    /// Whether the service is set aside, so that `poll_ready` waits, as things stand now.
+    pub fn is_set_aside(&self) -> bool {
+        match self.standing {
+            Standing::Aside { until, .. } => self.timer.now() < until,
+            _ => self.has_failed(),
+        }
+    }
+
+    /// Whether there were too many failed responses of the present instance.
+    fn has_failed(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| {
+            let limit = match self.standing {
+                Standing::Good => record.limit,
+                _ if record.worked.load(Ordering::Relaxed) => record.limit,
+                _ => 1,
+            };
+            record.failures.load(Ordering::Relaxed) >= limit
+        })
+    }
+
+    #[cold]
+    fn set_aside(&mut self) {
+        if let Some(record) = &self.record {
+            if record.worked.load(Ordering::Relaxed) {
+                self.backoff = None;
+            }
+            self.record = Record::of(record.limit, &record.classify);
+        }
+        let Self { maker, backoff, .. } = self;
+        let wait = backoff
+            .get_or_insert_with(|| maker.make_backoff())
+            .next_delay();
+        self.standing = Standing::Aside {
+            until: self.timer.now().saturating_add(wait),
+            armed: false,
+        };
+        self.inner = None;
+    }
+
+    /// Takes a new instance when the time has come.
+    #[cold]
+    fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Standing::Aside { until, armed } = self.standing else {
+            return Poll::Ready(());
+        };
+        // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
+        // up, whatever the time.
+        if self.timer.now() < until {
+            if is_attempt(cx) || until == Instant::MAX {
+                return Poll::Pending;
+            }
+            let alarm = match &mut self.alarm {
+                Some(alarm) if armed => alarm,
+                Some(alarm) => {
+                    self.timer.reset(alarm, until);
+                    alarm
+                }
+                alarm @ None => alarm.insert(self.timer.alarm_until(until)),
+            };
+            self.standing = Standing::Aside { until, armed: true };
+            ready!(Pin::new(alarm).poll(cx));
+        }
+        self.inner = Some(self.spare.clone());
+        self.standing = Standing::Fresh;
+        Poll::Ready(())
+    }
+
+    /// The instance is ready.
+    #[cold]
+    fn note_ready(&mut self) {
+        let works = match &self.record {
+            Some(record) => record.worked.load(Ordering::Relaxed),
+            None => self.standing == Standing::Called,
+        };
+        if works {
+            self.standing = Standing::Good;
+            self.backoff = None;
+        }
+    }
+}
+
+impl<S, T, M, C> Clone for Quarantine<S, T, M, C>
+where
+    S: Clone,
+    T: Timer + Clone,
+    M: MakeBackoff + Clone,
+    C: Clone,
+{
+    fn clone(&self) -> Self {
+        let record = self.record.as_ref();
+        Self {
+            inner: Some(self.spare.clone()),
+            spare: self.spare.clone(),
+            timer: self.timer.clone(),
+            maker: self.maker.clone(),
+            record: record.and_then(|record| Record::of(record.limit, &record.classify)),
+            standing: Standing::Good,
+            backoff: None,
+            alarm: None,
+        }
+    }
+}
+
+impl<S, T, M, C, Request> Service<Request> for Quarantine<S, T, M, C>
+where
+    S: Service<Request> + Clone,
+    T: Timer,
+    M: MakeBackoff<Backoff: Delays>,
+    C: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.record.is_some() && self.has_failed() {
+            self.set_aside();
+        }
+        if self.inner.is_none() {
+            ready!(self.poll_return(cx));
+        }
+        if let Some(inner) = &mut self.inner {
+            match ready!(inner.poll_ready(cx)) {
+                Ok(()) => {
+                    if self.standing != Standing::Good {
+                        self.note_ready();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(_) => self.set_aside(),
+            }
+        }
+        ready!(self.poll_return(cx));
+        // The wait was over at once. One instance in each poll is enough: this must not become a loop.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let response = match &mut self.inner {
+            Some(inner) => inner.call(request),
+            None => self.spare.clone().call(request),
+        };
+        if self.standing == Standing::Fresh {
+            self.standing = Standing::Called;
+        }
+        ResponseFuture {
+            inner: response,
+            record: self.record.clone(),
+        }
+    }
+}
+
+/// The load of the present instance; while there is none, that of the clone that is never used.
+impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.as_ref().unwrap_or(&self.spare).load()
+    }
+}
+
+impl<S: fmt::Debug, T: Timer, M: MakeBackoff, C> fmt::Debug for Quarantine<S, T, M, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quarantine")
+            .field("inner", &self.inner)
+            .field("standing", &self.standing)
+            .field("record", &self.record)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C> fmt::Debug for Record<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record")
+            .field("classify", &format_args!("{}", type_name::<C>()))
+            .field("limit", &self.limit)
+            .field("failures", &self.failures)
+            .field("worked", &self.worked)
+            .finish()
+    }
+}
+
+pin_project! {
+    /// The response of a [`Quarantine`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A response that is dropped is neither a failure nor a success.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    #[derive(Debug)]
+    pub struct ResponseFuture<F, C> {
+        #[pin]
+        inner: F,
+        record: Option<Arc<Record<C>>>,
+    }
+}
+
+impl<F, C, Res, E> Future for ResponseFuture<F, C>
+where
+    F: Future<Output = Result<Res, E>>,
+    C: Classify<Res, E>,
+{
+    type Output = Result<Res, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        if let Some(record) = this.record.take() {
+            record.note(&result);
+        }
+        Poll::Ready(result)
+    }
+}

@@ -1,0 +1,672 @@
+//! Keeps a connection up: makes a new one when there is none, and backs off when that fails.
+//!
+//! A [`Reconnect`] has a [`MakeService`](crate::MakeService) that connects to a target, and at most one connection. Whoever asks
+//! whether it is ready drives it: connecting starts with the first such poll, and again with the one that finds the
+//! connection dead, which is what an error of the connection's own readiness means. The dead connection is dropped,
+//! its error too, and never asked again. A response that is an error says nothing about the connection.
+//!
+//! # Backoff
+//!
+//! An attempt has failed when connecting fails, and just as well when the connection is made and fails before it
+//! was ready once. After that readiness is pending until the backoff lets the next attempt begin. A connection that
+//! was ready ends the backoff: when it dies, the next attempt begins at once.
+//!
+//! The default, where std has the random numbers for it, is
+//! [`ExponentialBackoffMaker::standard`](crate::retry::backoff::ExponentialBackoffMaker::standard): 50 ms doubling to 5 s, full jitter. A readiness that is tried and
+//! not waited for, as a [`LoadShed`](crate::load_shed) does it, connects too, but arms no timer.
+//!
+//! # Where the error of a failed attempt comes out
+//!
+//! [`connect_errors`](Reconnect::connect_errors) says it:
+//!
+//! | | the attempt fails | good for |
+//! |---|---|---|
+//! | [`InResponse`](ConnectErrors::InResponse), the default | readiness is ready, and the next call fails | callers with a request in hand |
+//! | [`InReadiness`](ConnectErrors::InReadiness) | readiness fails | callers that replace the service then |
+//! | [`Nowhere`](ConnectErrors::Nowhere) | readiness stays pending | balancers, which send requests elsewhere until then |
+//!
+//! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and a
+//! stack above is torn down for a failure that the next attempt may not have. And pending for ever would hide from
+//! the caller that nobody listens at the other end. So each attempt that fails, fails one request. One that no
+//! request takes is forgotten when a connection is ready.
+//!
+//! # Differences from tower
+//!
+//! - There is a backoff. tower connects again with each request, and over and over within a single poll
+//!   where connections die as soon as they are made.
+//! - The error of an earlier attempt does not come out of a connection that is up.
+//! - When the maker's readiness fails, this is final: the maker is not asked again, [`Failed`] says so.
+//! - Errors are an enum, [`Error`], and where they come out can be chosen.
+//! - There is a [layer](ReconnectLayer), and a clone, which starts without a connection.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::smol::reconnect::Reconnect;
+//! use campanile::{Service, ServiceExt, reconnect::Error, service_fn};
+//! use core::{convert::Infallible, future::ready};
+//!
+//! // The first attempt fails.
+//! let mut attempts = 0;
+//! let connector = service_fn(move |_address: &'static str| {
+//!     attempts += 1;
+//!     ready(if attempts == 1 {
+//!         Err("connection refused")
+//!     } else {
+//!         Ok(service_fn(async |n: u32| Ok::<_, Infallible>(n)))
+//!     })
+//! });
+//!
+//! let mut service = Reconnect::new(connector, "localhost:4000");
+//! let refused = service.ready().await.unwrap().call(1).await;
+//! assert_eq!(refused, Err(Error::Connect("connection refused")));
+//!
+//! // This waits for the backoff, and connects.
+//! assert_eq!(service.ready().await.unwrap().call(2).await, Ok(2));
+//! # });
+//! ```
+//!
+//! The future of a connection is kept in the service and so has to be `Unpin`. One of an `async fn` is made so by
+//! [`map_future(Box::pin)`](crate::ServiceExt::map_future), as in the example of [`ReconnectLayer`].
+
+use core::fmt;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use crate::error::AsError;
+use crate::retry::backoff::{Delays, MakeBackoff};
+use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+#[cfg(feature = "std")]
+use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
+
+/// Where the error of a failed attempt to connect comes out: see the [module](self).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectErrors {
+    /// Out of the next call.
+    #[default]
+    InResponse,
+    /// Out of the poll for readiness. Whoever goes on polling all the same waits for the next attempt.
+    InReadiness,
+    /// Not at all.
+    Nowhere,
+}
+
+/// A layer of [`Reconnect`], for services that connect to `Target`s.
+///
+/// ```
+/// # #[cfg(feature = "smol")]
+/// # smol::block_on(async {
+/// use campanile::smol::reconnect::ReconnectLayer;
+/// use campanile::smol::{ServiceBuilder, ServiceExt};
+/// use campanile::{reconnect::ConnectErrors, service_fn};
+/// use core::{convert::Infallible, time::Duration};
+///
+/// async fn connect(_address: &'static str) -> Result<Connection, std::io::Error> {
+///     let answer: fn(u32) -> _ = |n| core::future::ready(Ok(n));
+///     Ok(service_fn(answer))
+/// }
+/// type Connection = campanile::util::ServiceFn<fn(u32) -> core::future::Ready<Result<u32, Infallible>>>;
+///
+/// // Requests wait for a connection, and not for longer than a second.
+/// let service = ServiceBuilder::new()
+///     .deadline(Duration::from_secs(1))
+///     .layer(ReconnectLayer::new("localhost:4000").connect_errors(ConnectErrors::Nowhere))
+///     .service(service_fn(connect).map_future(Box::pin));
+/// assert_eq!(service.oneshot(1).await.unwrap(), 1);
+/// # });
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct ReconnectLayer<Target, T, B> {
+    target: Target,
+    timer: T,
+    maker: B,
+    connect_errors: ConnectErrors,
+}
+
+#[cfg(feature = "std")]
+impl<Target, T: Clone> ReconnectLayer<Target, T, ExponentialBackoffMaker<HasherRng, T>> {
+    /// A layer that connects to `target`, with the default backoff on the default timer.
+    pub fn new(target: Target) -> Self
+    where
+        T: Default,
+    {
+        Self::with_timer(target, T::default())
+    }
+
+    /// A layer that connects to `target`, with the default backoff on `timer`.
+    pub fn with_timer(target: Target, timer: T) -> Self {
+        let maker = ExponentialBackoffMaker::standard(HasherRng::new(), timer.clone());
+        Self::with_backoff(target, maker, timer)
+    }
+}
+
+impl<Target, T, B> ReconnectLayer<Target, T, B> {
+    /// A layer that connects to `target`, with the backoff of `maker` on `timer`.
+    pub const fn with_backoff(target: Target, maker: B, timer: T) -> Self {
+        Self {
+            target,
+            timer,
+            maker,
+            connect_errors: ConnectErrors::InResponse,
+        }
+    }
+
+    /// Says where the error of a failed attempt comes out.
+    pub const fn connect_errors(mut self, place: ConnectErrors) -> Self {
+        self.connect_errors = place;
+        self
+    }
+}
+
+impl<M, Target, T, B> Layer<M> for ReconnectLayer<Target, T, B>
+where
+    M: Service<Target>,
+    Target: Clone,
+    T: Timer + Clone,
+    B: MakeBackoff + Clone,
+{
+    type Service = Reconnect<M, Target, T, B>;
+
+    fn layer(&self, mk_service: M) -> Self::Service {
+        let (target, maker) = (self.target.clone(), self.maker.clone());
+        Reconnect::with_backoff(mk_service, target, maker, self.timer.clone())
+            .connect_errors(self.connect_errors)
+    }
+}
+
+/// A service that connects, and connects again when the connection fails.
+///
+/// `M` makes connections to the `Target`, `B` the backoff between failed attempts, and `T` tells the time for that.
+///
+/// See the [module](self) for what it does when.
+///
+/// # Readiness
+///
+/// When a connection dies after it was ready and before the call, or is made where the last attempt's error was
+/// to be the answer, readiness may be pending again until the connection is ready.
+///
+/// # Cancel safety
+///
+/// A caller that stops waiting for readiness changes nothing: the attempt or the wait goes on with the next poll.
+pub struct Reconnect<M, Target, T, B>
+where
+    M: Service<Target>,
+    T: Timer,
+    B: MakeBackoff,
+{
+    mk_service: M,
+    target: Target,
+    state: State<M::Future, M::Response>,
+    // What the next call fails with, unless a connection is made before.
+    refusal: Option<Refusal<M::Error>>,
+    connect_errors: ConnectErrors,
+    timer: T,
+    maker: B,
+    // Of the attempts since a connection was ready.
+    backoff: Option<B::Backoff>,
+    // Kept from wait to wait, and set in place.
+    alarm: Option<T::Alarm>,
+}
+
+#[derive(Debug)]
+enum State<F, S> {
+    Idle,
+    Connecting(F),
+    Connected {
+        service: S,
+        phase: Phase,
+    },
+    /// The last attempt failed.
+    Waiting {
+        until: Instant,
+        // Whether the alarm is set to that.
+        armed: bool,
+    },
+    /// The maker failed.
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The connection was made by the last attempt, and has never been ready.
+    New,
+    /// It was ready before, and is not known to be now.
+    Up,
+    /// A call may be made.
+    Ready,
+}
+
+/// Why a request reaches no connection.
+#[derive(Debug)]
+enum Refusal<C> {
+    Connect(C),
+    Lost,
+    Failed,
+    NotReady,
+}
+
+#[cfg(feature = "std")]
+impl<M, Target, T> Reconnect<M, Target, T, ExponentialBackoffMaker<HasherRng, T>>
+where
+    M: Service<Target>,
+    T: Timer + Clone,
+{
+    /// Connects to `target` by `mk_service`, with the default backoff on the default timer.
+    pub fn new(mk_service: M, target: Target) -> Self
+    where
+        T: Default,
+    {
+        Self::with_timer(mk_service, target, T::default())
+    }
+
+    /// As [`new`](Self::new), and the first connection is there already.
+    pub fn with_connection(connection: M::Response, mk_service: M, target: Target) -> Self
+    where
+        T: Default,
+    {
+        Self::new(mk_service, target).connected(connection)
+    }
+
+    /// Connects to `target` by `mk_service`, with the default backoff on `timer`.
+    pub fn with_timer(mk_service: M, target: Target, timer: T) -> Self {
+        let maker = ExponentialBackoffMaker::standard(HasherRng::new(), timer.clone());
+        Self::with_backoff(mk_service, target, maker, timer)
+    }
+}
+
+impl<M, Target, T, B> Reconnect<M, Target, T, B>
+where
+    M: Service<Target>,
+    T: Timer,
+    B: MakeBackoff,
+{
+    /// Connects to `target` by `mk_service`, with the backoff of `maker` on `timer`.
+    pub const fn with_backoff(mk_service: M, target: Target, maker: B, timer: T) -> Self {
+        Self {
+            mk_service,
+            target,
+            state: State::Idle,
+            refusal: None,
+            connect_errors: ConnectErrors::InResponse,
+            timer,
+            maker,
+            backoff: None,
+            alarm: None,
+        }
+    }
+
+    /// Starts with `connection`, which may have died in the meantime: then another is made at once.
+    #[must_use]
+    pub fn connected(mut self, connection: M::Response) -> Self {
+        self.state = State::Connected {
+            service: connection,
+            phase: Phase::Up,
+        };
+        self
+    }
+
+    /// Says where the error of a failed attempt comes out.
+    #[must_use]
+    pub fn connect_errors(mut self, place: ConnectErrors) -> Self {
+        self.connect_errors = place;
+        self
+    }
+
+    /// Whether there is a connection, as far as the last poll knows.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.state, State::Connected { .. })
+    }
+}
+
+// A clone has no connection, and has not failed yet.
+impl<M, Target, T, B> Clone for Reconnect<M, Target, T, B>
+where
+    M: Service<Target> + Clone,
+    Target: Clone,
+    T: Timer + Clone,
+    B: MakeBackoff + Clone,
+{
+    fn clone(&self) -> Self {
+        let (target, maker) = (self.target.clone(), self.maker.clone());
+        Self::with_backoff(self.mk_service.clone(), target, maker, self.timer.clone())
+            .connect_errors(self.connect_errors)
+    }
+}
+
+impl<M, Target, T, B> fmt::Debug for Reconnect<M, Target, T, B>
+where
+    M: Service<Target> + fmt::Debug,
+    Target: fmt::Debug,
+    T: Timer,
+    B: MakeBackoff,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Idle => "Idle",
+            State::Connecting(_) => "Connecting",
+            State::Connected { .. } => "Connected",
+            State::Waiting { .. } => "Waiting",
+            State::Failed => "Failed",
+        };
+        f.debug_struct("Reconnect")
+            .field("mk_service", &self.mk_service)
+            .field("target", &self.target)
+            .field("state", &format_args!("{state}"))
+            .field("connect_errors", &self.connect_errors)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M, S, Target, Request, T, B> Service<Request> for Reconnect<M, Target, T, B>
+where
+    M: Service<Target, Response = S, Future: Unpin>,
+    S: Service<Request>,
+    Target: Clone,
+    T: Timer,
+    B: MakeBackoff<Backoff: Delays>,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error, M::Error>;
+    type Future = ResponseFuture<S::Future, M::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match self.poll_connection(cx) {
+            // A call was promised, and a refusal is what it will get.
+            Poll::Pending if self.refusal.is_some() => Poll::Ready(Ok(())),
+            polled => polled,
+        }
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let refusal = match (self.refusal.take(), &mut self.state) {
+            (Some(refusal), _) => refusal,
+            (
+                None,
+                State::Connected {
+                    service,
+                    phase: phase @ Phase::Ready,
+                },
+            ) => {
+                *phase = Phase::Up;
+                let inner = service.call(request);
+                return ResponseFuture {
+                    state: Response::Called { inner },
+                };
+            }
+            (None, State::Failed) => Refusal::Failed,
+            (None, _) => Refusal::NotReady,
+        };
+        ResponseFuture {
+            state: Response::Refused {
+                refusal: Some(refusal),
+            },
+        }
+    }
+}
+
+impl<M, S, Target, T, B> Reconnect<M, Target, T, B>
+where
+    M: Service<Target, Response = S, Future: Unpin>,
+    Target: Clone,
+    T: Timer,
+    B: MakeBackoff<Backoff: Delays>,
+{
+    /// Ready with a connection that is ready, or with an error that is to be had now.
+    fn poll_connection<Request>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error<S::Error, M::Error>>>
+    where
+        S: Service<Request>,
+    {
+        // One attempt may fail per poll, or a backoff of no time would be none.
+        let mut has_failed = false;
+        loop {
+            match &mut self.state {
+                State::Idle => match ready!(self.mk_service.poll_ready(cx)) {
+                    Ok(()) => {
+                        let connecting = self.mk_service.call(self.target.clone());
+                        self.state = State::Connecting(connecting);
+                    }
+                    Err(error) => {
+                        self.state = State::Failed;
+                        self.refusal = None;
+                        return Poll::Ready(Err(Error::Connect(error)));
+                    }
+                },
+                State::Connecting(connecting) => match ready!(Pin::new(connecting).poll(cx)) {
+                    Ok(service) => {
+                        // What an attempt before this one failed with is past.
+                        self.refusal = None;
+                        self.state = State::Connected {
+                            service,
+                            phase: Phase::New,
+                        };
+                    }
+                    Err(error) => {
+                        has_failed = true;
+                        self.back_off();
+                        match self.connect_errors {
+                            ConnectErrors::InResponse => {
+                                self.refusal = Some(Refusal::Connect(error));
+                                return Poll::Ready(Ok(()));
+                            }
+                            ConnectErrors::InReadiness => {
+                                return Poll::Ready(Err(Error::Connect(error)));
+                            }
+                            ConnectErrors::Nowhere => {}
+                        }
+                    }
+                },
+                State::Connected { service, phase } => match service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        *phase = Phase::Ready;
+                        self.backoff = None;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Pending => {
+                        if *phase == Phase::Ready {
+                            *phase = Phase::Up;
+                        }
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Err(_)) if *phase != Phase::New => self.state = State::Idle,
+                    Poll::Ready(Err(error)) => {
+                        has_failed = true;
+                        self.back_off();
+                        match self.connect_errors {
+                            ConnectErrors::InResponse => {
+                                self.refusal = Some(Refusal::Lost);
+                                return Poll::Ready(Ok(()));
+                            }
+                            ConnectErrors::InReadiness => {
+                                return Poll::Ready(Err(Error::Service(error)));
+                            }
+                            ConnectErrors::Nowhere => {}
+                        }
+                    }
+                },
+                State::Waiting { until, armed } => {
+                    // The clock decides, and the alarm wakes: tokio's is pending, whatever the time, in a
+                    // task that has used up its share of a poll.
+                    if self.timer.now() >= *until {
+                        if has_failed {
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
+                        self.state = State::Idle;
+                        continue;
+                    }
+                    // Who only tries, or is promised a call, does not wait.
+                    if is_attempt(cx) || self.refusal.is_some() {
+                        return Poll::Pending;
+                    }
+                    let alarm = match &mut self.alarm {
+                        Some(alarm) => {
+                            if !*armed {
+                                self.timer.reset(alarm, *until);
+                            }
+                            alarm
+                        }
+                        none => none.insert(self.timer.alarm_until(*until)),
+                    };
+                    *armed = true;
+                    ready!(Pin::new(alarm).poll(cx));
+                    self.state = State::Idle;
+                }
+                State::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
+            }
+        }
+    }
+
+    /// Drops what is left of the attempt, and waits.
+    fn back_off(&mut self) {
+        let maker = &mut self.maker;
+        let backoff = self.backoff.get_or_insert_with(|| maker.make_backoff());
+        let until = self.timer.now().saturating_add(backoff.next_delay());
+        self.state = State::Waiting {
+            until,
+            armed: false,
+        };
+    }
+}
+
+pin_project! {
+    /// The response of a [`Reconnect`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F, C> {
+        #[pin]
+        state: Response<F, C>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = ResponseProj]
+    enum Response<F, C> {
+        Called {
+            #[pin]
+            inner: F,
+        },
+        Refused {
+            refusal: Option<Refusal<C>>,
+        },
+    }
+}
+
+impl<F, R, E, C> Future for ResponseFuture<F, C>
+where
+    F: Future<Output = Result<R, E>>,
+{
+    type Output = Result<R, Error<E, C>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let refusal = match self.project().state.project() {
+            ResponseProj::Called { inner } => return inner.poll(cx).map_err(Error::Service),
+            ResponseProj::Refused { refusal } => refusal.take(),
+        };
+        Poll::Ready(Err(match refusal {
+            Some(Refusal::Connect(error)) => Error::Connect(error),
+            Some(Refusal::Lost) => Error::Lost(Lost::new()),
+            Some(Refusal::Failed) => Error::Failed(Failed::new()),
+            Some(Refusal::NotReady) | None => Error::NotReady(NotReady::new()),
+        }))
+    }
+}
+
+/// How a [`Reconnect`] fails. `C` is how connecting fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E, C> {
+    /// The attempt to connect failed. As the error of readiness it may be the maker's own, which is final.
+    Connect(C),
+    /// The connection was made, and failed before it was ready once.
+    Lost(Lost),
+    /// The service that makes connections failed earlier.
+    Failed(Failed),
+    /// The call came without readiness.
+    NotReady(NotReady),
+    /// The connection answered with an error.
+    Service(E),
+}
+
+impl<E, C> Error<E, C> {
+    /// Why there is no connection, if that is what this is.
+    pub fn into_connect(self) -> Option<C> {
+        match self {
+            Self::Connect(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The connection's error, if that is what this is.
+    pub fn into_service(self) -> Option<E> {
+        match self {
+            Self::Service(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<E, C> From<E> for Error<E, C> {
+    fn from(error: E) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl<E: fmt::Display, C: fmt::Display> fmt::Display for Error<E, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => error.fmt(f),
+            Self::Lost(error) => error.fmt(f),
+            Self::Failed(error) => error.fmt(f),
+            Self::NotReady(error) => error.fmt(f),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: AsError, C: AsError> AsError for Error<E, C> {
+    fn as_error(&self) -> &(dyn core::error::Error + 'static) {
+        match self {
+            Self::Connect(error) => error.as_error(),
+            Self::Lost(error) => error,
+            Self::Failed(error) => error,
+            Self::NotReady(error) => error,
+            Self::Service(error) => error.as_error(),
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl<E: Into<crate::BoxError>, C: Into<crate::BoxError>> From<Error<E, C>> for crate::BoxError {
+    fn from(error: Error<E, C>) -> Self {
+        match error {
+            Error::Connect(error) => error.into(),
+            Error::Lost(error) => error.into(),
+            Error::Failed(error) => error.into(),
+            Error::NotReady(error) => error.into(),
+            Error::Service(error) => error.into(),
+        }
+    }
+}
+
+leaf_error! {
+    /// A connection failed before it was ready once.
+    Lost, "connection lost before it was ready"
+}
+
+leaf_error! {
+    /// The service that makes connections failed earlier, and its error was given then.
+    Failed, "no connection can be made any more"
+}
+
+leaf_error! {
+    /// A request came before the connection was ready.
+    NotReady, "service called before it was ready"
+}

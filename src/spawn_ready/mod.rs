@@ -1,0 +1,459 @@
+//! Drives the readiness of a service in the background.
+//!
+//! A service that has work to do before it is ready, such as a [`Reconnect`](crate::reconnect) or a balancer, does it
+//! when it is polled. Where its caller has stopped polling for a while, nothing happens. A [`SpawnReady`] hands a
+//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back.
+//!
+//! A service that is ready at once stays where it is, and no task is started. The task is started when the service
+//! is first pending, and then stays for the next time, so that nothing is allocated from there on. It ends when the
+//! `SpawnReady` is dropped; when that has left the service with the task, the service is dropped there.
+//!
+//! A readiness that is tried and not waited for, as a [`LoadShed`](crate::load_shed) does it, hands over nothing.
+//!
+//! # When it fails
+//!
+//! An error of readiness comes out once, as [`Error::Service`]; the service is dropped then, and [`Failed`] says so from
+//! then on. In the same way a `SpawnReady` has ended for good when its executor drops the task while that has the
+//! service ([`Closed`]), and when the service panics there ([`Panicked`]).
+//!
+//! # Differences from tower
+//!
+//! - It runs on any executor, also with services that are not `Send` on one that allows them.
+//! - One task and one allocation serve all waits. tower starts a task per wait.
+//! - A poll after an error, and a call without readiness, are typed errors, not panics. tower's [`SpawnReady`] is polled
+//!   in vain after its task has failed.
+//! - The error is an enum, [`Error`], and its type is a parameter of the service's and the layer's, as the request's is
+//!   with a buffer. It is inferred.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::smol::{ServiceBuilder, reconnect::Reconnect};
+//! use campanile::{Service, ServiceExt, make::Shared, service_fn};
+//!
+//! let connector = Shared::new(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+//! let mut service = ServiceBuilder::new()
+//!     .spawn_ready()
+//!     .service(Reconnect::new(connector, "localhost:4000"));
+//!
+//! // The connection is made whether this goes on being polled or not.
+//! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
+//! # });
+//! ```
+
+mod slot;
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::{forget, replace};
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use self::slot::{End, Order, Slot};
+use crate::{Executor, Layer, NoRuntime, Service, sync::is_attempt};
+
+/// A layer of [`SpawnReady`], whose tasks run on an `X`. `E` is the error of the services.
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct SpawnReadyLayer<E, X> {
+    executor: X,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E, X: Default> SpawnReadyLayer<E, X> {
+    /// A layer on the default executor.
+    pub fn new() -> Self {
+        Self::with_executor(X::default())
+    }
+}
+
+impl<E, X> SpawnReadyLayer<E, X> {
+    /// A layer on `executor`.
+    pub const fn with_executor(executor: X) -> Self {
+        Self {
+            executor,
+            error: PhantomData,
+        }
+    }
+}
+
+impl<S, E, X: Clone> Layer<S> for SpawnReadyLayer<E, X> {
+    type Service = SpawnReady<S, E, X>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        SpawnReady::with_executor(service, self.executor.clone())
+    }
+}
+
+impl<E, X: Clone> Clone for SpawnReadyLayer<E, X> {
+    fn clone(&self) -> Self {
+        Self::with_executor(self.executor.clone())
+    }
+}
+
+impl<E, X: Default> Default for SpawnReadyLayer<E, X> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnReadyLayer")
+            .field("executor", &self.executor)
+            .finish()
+    }
+}
+
+/// A service that is driven to readiness by a task on an `X`, its [`BackgroundReady`].
+///
+/// `E` is the error of `S`. See the [module](self) for an example.
+///
+/// # Cancel safety
+///
+/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll finds the service
+/// ready.
+pub struct SpawnReady<S, E, X = NoRuntime> {
+    place: Place<S>,
+    task: Handle<S, E>,
+    executor: X,
+}
+
+/// Where the service is.
+#[derive(Debug)]
+enum Place<S> {
+    Here { service: S, is_ready: bool },
+    WithTask,
+    Gone(Gone),
+}
+
+/// Why there is no service any more.
+#[derive(Clone, Copy, Debug)]
+enum Gone {
+    Failed,
+    Closed,
+    Panicked,
+}
+
+impl Gone {
+    const fn error<E>(self) -> Error<E> {
+        match self {
+            Self::Failed => Error::Failed(Failed::new()),
+            Self::Closed => Error::Closed(Closed::new()),
+            Self::Panicked => Error::Panicked(Panicked::new()),
+        }
+    }
+}
+
+impl<S, E, X: Default> SpawnReady<S, E, X> {
+    /// Drives `service` on the default executor.
+    pub fn new(service: S) -> Self {
+        Self::with_executor(service, X::default())
+    }
+
+    /// A layer on the default executor.
+    pub fn layer() -> SpawnReadyLayer<E, X> {
+        SpawnReadyLayer::new()
+    }
+}
+
+impl<S, E, X> SpawnReady<S, E, X> {
+    /// Drives `service` on `executor`.
+    pub const fn with_executor(service: S, executor: X) -> Self {
+        Self {
+            place: Place::Here {
+                service,
+                is_ready: false,
+            },
+            task: Handle(None),
+            executor,
+        }
+    }
+
+    /// Hands the service over, to the task that waits for it or to a new one.
+    #[track_caller]
+    fn hand_over<Request>(&mut self)
+    where
+        S: Service<Request, Error = E>,
+        X: Executor<BackgroundReady<S, Request>>,
+    {
+        let service = match replace(&mut self.place, Place::WithTask) {
+            Place::Here { service, .. } => service,
+            elsewhere => {
+                self.place = elsewhere;
+                return;
+            }
+        };
+        let service = match &self.task.0 {
+            Some(slot) => slot.give(service),
+            None => Err(service),
+        };
+        if let Err(service) = service {
+            let slot = Arc::new(Slot::new());
+            self.task = Handle(Some(Arc::clone(&slot)));
+            self.executor.execute(BackgroundReady {
+                service: Some(service),
+                end: TaskEnd(slot),
+                request: PhantomData,
+            });
+        }
+    }
+}
+
+impl<S, Request, E, X> Service<Request> for SpawnReady<S, E, X>
+where
+    S: Service<Request, Error = E>,
+    X: Executor<BackgroundReady<S, Request>>,
+{
+    type Response = S::Response;
+    type Error = Error<E>;
+    type Future = ResponseFuture<S::Future>;
+
+    #[track_caller]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match &mut self.place {
+            Place::Here { service, is_ready } => match service.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    *is_ready = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => {
+                    self.place = Place::Gone(Gone::Failed);
+                    return Poll::Ready(Err(Error::Service(error)));
+                }
+                Poll::Pending => {
+                    *is_ready = false;
+                    if is_attempt(cx) {
+                        return Poll::Pending;
+                    }
+                    self.hand_over();
+                }
+            },
+            Place::WithTask => {}
+            Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
+        }
+        let back = match &self.task.0 {
+            Some(slot) => ready!(slot.poll_back(cx)),
+            None => Err(End::Gone(Gone::Closed)),
+        };
+        let (place, result) = match back {
+            Ok(service) => {
+                let is_ready = true;
+                (Place::Here { service, is_ready }, Ok(()))
+            }
+            Err(End::Failed(error)) => (Place::Gone(Gone::Failed), Err(Error::Service(error))),
+            Err(End::Gone(gone)) => (Place::Gone(gone), Err(gone.error())),
+        };
+        self.place = place;
+        Poll::Ready(result)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let state = match &mut self.place {
+            Place::Here {
+                service,
+                is_ready: is_ready @ true,
+            } => {
+                *is_ready = false;
+                let inner = service.call(request);
+                State::Called { inner }
+            }
+            Place::Here { .. } | Place::WithTask => State::Refused { gone: None },
+            Place::Gone(gone) => State::Refused { gone: Some(*gone) },
+        };
+        ResponseFuture { state }
+    }
+}
+
+impl<S: fmt::Debug, E, X: fmt::Debug> fmt::Debug for SpawnReady<S, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnReady")
+            .field("place", &self.place)
+            .field("executor", &self.executor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The task of a [`SpawnReady`]: what its executor has to run.
+///
+/// It ends when the `SpawnReady` is gone, or the service has failed. Dropped before that, it drops the service, if it
+/// has it, and the `SpawnReady` has ended.
+#[must_use = "the service is not driven unless this runs"]
+pub struct BackgroundReady<S: Service<Request>, Request> {
+    // Dropped before `end` tells of it.
+    service: Option<S>,
+    end: TaskEnd<S, S::Error>,
+    request: PhantomData<fn(Request)>,
+}
+
+impl<S: Service<Request>, Request> Future for BackgroundReady<S, Request> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Not left to the task's drop: whoever catches a panic may keep the task.
+        let panicking = Panicking(&mut *self);
+        let polled = panicking.0.work(cx);
+        forget(panicking);
+        polled
+    }
+}
+
+impl<S: Service<Request>, Request> BackgroundReady<S, Request> {
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let slot = &*self.end.0;
+        match slot.poll_task(cx) {
+            Order::Wait => return Poll::Pending,
+            Order::End => {
+                self.service = None;
+                return Poll::Ready(());
+            }
+            Order::Take(service) => self.service = Some(service),
+            Order::GoOn => {}
+        }
+        let Some(service) = &mut self.service else {
+            return Poll::Ready(());
+        };
+        match ready!(service.poll_ready(cx)) {
+            Ok(()) => {
+                slot.give_back(self.service.take());
+                Poll::Pending
+            }
+            Err(error) => {
+                // The service goes first: who learns of the end may rely on it.
+                self.service = None;
+                slot.end(End::Failed(error));
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+// The service is moved and never pinned here.
+impl<S: Service<Request>, Request> Unpin for BackgroundReady<S, Request> {}
+
+impl<S, Request> fmt::Debug for BackgroundReady<S, Request>
+where
+    S: Service<Request> + fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackgroundReady")
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends the task when it is dropped by a panic that passes.
+struct Panicking<'a, S: Service<Request>, Request>(&'a mut BackgroundReady<S, Request>);
+
+impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
+    fn drop(&mut self) {
+        self.0.service = None;
+        self.0.end.0.end(End::Gone(Gone::Panicked));
+    }
+}
+
+/// The task's end of the slot.
+struct TaskEnd<S, E>(Arc<Slot<S, E>>);
+
+impl<S, E> Drop for TaskEnd<S, E> {
+    fn drop(&mut self) {
+        self.0.end(End::Gone(Gone::Closed));
+    }
+}
+
+/// The end of the slot at the [`SpawnReady`]; `None` before there is a task.
+struct Handle<S, E>(Option<Arc<Slot<S, E>>>);
+
+impl<S, E> Drop for Handle<S, E> {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.0 {
+            slot.leave();
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`SpawnReady`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = StateProj]
+    enum State<F> {
+        Called {
+            #[pin]
+            inner: F,
+        },
+        // `None`: the service is there, and not ready.
+        Refused {
+            gone: Option<Gone>,
+        },
+    }
+}
+
+impl<F, T, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Called { inner } => inner.poll(cx).map_err(Error::Service),
+            StateProj::Refused { gone: Some(gone) } => Poll::Ready(Err(gone.error())),
+            StateProj::Refused { gone: None } => Poll::Ready(Err(Error::NotReady(NotReady::new()))),
+        }
+    }
+}
+
+/// How a [`SpawnReady`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The executor dropped the task, and with it the service.
+    Closed(Closed),
+    /// The service failed earlier, when it was asked whether it is ready, and is gone.
+    Failed(Failed),
+    /// The call came without readiness.
+    NotReady(NotReady),
+    /// The service panicked in the task, and is gone.
+    Panicked(Panicked),
+    /// The service failed.
+    Service(E),
+}
+
+flatten!(Error: Closed, Failed, NotReady, Panicked);
+
+leaf_error! {
+    /// The executor dropped the task that had the service.
+    Closed, "background task dropped by its executor"
+}
+
+leaf_error! {
+    /// The service failed earlier, and its error was given then.
+    Failed, "service has failed"
+}
+
+leaf_error! {
+    /// A request came before the service was ready.
+    NotReady, "service called before it was ready"
+}
+
+leaf_error! {
+    /// The service panicked in the background.
+    Panicked, "service panicked in the background"
+}
+
+/// The future at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}

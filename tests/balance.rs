@@ -1,0 +1,1311 @@
+//! `Balance` and `Quarantine`: who is chosen, who is never called, who comes back and when.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use campanile::balance::error::{Discover as DiscoverFailed, Error, NoEndpoints, NotReady};
+use campanile::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
+use campanile::balance::quarantine::{Quarantine, QuarantineLayer};
+use campanile::discover::{Change, ServiceList};
+use campanile::layer::Identity;
+use campanile::load::{Load, Outcome};
+use campanile::load_shed::LoadShed;
+use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
+use campanile::util::rng::{Rng, SplitMix64};
+use campanile::{BoxError, Executor, Layer, Service, service_fn};
+use futures::FutureExt;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+
+use common::{
+    Failure, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime, ready as found, until,
+};
+
+const BROKEN: Failure = Failure("broken");
+const MS: Duration = Duration::from_millis(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Ready,
+    Busy,
+    Broken,
+}
+
+/// What the test knows of an endpoint, all its instances together.
+#[derive(Debug)]
+struct Site {
+    mood: Cell<Mood>,
+    load: Cell<u32>,
+    /// Whether responses fail.
+    fails: Cell<bool>,
+    polls: Cell<u32>,
+    calls: Cell<u32>,
+    alive: Cell<u32>,
+    wakers: RefCell<Vec<Waker>>,
+}
+
+impl Site {
+    fn new(mood: Mood, load: u32) -> Rc<Self> {
+        Rc::new(Self {
+            mood: Cell::new(mood),
+            load: Cell::new(load),
+            fails: Cell::new(false),
+            polls: Cell::new(0),
+            calls: Cell::new(0),
+            alive: Cell::new(0),
+            wakers: RefCell::default(),
+        })
+    }
+
+    fn endpoint(self: &Rc<Self>) -> Endpoint {
+        self.alive.set(self.alive.get() + 1);
+        Endpoint {
+            site: self.clone(),
+            asked: Cell::new(None),
+        }
+    }
+
+    fn become_(&self, mood: Mood) {
+        self.mood.set(mood);
+        if mood != Mood::Busy {
+            self.wakers.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// One instance of an endpoint, strict: nothing after a failure, no call without readiness.
+#[derive(Debug)]
+struct Endpoint {
+    site: Rc<Site>,
+    asked: Cell<Option<Result<(), ()>>>,
+}
+
+impl Clone for Endpoint {
+    fn clone(&self) -> Self {
+        self.site.endpoint()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.site.alive.set(self.site.alive.get() - 1);
+    }
+}
+
+impl Load for Endpoint {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        self.site.load.get()
+    }
+}
+
+impl Service<u32> for Endpoint {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        assert_ne!(self.asked.get(), Some(Err(())), "polled after a failure");
+        self.site.polls.set(self.site.polls.get() + 1);
+        self.asked.set(None);
+        match self.site.mood.get() {
+            Mood::Ready => {
+                self.asked.set(Some(Ok(())));
+                Poll::Ready(Ok(()))
+            }
+            Mood::Busy => {
+                self.site.wakers.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+            Mood::Broken => {
+                self.asked.set(Some(Err(())));
+                Poll::Ready(Err(BROKEN))
+            }
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        assert_eq!(self.asked.take(), Some(Ok(())), "called unready");
+        self.site.calls.set(self.site.calls.get() + 1);
+        ready(if self.site.fails.get() {
+            Err(BROKEN)
+        } else {
+            Ok(n)
+        })
+    }
+}
+
+type News = Result<Change<u32, Endpoint>, Failure>;
+type Direct = Balance<UnboundedReceiver<News>, u32, Identity>;
+
+fn fed() -> (UnboundedSender<News>, Direct) {
+    let (feed, discover) = unbounded();
+    let balance = Balance::with_layer(discover, Identity::new()).seed(SplitMix64::new(7));
+    (feed, balance)
+}
+
+fn insert(feed: &UnboundedSender<News>, key: u32, site: &Rc<Site>) {
+    let change = Change::Insert(key, site.endpoint());
+    feed.unbounded_send(Ok(change)).unwrap();
+}
+
+fn remove(feed: &UnboundedSender<News>, key: u32) {
+    feed.unbounded_send(Ok(Change::Remove(key))).unwrap();
+}
+
+fn sites(loads: &[u32]) -> Vec<Rc<Site>> {
+    loads
+        .iter()
+        .map(|load| Site::new(Mood::Ready, *load))
+        .collect()
+}
+
+fn listed(sites: &[Rc<Site>]) -> Balance<ServiceList<Vec<Endpoint>>, u32, Identity> {
+    let endpoints: Vec<_> = sites.iter().map(Site::endpoint).collect();
+    Balance::with_layer(ServiceList::new(endpoints), Identity::new()).seed(SplitMix64::new(7))
+}
+
+#[track_caller]
+fn answer<S: Service<u32, Response = u32>>(service: &mut S) -> Result<u32, S::Error>
+where
+    S::Error: std::fmt::Debug,
+{
+    found(WakeCount::new().poll_ready(service)).unwrap();
+    service.call(1).now_or_never().unwrap()
+}
+
+fn calls(sites: &[Rc<Site>]) -> Vec<u32> {
+    sites.iter().map(|site| site.calls.get()).collect()
+}
+
+/// `found` of `draws` is no further than five standard deviations from the share `expected`.
+#[track_caller]
+fn assert_share(found: u32, draws: u32, expected: f64) {
+    let mean = f64::from(draws) * expected;
+    let deviation = (mean * (1.0 - expected)).sqrt();
+    let off = (f64::from(found) - mean).abs();
+    assert!(off <= 5.0 * deviation, "{found} of {draws}, not {mean:.0}");
+}
+
+mod choice {
+    use super::*;
+
+    const DRAWS: u32 = 40_000;
+
+    #[test]
+    fn equal_endpoints_get_equal_shares() {
+        for count in [2, 3, 16] {
+            let sites = sites(&vec![1; count]);
+            let mut balance = listed(&sites);
+            for _ in 0..DRAWS {
+                answer(&mut balance).unwrap();
+            }
+            for got in calls(&sites) {
+                assert_share(got, DRAWS, 1.0 / count as f64);
+            }
+        }
+    }
+
+    /// The share of the `k`-th best of `n` is `2 (n - k) / (n (n - 1))`: of the worst it is nothing.
+    #[test]
+    fn the_share_follows_the_rank() {
+        const N: u32 = 8;
+        // In no order.
+        let loads: Vec<u32> = (0..N).map(|at| at * 5 % N).collect();
+        let sites = sites(&loads);
+        let mut balance = listed(&sites);
+        for _ in 0..DRAWS {
+            answer(&mut balance).unwrap();
+        }
+        for (load, got) in loads.iter().zip(calls(&sites)) {
+            let rank = load + 1;
+            let share = f64::from(2 * (N - rank)) / f64::from(N * (N - 1));
+            assert_share(got, DRAWS, share);
+        }
+    }
+
+    #[test]
+    fn one_slow_endpoint_among_equals_gets_nothing_while_it_is_slow() {
+        let sites = sites(&[1, 1, 9, 1]);
+        let mut balance = listed(&sites);
+        for _ in 0..1_000 {
+            answer(&mut balance).unwrap();
+        }
+        assert_eq!(sites[2].calls.get(), 0);
+        sites[2].load.set(0);
+        for _ in 0..DRAWS {
+            answer(&mut balance).unwrap();
+        }
+        assert_share(sites[2].calls.get(), DRAWS, 0.5);
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_choices() {
+        let run = |seed| {
+            let sites = sites(&[1; 5]);
+            let mut balance = listed(&sites).seed(SplitMix64::new(seed));
+            let mut order = Vec::new();
+            for _ in 0..100 {
+                let before = calls(&sites);
+                answer(&mut balance).unwrap();
+                order.push((0..5).find(|at| before[*at] != sites[*at].calls.get()));
+            }
+            order
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn a_load_that_cannot_be_compared_does_no_harm() {
+        #[derive(Clone, Debug)]
+        struct Odd;
+
+        impl Load for Odd {
+            type Metric = f64;
+            fn load(&self) -> f64 {
+                f64::NAN
+            }
+        }
+
+        impl Service<u32> for Odd {
+            type Response = u32;
+            type Error = Infallible;
+            type Future = Ready<Result<u32, Infallible>>;
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+                Poll::Ready(Ok(()))
+            }
+            fn call(&mut self, n: u32) -> Self::Future {
+                ready(Ok(n))
+            }
+        }
+
+        let list = ServiceList::new([Odd, Odd]);
+        let mut balance = Balance::with_layer(list, Identity::new());
+        assert_eq!(answer(&mut balance).ok(), Some(1));
+    }
+
+    #[test]
+    fn who_is_not_ready_any_more_is_replaced_in_the_same_poll() {
+        let wakes = WakeCount::new();
+        let sites = sites(&[1, 2, 3]);
+        let mut balance = listed(&sites);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        // Whoever was chosen; only the one left can be called.
+        for mood in [Mood::Busy, Mood::Broken] {
+            sites[0].mood.set(mood);
+            sites[1].mood.set(mood);
+            found(wakes.poll_ready(&mut balance)).unwrap();
+        }
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(calls(&sites), [0, 0, 1]);
+    }
+
+    #[test]
+    fn only_the_chosen_and_the_woken_are_polled() {
+        let sites = sites(&[1; 100]);
+        let mut balance = listed(&sites);
+        for _ in 0..10 {
+            answer(&mut balance).unwrap();
+        }
+        let before: u32 = sites.iter().map(|site| site.polls.get()).sum();
+        for _ in 0..10 {
+            answer(&mut balance).unwrap();
+        }
+        let after: u32 = sites.iter().map(|site| site.polls.get()).sum();
+        assert_eq!(after - before, 20, "after its call, and when it is chosen");
+    }
+}
+
+mod discovery {
+    use super::*;
+
+    #[test]
+    fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let sites = sites(&[1, 9]);
+        insert(&feed, 0, &sites[0]);
+        insert(&feed, 1, &sites[1]);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        remove(&feed, 0);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!((balance.len(), sites[0].alive.get()), (1, 0));
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(calls(&sites), [0, 1]);
+
+        // And where nobody is left, the caller waits.
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        remove(&feed, 1);
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        assert!(balance.is_empty());
+        let before = wakes.get();
+        insert(&feed, 2, &sites[0]);
+        assert!(wakes.get() > before);
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(calls(&sites), [1, 1]);
+    }
+
+    #[test]
+    fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let sites = sites(&[1, 9]);
+        insert(&feed, 0, &sites[0]);
+        insert(&feed, 1, &sites[1]);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        remove(&feed, 0);
+        let newcomer = Site::new(Mood::Busy, 1);
+        insert(&feed, 2, &newcomer);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!((newcomer.polls.get(), balance.ready_len()), (1, 1));
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(calls(&sites), [0, 1]);
+    }
+
+    #[test]
+    fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
+        insert(&feed, 0, &old);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        insert(&feed, 0, &new);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!((balance.len(), balance.ready_len()), (2, 1));
+        new.become_(Mood::Ready);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!((balance.len(), old.alive.get()), (1, 0));
+        assert_eq!((old.calls.get(), new.calls.get()), (0, 1));
+    }
+
+    #[test]
+    fn ended_and_empty_is_an_error_and_not_a_wait() {
+        let wakes = WakeCount::new();
+        let mut none = listed(&[]);
+        assert_eq!(
+            found(wakes.poll_ready(&mut none)),
+            Err(Error::NoEndpoints(NoEndpoints::new()))
+        );
+
+        let (feed, mut balance) = fed();
+        assert!(wakes.poll_ready(&mut balance).is_pending(), "some may come");
+        let site = Site::new(Mood::Broken, 1);
+        insert(&feed, 0, &site);
+        drop(feed);
+        assert_eq!(wakes.get(), 1);
+        assert_eq!(
+            found(wakes.poll_ready(&mut balance)),
+            Err(Error::NoEndpoints(NoEndpoints::new()))
+        );
+        assert_eq!(site.alive.get(), 0);
+    }
+
+    #[test]
+    fn ended_is_no_error_while_there_are_endpoints() {
+        let wakes = WakeCount::new();
+        let site = Site::new(Mood::Busy, 1);
+        let mut balance = listed(std::slice::from_ref(&site));
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        site.become_(Mood::Ready);
+        assert_eq!(wakes.get(), 1);
+        assert_eq!(answer(&mut balance), Ok(1));
+    }
+
+    #[test]
+    fn its_failure_is_typed_and_keeps_its_source() {
+        let (feed, mut balance) = fed();
+        feed.unbounded_send(Err(BROKEN)).unwrap();
+        let error = found(WakeCount::new().poll_ready(&mut balance)).unwrap_err();
+        assert_eq!(error, Error::Discover(DiscoverFailed(BROKEN)));
+        assert_eq!(
+            error.to_string(),
+            "the discovery of endpoints failed: broken"
+        );
+        assert_eq!(campanile::error::find(&error), Some(&BROKEN));
+        let boxed = BoxError::from(error);
+        assert!(boxed.is::<DiscoverFailed>());
+        assert!(boxed.source().unwrap().is::<Failure>());
+
+        type Any = Error<BoxError, BoxError>;
+        let any = Any::Discover(DiscoverFailed(BROKEN.into()));
+        assert!(BoxError::from(any).is::<DiscoverFailed>());
+        let any = Any::Service(BROKEN.into());
+        assert!(BoxError::from(any).is::<Failure>());
+        let any = Any::NoEndpoints(NoEndpoints::new());
+        assert!(BoxError::from(any).is::<NoEndpoints>());
+    }
+
+    /// Without a bound the balancer would never give the thread back.
+    #[test]
+    fn one_that_never_pauses_makes_no_loop() {
+        let wakes = WakeCount::new();
+        let taken = Cell::new(0_u32);
+        let site = Site::new(Mood::Ready, 1);
+        let endless = futures::stream::poll_fn(|_| {
+            taken.set(taken.get() + 1);
+            let change = Change::Insert(taken.get() % 4, site.endpoint());
+            Poll::Ready(Some(Ok::<_, Infallible>(change)))
+        });
+        let mut balance = Balance::with_layer(endless, Identity::new());
+        for round in 1..4 {
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            assert_eq!(taken.get(), 128 * round);
+            assert_eq!(wakes.get(), round as usize, "there is more to do");
+        }
+        assert_eq!(balance.call(1).now_or_never().unwrap(), Ok(1));
+    }
+
+    #[test]
+    fn one_that_has_ended_is_not_polled_again() {
+        let site = Site::new(Mood::Ready, 1);
+        let mut left = Some(site.endpoint());
+        let mut ended = false;
+        let once = futures::stream::poll_fn(|_| {
+            assert!(!ended, "polled after its end");
+            ended = left.is_none();
+            Poll::Ready(
+                left.take()
+                    .map(|it| Ok::<_, Infallible>(Change::Insert(0, it))),
+            )
+        });
+        let mut balance = Balance::with_layer(once, Identity::new());
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(answer(&mut balance), Ok(1));
+    }
+
+    /// Random changes, moods and calls. Nobody is called who is not ready, was removed, or has the highest
+    /// load; and the balancer is ready exactly when somebody is.
+    #[test]
+    fn whatever_changes_the_right_ones_are_called() {
+        for seed in 0..8 {
+            random_walk(seed);
+        }
+    }
+
+    fn random_walk(seed: u64) {
+        let mut rng = SplitMix64::new(seed);
+        let mut below = move |n: u64| rng.next_range(0..n);
+        let (feed, mut balance) = fed();
+        balance = balance.seed(SplitMix64::new(seed));
+        let wakes = WakeCount::new();
+        // What discovery has said: each key has one service, and the ready one that it is to replace.
+        let mut known: BTreeMap<u32, Vec<Rc<Site>>> = BTreeMap::new();
+        let mut removed: Vec<Rc<Site>> = Vec::new();
+        let (mut called, mut waited) = (0, 0);
+        for step in 0..3_000 {
+            let key = below(8) as u32;
+            match below(10) {
+                0 => {
+                    let site = Site::new(Mood::Ready, below(1_000) as u32);
+                    if below(2) == 0 {
+                        site.mood.set(Mood::Busy);
+                    }
+                    insert(&feed, key, &site);
+                    known.entry(key).or_default().push(site);
+                }
+                1 => {
+                    remove(&feed, key);
+                    removed.extend(known.remove(&key).into_iter().flatten());
+                }
+                2..=4 => {
+                    let mood = [Mood::Ready, Mood::Busy, Mood::Broken][below(12) as usize % 3];
+                    let mood = if mood == Mood::Broken && below(4) > 0 {
+                        Mood::Ready
+                    } else {
+                        mood
+                    };
+                    if let Some(site) = known.get(&key).and_then(|sites| sites.last()) {
+                        site.become_(mood);
+                    }
+                }
+                _ => {
+                    let polled = wakes.poll_ready(&mut balance);
+                    // Who was dropped has failed or was replaced.
+                    for sites in known.values_mut() {
+                        sites.retain(|site| site.alive.get() > 0);
+                    }
+                    known.retain(|_, sites| !sites.is_empty());
+                    assert!(removed.iter().all(|site| site.alive.get() == 0));
+                    let everybody: Vec<_> = known.values().flatten().cloned().collect();
+                    assert_eq!(balance.len(), everybody.len(), "seed {seed} step {step}");
+                    let may: BTreeSet<u32> = everybody
+                        .iter()
+                        .filter(|site| site.mood.get() == Mood::Ready)
+                        .map(|site| site.load.get())
+                        .collect();
+                    if polled.is_pending() {
+                        assert!(may.is_empty(), "seed {seed} step {step}");
+                        waited += 1;
+                        continue;
+                    }
+                    assert_eq!(polled, Poll::Ready(Ok(())));
+                    let before: Vec<u32> = calls(&everybody);
+                    balance.call(step).now_or_never().unwrap().unwrap();
+                    let changed: Vec<_> = (0..before.len())
+                        .filter(|at| before[*at] != everybody[*at].calls.get())
+                        .collect();
+                    assert_eq!(changed.len(), 1);
+                    let chosen = &everybody[changed[0]];
+                    assert_eq!(chosen.mood.get(), Mood::Ready);
+                    // Whoever is ready besides is an endpoint that may have been drawn with it.
+                    if balance.ready_len() > 0 {
+                        called += 1;
+                        let others = everybody.iter().filter(|site| !Rc::ptr_eq(site, chosen));
+                        assert!(
+                            others.map(|site| site.load.get()).max() >= Some(chosen.load.get()),
+                            "seed {seed} step {step}"
+                        );
+                    }
+                }
+            }
+        }
+        assert!(called > 300 && waited > 50, "{called} {waited}");
+    }
+}
+
+mod failures {
+    use super::*;
+
+    #[test]
+    fn a_call_without_readiness_takes_who_is_ready_or_fails() {
+        let sites = sites(&[1, 2]);
+        let mut balance = listed(&sites);
+        let unready = Poll::Ready(Err(Error::NotReady(NotReady::new())));
+        let wakes = WakeCount::new();
+        assert_eq!(wakes.poll(&mut balance.call(1)), unready);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(wakes.poll(&mut balance.call(1)), Poll::Ready(Ok(1)));
+        }
+        assert_eq!(calls(&sites), [1, 1]);
+        assert_eq!(wakes.poll(&mut balance.call(1)), unready);
+        assert_eq!(answer(&mut balance), Ok(1));
+    }
+
+    #[test]
+    fn a_panic_in_readiness_costs_that_endpoint() {
+        #[derive(Clone)]
+        struct Bad(bool);
+
+        impl Load for Bad {
+            type Metric = u32;
+            fn load(&self) -> u32 {
+                0
+            }
+        }
+
+        impl Service<u32> for Bad {
+            type Response = u32;
+            type Error = Infallible;
+            type Future = Ready<Result<u32, Infallible>>;
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+                if self.0 {
+                    std::panic::resume_unwind(Box::new("bad"));
+                }
+                Poll::Ready(Ok(()))
+            }
+            fn call(&mut self, n: u32) -> Self::Future {
+                ready(Ok(n))
+            }
+        }
+
+        let list = ServiceList::new([Bad(false), Bad(true), Bad(false)]);
+        let mut balance = Balance::with_layer(list, Identity::new());
+        let wakes = WakeCount::new();
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = wakes.poll_ready(&mut balance);
+        }));
+        assert!(polled.is_err());
+        assert_eq!(balance.len(), 2);
+        assert_eq!(answer(&mut balance).ok(), Some(1));
+    }
+
+    #[test]
+    fn a_balancer_that_is_dropped_wakes_nobody() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let site = Site::new(Mood::Busy, 1);
+        insert(&feed, 0, &site);
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        drop(balance);
+        site.become_(Mood::Ready);
+        assert_eq!(wakes.get(), 0);
+    }
+
+    /// A shed poll leaves nobody's waker behind, and still finds out who is ready.
+    #[test]
+    fn a_readiness_that_is_tried_leaves_nothing_behind() {
+        let sites = sites(&[1, 2]);
+        sites.iter().for_each(|site| site.mood.set(Mood::Busy));
+        let mut service = LoadShed::new(listed(&sites));
+        let wakes = WakeCount::new();
+        for _ in 0..2 {
+            found(wakes.poll_ready(&mut service)).unwrap();
+            let shed = wakes.poll(&mut service.call(1));
+            assert!(matches!(
+                shed,
+                Poll::Ready(Err(campanile::load_shed::Error::Overloaded(_)))
+            ));
+        }
+        let wakers = sites.iter().flat_map(|site| site.wakers.take());
+        let left: Vec<_> = wakers.filter(|waker| !waker.data().is_null()).collect();
+        assert!(left.is_empty(), "{left:?}");
+
+        // Without a wake-up.
+        sites[1].mood.set(Mood::Ready);
+        assert_eq!(answer(&mut service), Ok(1));
+        sites[1].mood.set(Mood::Busy);
+        sites[0].mood.set(Mood::Ready);
+        assert_eq!(answer(&mut service), Ok(1));
+        assert_eq!(calls(&sites), [1, 1]);
+        assert_eq!(wakes.get(), 0);
+    }
+
+    /// Of many that are not ready, a try asks a few when it has somebody to offer, and all in turn.
+    #[test]
+    fn a_try_asks_a_few_and_all_in_turn() {
+        let mut all = sites(&[1; 100]);
+        all.iter().for_each(|site| site.mood.set(Mood::Busy));
+        all.push(Site::new(Mood::Ready, 1));
+        let mut service = LoadShed::new(listed(&all));
+        answer(&mut service).unwrap();
+        all.iter().for_each(|site| site.polls.set(0));
+        for _ in 0..20 {
+            answer(&mut service).unwrap();
+        }
+        let polls: Vec<u32> = all.iter().map(|site| site.polls.get()).collect();
+        assert!(polls[..100].iter().all(|polls| *polls >= 1), "{polls:?}");
+        assert!(polls.iter().sum::<u32>() <= 20 * 18, "{polls:?}");
+    }
+}
+
+mod quarantine {
+    use super::*;
+
+    type Maker = ExponentialBackoffMaker<SplitMix64, ManualTimer>;
+
+    /// 100 ms, doubling to 400 ms, without jitter.
+    fn layer(timer: &ManualTimer) -> QuarantineLayer<ManualTimer, Maker> {
+        let rng = SplitMix64::new(1);
+        let maker =
+            Maker::with_timer(100 * MS, 400 * MS, Jitter::None, rng, timer.clone()).unwrap();
+        QuarantineLayer::with_timer(timer.clone()).backoff(maker)
+    }
+
+    #[test]
+    fn a_failed_service_comes_back_after_a_backoff_that_grows() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 3);
+        let mut service = layer(&timer).layer(site.endpoint());
+        let mut woken = 0;
+        for (round, wait) in [100, 200, 400, 400].into_iter().enumerate() {
+            assert!(wakes.poll_ready(&mut service).is_pending());
+            assert!(service.is_set_aside());
+            assert_eq!(service.load(), 3);
+            assert_eq!(site.alive.get(), 1, "the failed instance is gone");
+            timer.advance(wait * MS - Duration::from_nanos(1));
+            assert!(wakes.poll_ready(&mut service).is_pending());
+            assert_eq!((wakes.get(), site.polls.get()), (woken, round as u32 + 1));
+            timer.advance(Duration::from_nanos(1));
+            woken += 1;
+            assert_eq!(wakes.get(), woken);
+            assert!(!service.is_set_aside());
+        }
+        site.mood.set(Mood::Ready);
+        assert_eq!(answer(&mut service), Ok(1));
+        assert_eq!((timer.armed(), site.alive.get()), (0, 2));
+    }
+
+    #[test]
+    fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 1);
+        let mut service = layer(&timer).layer(site.endpoint());
+        let waits = |service: &mut Quarantine<_, _, Maker>| {
+            site.mood.set(Mood::Broken);
+            assert!(wakes.poll_ready(service).is_pending());
+            let start = campanile::Timer::now(&timer);
+            let wait = timer
+                .next_deadline()
+                .unwrap()
+                .saturating_duration_since(start);
+            timer.advance(wait);
+            site.mood.set(Mood::Ready);
+            wait.as_millis()
+        };
+        assert_eq!(waits(&mut service), 100);
+        // It is ready, and fails before it was called; then right after.
+        found(wakes.poll_ready(&mut service)).unwrap();
+        assert_eq!(waits(&mut service), 200);
+        assert_eq!(answer(&mut service), Ok(1));
+        assert_eq!(waits(&mut service), 400);
+        // It outlives a request.
+        assert_eq!(answer(&mut service), Ok(1));
+        assert_eq!(answer(&mut service), Ok(1));
+        assert_eq!(waits(&mut service), 100);
+    }
+
+    #[test]
+    fn failures_in_a_row_set_it_aside_and_a_success_resets() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Ready, 1);
+        let mut service = layer(&timer).consecutive_failures(3).layer(site.endpoint());
+        let run = |service: &mut Quarantine<_, _, Maker>, results: &[bool]| {
+            for fails in results {
+                site.fails.set(*fails);
+                assert_eq!(answer(service).is_err(), *fails);
+            }
+        };
+        run(
+            &mut service,
+            &[true, true, false, true, true, false, true, true],
+        );
+        assert!(!service.is_set_aside());
+        run(&mut service, &[true]);
+        let aside = |service: &mut Quarantine<_, _, Maker>, millis: u32| {
+            assert!(service.is_set_aside());
+            assert!(wakes.poll_ready(service).is_pending());
+            timer.advance(millis * MS - Duration::from_nanos(1));
+            assert!(wakes.poll_ready(service).is_pending());
+            timer.advance(Duration::from_nanos(1));
+            assert!(!service.is_set_aside());
+        };
+        aside(&mut service, 100);
+        // The first failure after that is enough, and the wait is longer.
+        run(&mut service, &[true]);
+        aside(&mut service, 200);
+        // A success, and all is as it was at first.
+        run(&mut service, &[false, true, true]);
+        assert!(!service.is_set_aside());
+        run(&mut service, &[true]);
+        aside(&mut service, 100);
+    }
+
+    #[test]
+    fn responses_of_the_instance_before_do_not_count() {
+        let timer = ManualTimer::new();
+        let wakes = WakeCount::new();
+        let (service, mut handle) = mock::<u32, u32>();
+        let mut service = layer(&timer).consecutive_failures(1).layer(service);
+        let mut call = || {
+            found(wakes.poll_ready(&mut service)).unwrap();
+            service.call(1)
+        };
+        let (mut first, mut second, mut third) = (call(), call(), call());
+        handle.try_next().unwrap().1.fail(BROKEN);
+        assert_eq!(wakes.poll(&mut first), Poll::Ready(Err(BROKEN)));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        timer.advance(100 * MS);
+        found(wakes.poll_ready(&mut service)).unwrap();
+        // Neither its failure nor its success says anything of the new instance.
+        handle.try_next().unwrap().1.fail(BROKEN);
+        assert_eq!(wakes.poll(&mut second), Poll::Ready(Err(BROKEN)));
+        assert!(!service.is_set_aside());
+        handle.try_next().unwrap().1.send(1);
+        assert_eq!(wakes.poll(&mut third), Poll::Ready(Ok(1)));
+        let mut fourth = service.call(1);
+        handle.try_next().unwrap().1.fail(BROKEN);
+        assert_eq!(wakes.poll(&mut fourth), Poll::Ready(Err(BROKEN)));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        timer.advance(199 * MS);
+        assert!(service.is_set_aside());
+        timer.advance(MS);
+        assert!(!service.is_set_aside());
+    }
+
+    #[test]
+    fn what_is_a_failure_can_be_told() {
+        let timer = ManualTimer::new();
+        let site = Site::new(Mood::Ready, 1);
+        let layer = layer(&timer).consecutive_failures(1);
+        // A failure that is not the endpoint's changes nothing.
+        let ignored = |_: Result<&u32, &Failure>| Outcome::Ignored;
+        let mut service = layer.clone().classify(ignored).layer(site.endpoint());
+        site.fails.set(true);
+        assert_eq!(answer(&mut service), Err(BROKEN));
+        assert!(!service.is_set_aside());
+        // A response can be a failure.
+        let penalised = |_: Result<&u32, &Failure>| Outcome::Penalised;
+        let mut service = layer.classify(penalised).layer(site.endpoint());
+        site.fails.set(false);
+        assert_eq!(answer(&mut service), Ok(1));
+        assert!(service.is_set_aside());
+    }
+
+    #[test]
+    fn a_backoff_of_no_length_makes_no_loop() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 1);
+        let rng = SplitMix64::new(1);
+        let none = Maker::with_timer(Duration::ZERO, MS, Jitter::None, rng, timer.clone()).unwrap();
+        let layer = QuarantineLayer::with_timer(timer.clone()).backoff(none);
+        let mut service = layer.layer(site.endpoint());
+        for round in 1..5 {
+            assert!(wakes.poll_ready(&mut service).is_pending());
+            assert_eq!((site.polls.get(), wakes.get()), (round, round as usize));
+        }
+        assert_eq!(timer.made(), 0);
+    }
+
+    #[test]
+    fn a_readiness_that_is_tried_arms_no_timer() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 1);
+        let mut service = LoadShed::new(layer(&timer).layer(site.endpoint()));
+        for _ in 0..2 {
+            found(wakes.poll_ready(&mut service)).unwrap();
+            assert!(service.call(1).now_or_never().unwrap().is_err());
+        }
+        assert_eq!((timer.made(), site.polls.get()), (0, 1));
+        timer.advance(100 * MS);
+        site.mood.set(Mood::Ready);
+        assert_eq!(answer(&mut service), Ok(1));
+
+        // In a balancer, too.
+        site.mood.set(Mood::Broken);
+        let list = ServiceList::new([site.endpoint()]);
+        let mut service = LoadShed::new(Balance::with_layer(list, layer(&timer)));
+        found(wakes.poll_ready(&mut service)).unwrap();
+        assert!(service.call(1).now_or_never().unwrap().is_err());
+        assert_eq!(timer.made(), 0);
+        timer.advance(100 * MS);
+        site.mood.set(Mood::Ready);
+        assert_eq!(answer(&mut service), Ok(1));
+    }
+
+    #[test]
+    fn a_clone_has_no_past() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 1);
+        let mut service = layer(&timer).consecutive_failures(2).layer(site.endpoint());
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        site.mood.set(Mood::Ready);
+        let mut clone = service.clone();
+        assert!(!clone.is_set_aside());
+        assert_eq!(answer(&mut clone), Ok(1));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+    }
+
+    #[test]
+    fn a_call_without_readiness_does_not_end_the_wait() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let failing = Cell::new(true);
+        let inner = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
+        #[derive(Clone)]
+        struct Gate<'a, S>(S, &'a Cell<bool>);
+        impl<S: Service<u32, Error = Failure>> Service<u32> for Gate<'_, S> {
+            type Response = S::Response;
+            type Error = Failure;
+            type Future = S::Future;
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+                Poll::Ready(if self.1.get() { Err(BROKEN) } else { Ok(()) })
+            }
+            fn call(&mut self, n: u32) -> S::Future {
+                self.0.call(n)
+            }
+        }
+        let mut service = layer(&timer).layer(Gate(inner, &failing));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        failing.set(false);
+        assert_eq!(service.call(3).now_or_never().unwrap(), Ok(3));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        timer.advance(100 * MS);
+        assert_eq!(answer(&mut service), Ok(1));
+    }
+
+    #[test]
+    fn in_a_balancer_the_others_serve_meanwhile() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let sites = sites(&[1, 9]);
+        let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
+        let mut balance = Balance::with_layer(list, layer(&timer));
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(calls(&sites), [1, 0]);
+        sites[0].mood.set(Mood::Broken);
+        for _ in 0..3 {
+            assert_eq!(answer(&mut balance), Ok(1));
+        }
+        assert_eq!(calls(&sites), [1, 3]);
+        assert_eq!((balance.len(), balance.ready_len()), (2, 0));
+        sites[0].mood.set(Mood::Ready);
+        timer.advance(100 * MS);
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(calls(&sites), [2, 3]);
+
+        // All are set aside: the balancer waits, though discovery has ended, and is woken.
+        sites.iter().for_each(|site| site.mood.set(Mood::Broken));
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        assert_eq!((balance.len(), wakes.get()), (2, 0));
+        sites.iter().for_each(|site| site.mood.set(Mood::Ready));
+        timer.advance(400 * MS);
+        assert_eq!(wakes.get(), 1);
+        assert_eq!(answer(&mut balance), Ok(1));
+    }
+
+    #[test]
+    fn the_default_waits_are_from_100_ms_to_30_s_half_of_it_by_chance() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let site = Site::new(Mood::Broken, 1);
+        let mut service = Quarantine::with_timer(site.endpoint(), timer.clone());
+        let mut base = 100;
+        for _ in 0..12 {
+            assert!(wakes.poll_ready(&mut service).is_pending());
+            let now = campanile::Timer::now(&timer);
+            let wait = timer
+                .next_deadline()
+                .unwrap()
+                .saturating_duration_since(now);
+            assert!((base / 2 * MS..=base * MS).contains(&wait), "{wait:?}");
+            timer.advance(wait);
+            base = (base * 2).min(30_000);
+        }
+    }
+}
+
+mod measured {
+    use super::*;
+    use campanile::load::{CompleteOnResponse, PeakEwmaDiscover, PendingRequestsDiscover};
+
+    /// Requests under way count for an instance and for the one that comes after it.
+    #[test]
+    fn the_least_busy_of_two_is_called() {
+        let timer = ManualTimer::new();
+        let (first, mut one) = mock::<u32, u32>();
+        let (second, mut two) = mock::<u32, u32>();
+        let list = ServiceList::new(vec![first, second]);
+        let list = PendingRequestsDiscover::with_timer(list, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(list, timer);
+        let wakes = WakeCount::new();
+        let mut under_way = Vec::new();
+        for _ in 0..10 {
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            under_way.push(balance.call(1));
+        }
+        assert_eq!((one.calls(), two.calls()), (5, 5));
+        // The first finishes all it has.
+        while let Some((n, responder)) = one.try_next() {
+            responder.send(n);
+        }
+        for response in &mut under_way {
+            let _ = wakes.poll(response);
+        }
+        for _ in 0..5 {
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            under_way.push(balance.call(1));
+        }
+        assert_eq!((one.calls(), two.calls()), (10, 5));
+        drop((one.try_next(), two.try_next()));
+    }
+
+    #[test]
+    fn fast_failures_do_not_attract() {
+        let timer = ManualTimer::new();
+        let sites = sites(&[0, 0]);
+        sites[0].fails.set(true);
+        let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
+        let (rtt, decay) = (MS, Duration::from_secs(10));
+        let list =
+            PeakEwmaDiscover::with_timer(list, rtt, decay, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(list, timer.clone()).seed(SplitMix64::new(1));
+        for _ in 0..1_000 {
+            let _ = answer(&mut balance);
+            timer.advance(MS);
+        }
+        let [bad, good] = calls(&sites)[..] else {
+            panic!()
+        };
+        assert!(bad < good / 10, "{bad} {good}");
+    }
+}
+
+mod making {
+    use super::*;
+
+    #[test]
+    fn a_balancer_is_made_of_what_is_discovered() {
+        let site = Site::new(Mood::Ready, 1);
+        let discover = service_fn(|count: usize| {
+            let endpoints: Vec<_> = (0..count).map(|_| site.endpoint()).collect();
+            ready(Ok::<_, Failure>(ServiceList::new(endpoints)))
+        });
+        let timer = ManualTimer::new();
+        let layer =
+            MakeBalanceLayer::<_, u32, _>::with_layer(QuarantineLayer::with_timer(timer.clone()));
+        let mut make = layer.clone().layer(discover).clone();
+        found(WakeCount::new().enter(|cx| Service::<usize>::poll_ready(&mut make, cx))).unwrap();
+        let mut balance = make.call(3).now_or_never().unwrap().unwrap();
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(balance.len(), 3);
+
+        let mut make = MakeBalance::<_, u32, _>::with_timer(discover, timer);
+        found(WakeCount::new().enter(|cx| Service::<usize>::poll_ready(&mut make, cx))).unwrap();
+        let mut balance = make.call(2).now_or_never().unwrap().unwrap();
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(balance.len(), 2);
+    }
+}
+
+/// An endpoint that can be sent to another thread.
+#[derive(Clone, Debug)]
+struct Loaded(Mock<u32, u32>);
+
+impl Load for Loaded {
+    type Metric = u32;
+
+    fn load(&self) -> u32 {
+        0
+    }
+}
+
+impl Service<u32> for Loaded {
+    type Response = u32;
+    type Error = Failure;
+    type Future = common::MockFuture<u32>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        self.0.call(n)
+    }
+}
+
+/// The only endpoint fails while a request waits for it; after its backoff the request is answered.
+async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock();
+    handle.set_ready(false);
+    let list = ServiceList::new([Loaded(service)]);
+    let mut balance = Balance::with_timer(list, rt.clone());
+    let (done, answer) = futures::channel::oneshot::channel();
+    rt.execute(async move {
+        let ready = std::future::poll_fn(|cx| balance.poll_ready(cx)).await;
+        assert_eq!(ready, Ok(()));
+        let _ = done.send(balance.call(1).await);
+    });
+    until(|| handle.alive() == 2).await;
+    handle.fail(BROKEN);
+    until(|| handle.alive() == 1).await;
+    handle.set_ready(true);
+    rt.advance(100 * MS).await;
+    let (request, responder) = handle.next().await;
+    responder.send(request + 1);
+    assert_eq!(answer.await.unwrap(), Ok(2));
+}
+
+/// Endpoints come and go under load: every request is answered, by one that was there.
+async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
+    use campanile::ServiceExt;
+    use campanile::buffer::Buffer;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    #[derive(Debug)]
+    struct Counted {
+        served: Arc<AtomicUsize>,
+        alive: Arc<()>,
+    }
+
+    impl Load for Counted {
+        type Metric = usize;
+        fn load(&self) -> usize {
+            self.served.load(SeqCst)
+        }
+    }
+
+    impl Service<u32> for Counted {
+        type Response = u32;
+        type Error = Infallible;
+        type Future = Later;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            assert!(Arc::strong_count(&self.alive) > 1);
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, n: u32) -> Self::Future {
+            self.served.fetch_add(1, SeqCst);
+            Later {
+                n,
+                has_pended: false,
+            }
+        }
+    }
+
+    /// Answers at its second poll.
+    struct Later {
+        n: u32,
+        has_pended: bool,
+    }
+
+    impl Future for Later {
+        type Output = Result<u32, Infallible>;
+        fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            if std::mem::replace(&mut self.has_pended, true) {
+                return Poll::Ready(Ok(self.n));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    }
+
+    let (feed, discover) = unbounded::<Result<Change<u32, Counted>, Infallible>>();
+    let served: Vec<Arc<AtomicUsize>> = (0..6).map(|_| Arc::default()).collect();
+    let alive: Vec<Arc<()>> = (0..6).map(|_| Arc::default()).collect();
+    let change = |key: usize, comes: bool| {
+        let change = if comes {
+            let (served, alive) = (served[key].clone(), alive[key].clone());
+            Change::Insert(key as u32, Counted { served, alive })
+        } else {
+            Change::Remove(key as u32)
+        };
+        feed.unbounded_send(Ok(change)).unwrap();
+    };
+    change(0, true);
+    let balance = Balance::with_layer(discover, Identity::new());
+    let buffer = Buffer::with_executor(balance, 4, &rt);
+    let answered = Arc::new(AtomicUsize::new(0));
+    for task in 0..4 {
+        let (buffer, answered) = (buffer.clone(), answered.clone());
+        rt.execute(async move {
+            for n in 0..50 {
+                let answer = buffer.clone().oneshot(100 * task + n).await;
+                assert_eq!(answer.unwrap(), 100 * task + n);
+                answered.fetch_add(1, SeqCst);
+            }
+        });
+    }
+    for round in 1..=30 {
+        // Never the last one: the one that comes is there before the other goes.
+        change(round % 6, true);
+        change((round + 5) % 6, false);
+        until(|| answered.load(SeqCst) >= (round * 5).min(150)).await;
+    }
+    until(|| answered.load(SeqCst) == 200).await;
+    assert_eq!(
+        served
+            .iter()
+            .map(|served| served.load(SeqCst))
+            .sum::<usize>(),
+        200
+    );
+    // One more request, and what was removed is gone; only the last one is left.
+    assert_eq!(buffer.clone().oneshot(7).await.unwrap(), 7);
+    until(|| {
+        alive
+            .iter()
+            .filter(|alive| Arc::strong_count(alive) > 1)
+            .count()
+            == 1
+    })
+    .await;
+}
+
+on_every_runtime! {
+    an_endpoint_that_failed_comes_back,
+    endpoints_come_and_go_under_load,
+}
+
+/// Nothing asks tokio's budget: when a task has none left, endpoints leave, come and come back all the same.
+#[cfg(feature = "tokio")]
+mod tokio_budget {
+    use super::*;
+    use campanile::tokio::balance::p2c::Balance;
+    use std::pin::pin;
+
+    async fn without_budget<T>(mut act: impl FnMut() -> T) -> T {
+        std::future::poll_fn(|cx| {
+            while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+            Poll::Ready(act())
+        })
+        .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_leave_come_and_come_back() {
+        let wakes = WakeCount::new();
+        let (feed, discover) = unbounded();
+        let mut balance = Balance::new(discover);
+        let sites = sites(&[1, 1]);
+        insert(&feed, 0, &sites[0]);
+        without_budget(|| found(wakes.poll_ready(&mut balance)).unwrap()).await;
+        insert(&feed, 1, &sites[1]);
+        remove(&feed, 0);
+        without_budget(|| found(wakes.poll_ready(&mut balance)).unwrap()).await;
+        assert_eq!((balance.len(), sites[0].alive.get()), (1, 0));
+
+        sites[1].mood.set(Mood::Broken);
+        assert!(
+            without_budget(|| wakes.poll_ready(&mut balance))
+                .await
+                .is_pending()
+        );
+        sites[1].mood.set(Mood::Ready);
+        // A little more than the longest first wait: tokio's clock ticks in milliseconds.
+        tokio::time::advance(101 * MS).await;
+        common::yield_now().await;
+        without_budget(|| found(wakes.poll_ready(&mut balance)).unwrap()).await;
+        assert_eq!(balance.call(1).await, Ok(1));
+    }
+}
+
+/// The compiler can prove it of a task with boxed services in it, which it is not always able to.
+#[test]
+fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
+    use campanile::ServiceExt;
+    use campanile::load::Constant;
+    use campanile::util::{BoxCloneService, BoxService};
+    use futures::stream::{BoxStream, StreamExt};
+
+    fn spawned<F: Future<Output = u32> + Send + 'static>(task: F) -> u32 {
+        futures::executor::block_on(task)
+    }
+
+    async fn echo(n: u32) -> Result<u32, BoxError> {
+        Ok(n)
+    }
+
+    let boxed: BoxCloneService<u32, u32, BoxError> = service_fn(echo).boxed_clone();
+    let list = ServiceList::new::<u32>([Constant::new(boxed, 1)]);
+    let mut balance = Balance::with_timer(list, ManualTimer::new());
+    let answer = spawned(async move { balance.ready().await.unwrap().call(1).await.unwrap() });
+    assert_eq!(answer, 1);
+
+    type Boxed = Constant<BoxService<u32, u32, BoxError>, u32>;
+    let list = ServiceList::new::<u32>([Constant::new(service_fn(echo).boxed(), 1)]);
+    let list: BoxStream<'static, Result<Change<usize, Boxed>, Infallible>> = list.boxed();
+    let mut balance = Balance::with_layer(list, Identity::new());
+    let answer = spawned(async move { balance.ready().await.unwrap().call(2).await.unwrap() });
+    assert_eq!(answer, 2);
+}
+
+/// As in tower, by the names that a runtime's module has.
+#[cfg(feature = "smol")]
+#[test]
+fn the_mirrored_tree_fills_the_timer_in() {
+    use campanile::smol::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
+    use campanile::util::rng::HasherRng;
+
+    let sites = sites(&[1, 2]);
+    let list = || ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
+    assert_eq!(answer(&mut Balance::new(list())), Ok(1));
+    assert_eq!(
+        answer(&mut Balance::from_rng(list(), HasherRng::default())),
+        Ok(1)
+    );
+    let make = service_fn(|()| ready(Ok::<_, Infallible>(list())));
+    let layer = MakeBalanceLayer::new();
+    let mut balances = [layer.layer(make), MakeBalance::new(make)]
+        .map(|mut make| make.call(()).now_or_never().unwrap().unwrap());
+    for balance in &mut balances {
+        assert_eq!(answer(balance), Ok(1));
+    }
+}

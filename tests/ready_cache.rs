@@ -1,0 +1,772 @@
+//! `ReadyCache`, beside a model of it, and what is easy to get wrong.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::{Ready, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use campanile::ready_cache::{ReadyCache, error::Failed};
+use campanile::util::rng::{Rng, SplitMix64};
+use campanile::{BoxError, Service};
+
+use common::{Failure, WakeCount, panics_at};
+
+const BROKEN: Failure = Failure("broken");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Ready,
+    Busy,
+    Broken,
+}
+
+/// What the test knows of one service.
+#[derive(Debug)]
+struct Probe {
+    mood: Cell<Mood>,
+    polls: Cell<u32>,
+    waker: RefCell<Option<Waker>>,
+    is_ready: Cell<bool>,
+    is_alive: Cell<bool>,
+    calls: Cell<u32>,
+    // What it does when it is polled, before it answers.
+    on_poll: Cell<OnPoll>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum OnPoll {
+    Nothing,
+    WakeItself,
+    Panic,
+}
+
+impl Probe {
+    fn new(mood: Mood) -> Rc<Self> {
+        Rc::new(Self {
+            mood: Cell::new(mood),
+            polls: Cell::new(0),
+            waker: RefCell::default(),
+            is_ready: Cell::new(false),
+            is_alive: Cell::new(true),
+            calls: Cell::new(0),
+            on_poll: Cell::new(OnPoll::Nothing),
+        })
+    }
+
+    fn service(self: &Rc<Self>) -> Endpoint {
+        Endpoint(self.clone())
+    }
+
+    fn wake(&self) {
+        let waker = self.waker.borrow().clone();
+        waker.expect("it was polled").wake();
+    }
+
+    fn take_polls(&self) -> u32 {
+        self.polls.take()
+    }
+}
+
+/// The service of a probe. It is strict: nothing after a failure, no call without readiness.
+#[derive(Debug)]
+struct Endpoint(Rc<Probe>);
+
+impl Service<u32> for Endpoint {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let probe = &self.0;
+        assert!(probe.is_alive.get(), "polled after a failure");
+        probe.polls.set(probe.polls.get() + 1);
+        match probe.on_poll.get() {
+            OnPoll::Nothing => {}
+            OnPoll::WakeItself => cx.waker().wake_by_ref(),
+            OnPoll::Panic => std::panic::resume_unwind(Box::new("poll")),
+        }
+        match probe.mood.get() {
+            Mood::Ready => {
+                probe.is_ready.set(true);
+                Poll::Ready(Ok(()))
+            }
+            Mood::Busy => {
+                probe.is_ready.set(false);
+                probe.waker.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+            Mood::Broken => {
+                probe.is_alive.set(false);
+                Poll::Ready(Err(BROKEN))
+            }
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        if let OnPoll::Panic = self.0.on_poll.get() {
+            std::panic::resume_unwind(Box::new("call"));
+        }
+        assert!(self.0.is_ready.take(), "called unready");
+        self.0.calls.set(self.0.calls.get() + 1);
+        ready(Ok(n))
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.0.is_alive.set(false);
+    }
+}
+
+type Cache = ReadyCache<u32, Endpoint, u32>;
+
+fn poll(cache: &mut Cache, wakes: &WakeCount) -> Poll<Result<(), Failed<u32, Failure>>> {
+    wakes.enter(|cx| cache.poll_pending(cx))
+}
+
+/// Polls until no further service fails; the keys of those that did.
+fn settle(cache: &mut Cache, wakes: &WakeCount) -> (Vec<u32>, bool) {
+    let mut failed = Vec::new();
+    loop {
+        match poll(cache, wakes) {
+            Poll::Ready(Err(Failed(key, error))) => {
+                assert_eq!(error, BROKEN);
+                failed.push(key);
+            }
+            polled => break (failed, polled.is_ready()),
+        }
+    }
+}
+
+fn lens(cache: &Cache) -> (usize, usize) {
+    assert_eq!(cache.len(), cache.ready_len() + cache.pending_len());
+    assert_eq!(
+        cache.is_empty(),
+        cache.iter_ready().count() + cache.pending_len() == 0
+    );
+    (cache.ready_len(), cache.pending_len())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    /// To be polled in the next poll.
+    Due,
+    /// To be polled once it is woken.
+    Waiting,
+}
+
+#[derive(Debug)]
+struct Entry {
+    probe: Rc<Probe>,
+    state: State,
+    /// The ready service that this one is to replace.
+    older: Option<Rc<Probe>>,
+}
+
+/// A cache as its documentation says it is, without a thought for what it costs.
+#[derive(Debug, Default)]
+struct Model {
+    entries: BTreeMap<u32, Entry>,
+    /// Whose waker is of no use any more.
+    gone: Vec<Rc<Probe>>,
+}
+
+impl Model {
+    /// The ready service of a key.
+    fn ready(&self, key: u32) -> Option<&Rc<Probe>> {
+        let entry = self.entries.get(&key)?;
+        match entry.state {
+            State::Ready => Some(&entry.probe),
+            _ => entry.older.as_ref(),
+        }
+    }
+
+    fn push(&mut self, key: u32, probe: Rc<Probe>) {
+        let mut older = None;
+        match self.entries.remove(&key) {
+            Some(entry) if entry.state == State::Ready => older = Some(entry.probe),
+            Some(entry) => {
+                older = entry.older;
+                self.gone.push(entry.probe);
+            }
+            None => {}
+        }
+        let state = State::Due;
+        let entry = Entry {
+            probe,
+            state,
+            older,
+        };
+        self.entries.insert(key, entry);
+    }
+
+    fn evict(&mut self, key: u32) -> bool {
+        let Some(entry) = self.entries.remove(&key) else {
+            return false;
+        };
+        self.gone.push(entry.probe);
+        self.gone.extend(entry.older);
+        true
+    }
+
+    /// The newest service of a key has failed.
+    fn fail(&mut self, key: u32) {
+        let entry = self.entries.remove(&key).unwrap();
+        self.gone.push(entry.probe);
+        if let Some(probe) = entry.older {
+            let (state, older) = (State::Ready, None);
+            self.entries.insert(
+                key,
+                Entry {
+                    probe,
+                    state,
+                    older,
+                },
+            );
+        }
+    }
+
+    /// What a poll does: who is polled, and whose keys fail.
+    fn poll(&mut self) -> (BTreeSet<*const Probe>, Vec<u32>) {
+        let (mut polled, mut failed) = (BTreeSet::new(), Vec::new());
+        for (key, entry) in &mut self.entries {
+            if entry.state != State::Due {
+                continue;
+            }
+            polled.insert(Rc::as_ptr(&entry.probe));
+            match entry.probe.mood.get() {
+                Mood::Ready => {
+                    entry.state = State::Ready;
+                    self.gone.extend(entry.older.take());
+                }
+                Mood::Busy => entry.state = State::Waiting,
+                Mood::Broken => failed.push(*key),
+            }
+        }
+        for key in &failed {
+            self.fail(*key);
+        }
+        (polled, failed)
+    }
+
+    /// The ready service of a key is ready no more, and is next polled when it is `next`.
+    fn unready(&mut self, key: u32, next: State) {
+        let entry = self.entries.get_mut(&key).unwrap();
+        match entry.older.take() {
+            Some(older) => self.gone.push(older),
+            None => entry.state = next,
+        }
+    }
+
+    fn check(&self, cache: &mut Cache) {
+        let mut alive = 0;
+        let (mut ready, mut pending) = (0, 0);
+        for (key, entry) in &self.entries {
+            assert!(entry.probe.is_alive.get());
+            alive += 1 + usize::from(entry.older.is_some());
+            let is_pending = entry.state != State::Ready;
+            pending += usize::from(is_pending);
+            assert_eq!(cache.pending_contains(key), is_pending, "{key}");
+            let expected = self.ready(*key);
+            ready += usize::from(expected.is_some());
+            let found = cache.get_ready(key);
+            match (expected, found) {
+                (Some(probe), Some((index, found, service))) => {
+                    assert_eq!(found, key);
+                    assert!(Rc::ptr_eq(probe, &service.0));
+                    let (by_index, same) = cache.get_ready_index(index).unwrap();
+                    assert_eq!(by_index, key);
+                    assert!(Rc::ptr_eq(probe, &same.0));
+                }
+                (None, None) => {}
+                differing => panic!("{key}: {differing:?}"),
+            }
+            assert_eq!(cache.get_ready_mut(key).is_some(), expected.is_some());
+        }
+        assert_eq!(lens(cache), (ready, pending));
+        assert_eq!(alive, ready + pending);
+        assert_eq!(cache.iter_ready().count(), ready);
+        for (index, (key, service)) in cache.iter_ready().enumerate() {
+            assert!(Rc::ptr_eq(self.ready(*key).unwrap(), &service.0));
+            assert_eq!(cache.get_ready_index(index).unwrap().0, key);
+        }
+        let keys: BTreeSet<u32> = cache.iter_ready().map(|(key, _)| *key).collect();
+        let again: BTreeSet<u32> = cache.iter_ready_mut().map(|(key, _)| *key).collect();
+        assert_eq!(keys, again);
+        assert_eq!(keys.len(), ready);
+        assert!(cache.get_ready_index(ready).is_none());
+        assert!(self.gone.iter().all(|probe| !probe.is_alive.get()));
+    }
+}
+
+/// Thousands of random steps: after each the cache is what the model is, nobody is called who is not ready or
+/// polled who has no reason to be, and wake-ups arrive exactly when they should.
+#[test]
+fn it_is_what_its_model_is() {
+    for seed in 0..8 {
+        random_walk(seed, 4_000);
+    }
+}
+
+fn random_walk(seed: u64, steps: u32) {
+    let mut rng = SplitMix64::new(seed);
+    let mut below = move |n: u64| rng.next_range(0..n);
+    let (mut cache, mut model) = (Cache::new(), Model::default());
+    let wakes = WakeCount::new();
+    // Whether the task is to hear of the next wake-up.
+    let mut is_waiting = false;
+    for step in 0..steps {
+        let key = below(12) as u32;
+        let mood = match below(8) {
+            0 => Mood::Broken,
+            1..=3 => Mood::Busy,
+            _ => Mood::Ready,
+        };
+        let before = wakes.get();
+        let mut expected_wakes = 0;
+        match below(16) {
+            0 | 1 => {
+                let probe = Probe::new(mood);
+                cache.push(key, probe.service());
+                model.push(key, probe);
+            }
+            2 => assert_eq!(cache.evict(&key), model.evict(key)),
+            3..=5 => {
+                if let Some(entry) = model.entries.get_mut(&key) {
+                    entry.probe.mood.set(mood);
+                    if entry.state == State::Waiting {
+                        entry.probe.wake();
+                        entry.probe.wake();
+                        entry.state = State::Due;
+                        expected_wakes = usize::from(std::mem::take(&mut is_waiting));
+                    }
+                }
+            }
+            // The wakers of those that have left are of no use, whoever has their place now.
+            6 => {
+                for probe in model.gone.drain(..) {
+                    if let Some(waker) = probe.waker.take() {
+                        waker.wake();
+                    }
+                }
+            }
+            // A ready one that is woken is not polled for that.
+            7 => {
+                if let Some(probe) = model.ready(key) {
+                    let waker = probe.waker.borrow().clone();
+                    if let Some(waker) = waker {
+                        waker.wake();
+                        // The first wake-up since it was last woken: the task hears of it.
+                        is_waiting = false;
+                        expected_wakes = wakes.get() - before;
+                        assert!(expected_wakes <= 1);
+                    }
+                }
+            }
+            8..=10 => {
+                let (polled, mut failed) = model.poll();
+                let (mut keys, is_ready) = settle(&mut cache, &wakes);
+                keys.sort_unstable();
+                failed.sort_unstable();
+                assert_eq!(keys, failed, "step {step}");
+                assert_eq!(is_ready, cache.pending_len() == 0);
+                let everybody = model.entries.values();
+                for probe in everybody.map(|entry| &entry.probe).chain(&model.gone) {
+                    let expected = u32::from(polled.contains(&Rc::as_ptr(probe)));
+                    assert_eq!(probe.take_polls(), expected, "seed {seed} step {step}");
+                }
+                is_waiting = !is_ready;
+            }
+            11 | 12 => {
+                let found = wakes.enter(|cx| cache.check_ready(cx, &key));
+                let found = found.map_err(|Failed(failed, _)| assert_eq!(failed, key));
+                let Some(probe) = model.ready(key).cloned() else {
+                    assert_eq!(found, Ok(false));
+                    continue;
+                };
+                assert_eq!(probe.take_polls(), 1);
+                match probe.mood.get() {
+                    Mood::Ready => assert_eq!(found, Ok(true)),
+                    Mood::Busy => {
+                        assert_eq!(found, Ok(false));
+                        model.unready(key, State::Waiting);
+                    }
+                    Mood::Broken => {
+                        assert_eq!(found, Err(()));
+                        match model.entries[&key].older.is_some() {
+                            true => model.unready(key, State::Due),
+                            false => model.fail(key),
+                        }
+                    }
+                }
+            }
+            _ => {
+                if let Some(probe) = model.ready(key).cloned() {
+                    let calls = probe.calls.get();
+                    let answer = cache.call_ready(&key, step).into_inner();
+                    assert_eq!(answer, Ok(step));
+                    assert_eq!(probe.calls.get(), calls + 1);
+                    model.unready(key, State::Due);
+                }
+            }
+        }
+        assert_eq!(
+            wakes.get() - before,
+            expected_wakes,
+            "seed {seed} step {step}"
+        );
+        model.check(&mut cache);
+    }
+}
+
+/// Keeps the cache from being asked for what it does not owe.
+fn cache_of(probes: &[Rc<Probe>]) -> Cache {
+    let mut cache = Cache::new();
+    for (key, probe) in probes.iter().enumerate() {
+        cache.push(key as u32, probe.service());
+    }
+    cache
+}
+
+fn probes(count: usize, mood: Mood) -> Vec<Rc<Probe>> {
+    (0..count).map(|_| Probe::new(mood)).collect()
+}
+
+#[test]
+fn only_the_woken_are_polled_however_many_there_are() {
+    let wakes = WakeCount::new();
+    let all = probes(200, Mood::Busy);
+    let mut cache = cache_of(&all);
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    all.iter()
+        .for_each(|probe| assert_eq!(probe.take_polls(), 1));
+
+    all[17].mood.set(Mood::Ready);
+    all[17].wake();
+    assert_eq!(wakes.get(), 1);
+    all[18].wake();
+    assert_eq!(wakes.get(), 1, "the task has been woken already");
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    for (key, probe) in all.iter().enumerate() {
+        assert_eq!(probe.take_polls(), u32::from(key == 17 || key == 18));
+    }
+
+    // And one that was called is polled, once.
+    assert_eq!(cache.call_ready(&17, 1).into_inner(), Ok(1));
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    let polls: u32 = all.iter().map(|probe| probe.take_polls()).sum();
+    assert_eq!(polls, 1);
+    assert_eq!(lens(&cache), (1, 199));
+}
+
+#[test]
+fn one_poll_asks_so_many_and_lets_others_run() {
+    let wakes = WakeCount::new();
+    let all = probes(600, Mood::Ready);
+    let mut cache = cache_of(&all);
+    for (polled, woken) in [(256, 1), (512, 2)] {
+        assert!(poll(&mut cache, &wakes).is_pending());
+        assert_eq!(lens(&cache), (polled, 600 - polled));
+        assert_eq!(wakes.get(), woken);
+    }
+    assert_eq!(poll(&mut cache, &wakes), Poll::Ready(Ok(())));
+    assert_eq!(wakes.get(), 2);
+    all.iter()
+        .for_each(|probe| assert_eq!(probe.take_polls(), 1));
+}
+
+#[test]
+fn a_service_that_wakes_itself_makes_no_loop() {
+    let wakes = WakeCount::new();
+    let all = probes(2, Mood::Busy);
+    all[0].on_poll.set(OnPoll::WakeItself);
+    let mut cache = cache_of(&all);
+    for round in 1..4 {
+        assert!(poll(&mut cache, &wakes).is_pending());
+        assert_eq!(all[0].take_polls(), 1);
+        assert_eq!(wakes.get(), round, "there is more to do");
+    }
+    assert_eq!(all[1].take_polls(), 1);
+}
+
+#[test]
+fn the_task_that_polled_last_is_woken() {
+    let (first, second) = (WakeCount::new(), WakeCount::new());
+    let all = probes(1, Mood::Busy);
+    let mut cache = cache_of(&all);
+    assert!(poll(&mut cache, &first).is_pending());
+    assert!(poll(&mut cache, &second).is_pending());
+    all[0].wake();
+    assert_eq!((first.get(), second.get()), (0, 1));
+    assert!(poll(&mut cache, &first).is_pending());
+    assert!(poll(&mut cache, &first).is_pending());
+    all[0].wake();
+    assert_eq!((first.get(), second.get()), (1, 1));
+}
+
+#[test]
+fn a_waker_of_one_that_left_does_not_disturb_who_has_its_place() {
+    let wakes = WakeCount::new();
+    let old = probes(1, Mood::Busy);
+    let mut cache = cache_of(&old);
+    assert!(poll(&mut cache, &wakes).is_pending());
+    // Woken before it leaves, and once more after.
+    old[0].wake();
+    assert!(cache.evict(&0));
+    assert!(!old[0].is_alive.get());
+    let new = Probe::new(Mood::Busy);
+    cache.push(7, new.service());
+    assert!(poll(&mut cache, &wakes).is_pending());
+    assert_eq!(new.take_polls(), 1);
+    let before = wakes.get();
+    old[0].wake();
+    assert_eq!(wakes.get(), before);
+    assert!(poll(&mut cache, &wakes).is_pending());
+    assert_eq!(new.take_polls(), 0);
+
+    // The same where the wake-up is on the list when the place changes hands.
+    new.wake();
+    assert!(cache.evict(&7));
+    let third = Probe::new(Mood::Busy);
+    cache.push(8, third.service());
+    assert!(poll(&mut cache, &wakes).is_pending());
+    assert!(poll(&mut cache, &wakes).is_pending());
+    assert_eq!(third.take_polls(), 1);
+}
+
+#[test]
+fn a_cache_that_is_dropped_wakes_nobody() {
+    let wakes = WakeCount::new();
+    let all = probes(2, Mood::Busy);
+    let mut cache = cache_of(&all);
+    assert!(poll(&mut cache, &wakes).is_pending());
+    drop(cache);
+    assert!(all.iter().all(|probe| !probe.is_alive.get()));
+    all.iter().for_each(|probe| probe.wake());
+    assert_eq!(wakes.get(), 0);
+}
+
+/// A service that wakes whoever waits for it when it is dropped, as a channel does.
+#[derive(Debug)]
+struct Farewell(Option<Waker>);
+
+impl Service<()> for Farewell {
+    type Response = ();
+    type Error = Failure;
+    type Future = Ready<Result<(), Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.0 = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
+}
+
+#[test]
+fn a_service_that_wakes_while_it_is_dropped_wakes_nobody() {
+    let wakes = WakeCount::new();
+    let mut cache = ReadyCache::new();
+    cache.push(0, Farewell(None));
+    cache.push(1, Farewell(None));
+    assert!(wakes.enter(|cx| cache.poll_pending(cx)).is_pending());
+    cache.evict(&0);
+    cache.push(1, Farewell(None));
+    drop(cache);
+    assert_eq!(wakes.get(), 0);
+}
+
+#[test]
+fn a_panic_costs_the_service_that_panics_and_no_other() {
+    let wakes = WakeCount::new();
+    let all = probes(5, Mood::Ready);
+    all[2].on_poll.set(OnPoll::Panic);
+    let mut cache = cache_of(&all);
+    let polled = catch_unwind(AssertUnwindSafe(|| settle(&mut cache, &wakes)));
+    assert!(polled.is_err());
+    assert_eq!(cache.len(), 4);
+    assert!(!all[2].is_alive.get());
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!(lens(&cache), (4, 0));
+
+    // In a check, and in a call.
+    all[0].on_poll.set(OnPoll::Panic);
+    let act = || wakes.enter(|cx| cache.check_ready(cx, &0).ok());
+    assert!(catch_unwind(AssertUnwindSafe(act)).is_err());
+    all[1].on_poll.set(OnPoll::Panic);
+    let act = || cache.call_ready(&1, 0);
+    assert!(catch_unwind(AssertUnwindSafe(act)).is_err());
+    assert_eq!(lens(&cache), (2, 0));
+    assert!(cache.get_ready(&0).is_none() && cache.get_ready(&1).is_none());
+    for key in [3, 4] {
+        assert_eq!(cache.call_ready(&key, key).into_inner(), Ok(key));
+    }
+    // A key that lost its service can have another.
+    cache.push(2, Probe::new(Mood::Ready).service());
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!(lens(&cache), (3, 0));
+}
+
+#[test]
+fn a_ready_service_serves_until_its_replacement_is_ready() {
+    let wakes = WakeCount::new();
+    let (old, new) = (Probe::new(Mood::Ready), Probe::new(Mood::Busy));
+    let mut cache = Cache::new();
+    cache.push(0, old.service());
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    cache.push(0, new.service());
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    assert_eq!(lens(&cache), (1, 1));
+    assert!(cache.pending_contains(&0));
+
+    new.mood.set(Mood::Ready);
+    new.wake();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!(lens(&cache), (1, 0));
+    assert!(!old.is_alive.get());
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    assert_eq!((old.calls.get(), new.calls.get()), (0, 1));
+
+    // A replacement that fails leaves the old one in its place.
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    cache.push(0, Probe::new(Mood::Broken).service());
+    assert_eq!(settle(&mut cache, &wakes), (vec![0], true));
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!(lens(&cache), (1, 0));
+    assert_eq!(new.calls.get(), 2);
+}
+
+#[test]
+fn a_call_of_what_is_not_there_panics_at_the_callers_line() {
+    let mut cache = Cache::new();
+    cache.push(0, Probe::new(Mood::Ready).service());
+    let (file, line) = panics_at(|| drop(cache.call_ready(&0, 0)));
+    assert_eq!((file.as_str(), line), (file!(), line!() - 1));
+    let (file, line) = panics_at(|| drop(cache.call_ready_index(0, 0)));
+    assert_eq!((file.as_str(), line), (file!(), line!() - 1));
+    let found = WakeCount::new().enter(|cx| cache.check_ready_index(cx, 3));
+    assert_eq!(found, Ok(false));
+    assert_eq!(lens(&cache), (0, 1));
+}
+
+#[test]
+fn a_failure_says_whose_and_what() {
+    let failed = Failed("ada", BROKEN);
+    assert_eq!(failed.to_string(), r#"the service "ada" failed"#);
+    let boxed = BoxError::from(failed);
+    let source = boxed.source().unwrap();
+    assert_eq!(source.downcast_ref(), Some(&BROKEN));
+    assert!(campanile::error::find::<Failure>(&Failed(1, BROKEN)).is_some());
+}
+
+#[test]
+fn a_key_is_found_by_what_it_can_be_borrowed_as() {
+    let wakes = WakeCount::new();
+    let mut cache: ReadyCache<String, Endpoint, u32> = ReadyCache::default();
+    cache.push("ada".to_owned(), Probe::new(Mood::Ready).service());
+    assert!(cache.pending_contains("ada"));
+    assert!(wakes.enter(|cx| cache.poll_pending(cx)).is_ready());
+    assert_eq!(
+        format!("{cache:?}"),
+        r#"ReadyCache { ready: ["ada"], pending: [] }"#
+    );
+    assert_eq!(cache.get_ready("ada").unwrap().0, 0);
+    assert!(cache.evict("ada"));
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn it_goes_where_its_services_go() {
+    fn send_and_sync<T: Send + Sync>() {}
+    send_and_sync::<ReadyCache<u32, u32, Rc<()>>>();
+}
+
+/// Wake-ups from other threads, at any time: none is lost.
+#[test]
+fn no_wake_up_is_lost() {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    use std::sync::{Arc, Mutex};
+
+    /// Is ready once for each token that a thread puts in.
+    struct Fed(Arc<(AtomicU32, Mutex<Option<Waker>>)>);
+
+    impl Service<()> for Fed {
+        type Response = ();
+        type Error = Failure;
+        type Future = Ready<Result<(), Failure>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            let (tokens, waker) = &*self.0;
+            *waker.lock().unwrap() = Some(cx.waker().clone());
+            match tokens.load(SeqCst) {
+                0 => Poll::Pending,
+                _ => Poll::Ready(Ok(())),
+            }
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            self.0.0.fetch_sub(1, SeqCst);
+            ready(Ok(()))
+        }
+    }
+
+    const TOKENS: u32 = if cfg!(miri) { 20 } else { 2_000 };
+    let mut cache = ReadyCache::new();
+    let threads: Vec<_> = (0..3)
+        .map(|key| {
+            let fed = Arc::new((AtomicU32::new(0), Mutex::new(None::<Waker>)));
+            cache.push(key, Fed(fed.clone()));
+            std::thread::spawn(move || {
+                for n in 0..TOKENS {
+                    fed.0.fetch_add(1, SeqCst);
+                    let waker = fed.1.lock().unwrap().take();
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                    if n % 16 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut calls = 0;
+    let run = std::future::poll_fn(|cx| {
+        loop {
+            let polled = cache.poll_pending(cx);
+            while cache.ready_len() > 0 {
+                let _ = cache.call_ready_index(0, ()).into_inner();
+                calls += 1;
+            }
+            if calls == 3 * TOKENS {
+                return Poll::Ready(());
+            }
+            if polled.is_pending() && cache.poll_pending(cx).is_pending() && cache.ready_len() == 0
+            {
+                return Poll::Pending;
+            }
+        }
+    });
+    futures::executor::block_on(run);
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+}

@@ -1,0 +1,735 @@
+//! `Reconnect`: a connection that is made anew when it fails, on a timer that is moved by hand; and on every runtime.
+
+mod common;
+
+use core::cell::{Cell, RefCell};
+use core::future::{Ready, ready};
+use core::task::{Context, Poll};
+use core::time::Duration;
+use std::rc::Rc;
+
+use campanile::error::find;
+use campanile::load_shed::{self, LoadShed};
+use campanile::reconnect::{
+    ConnectErrors, Error, Failed, Lost, NotReady, Reconnect, ReconnectLayer,
+};
+use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
+use campanile::util::rng::SplitMix64;
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
+use common::{Failure, Handle, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime};
+use futures::FutureExt;
+
+const MS: Duration = Duration::from_millis(1);
+const REFUSED: Failure = Failure("refused");
+const DEAD: Failure = Failure("dead");
+
+type Maker<T> = ExponentialBackoffMaker<SplitMix64, T>;
+
+/// 100 ms, 200 ms, 400 ms, 800 ms, 1 s, 1 s, …
+fn backoff<T: Timer>(timer: T) -> Maker<T> {
+    let rng = SplitMix64::new(0);
+    ExponentialBackoffMaker::with_timer(100 * MS, 1000 * MS, Jitter::None, rng, timer).unwrap()
+}
+
+type Connection = Mock<u32, u32>;
+type Under =
+    Reconnect<Mock<&'static str, Connection>, &'static str, ManualTimer, Maker<ManualTimer>>;
+
+/// A `Reconnect` whose every attempt comes out at the handle, and its clock.
+struct Set {
+    service: Under,
+    connector: Handle<&'static str, Connection>,
+    timer: ManualTimer,
+    wakes: WakeCount,
+}
+
+impl Set {
+    fn new(place: ConnectErrors) -> Self {
+        let (maker, connector) = mock();
+        let timer = ManualTimer::new();
+        let service =
+            Reconnect::with_backoff(maker, "target", backoff(timer.clone()), timer.clone())
+                .connect_errors(place);
+        Self {
+            service,
+            connector,
+            timer,
+            wakes: WakeCount::new(),
+        }
+    }
+
+    fn poll(&mut self) -> Poll<Result<(), Error<Failure, Failure>>> {
+        self.wakes.poll_ready(&mut self.service)
+    }
+
+    /// The response of a call, if it is there at once.
+    fn call(&mut self) -> Option<Result<u32, Error<Failure, Failure>>> {
+        self.service.call(7).now_or_never()
+    }
+
+    /// Starts an attempt, which must be one, and refuses it.
+    #[track_caller]
+    fn refuse(&mut self) {
+        let before = self.connector.calls();
+        let _ = self.poll();
+        assert_eq!(self.connector.calls(), before + 1, "no attempt was made");
+        self.connector.try_next().unwrap().1.fail(REFUSED);
+    }
+
+    /// Starts an attempt, which must be one, and lets it succeed.
+    #[track_caller]
+    fn accept(&mut self) -> Handle<u32, u32> {
+        let (connection, handle) = mock();
+        let _ = self.poll();
+        let (target, attempt) = self.connector.try_next().expect("no attempt was made");
+        assert_eq!(target, "target");
+        attempt.send(connection);
+        handle
+    }
+
+    /// Moves time on by just less than `wait`, in which nothing happens, and then by the rest.
+    #[track_caller]
+    fn wait_for(&mut self, wait: Duration) {
+        let (calls, wakes) = (self.connector.calls(), self.wakes.get());
+        self.timer.advance(wait - Duration::from_nanos(1));
+        for _ in 0..3 {
+            assert!(self.poll().is_pending());
+        }
+        assert_eq!((self.connector.calls(), self.wakes.get()), (calls, wakes));
+        assert_eq!(self.timer.armed(), 1);
+        self.timer.advance(Duration::from_nanos(1));
+        assert_eq!(self.wakes.get(), wakes + 1);
+    }
+}
+
+fn connect_error<E>(error: Failure) -> Error<E, Failure> {
+    Error::Connect(error)
+}
+
+#[test]
+fn it_connects_when_it_is_first_asked() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    assert_eq!((set.connector.calls(), set.timer.made()), (0, 0));
+    assert!(set.poll().is_pending());
+    let mut connection = set.accept();
+    assert_eq!(set.wakes.get(), 1);
+    assert!(set.poll().is_ready());
+    assert!(set.service.is_connected());
+    let response = set.service.call(7);
+    let (request, responder) = connection.try_next().unwrap();
+    responder.send(request + 1);
+    assert_eq!(response.now_or_never(), Some(Ok(8)));
+    assert!(set.poll().is_ready());
+    assert_eq!((set.connector.calls(), set.timer.made()), (1, 0));
+}
+
+#[test]
+fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    for wait in [100, 200, 400, 800, 1000, 1000] {
+        set.refuse();
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(set.call(), Some(Err(connect_error(REFUSED))));
+        assert!(set.poll().is_pending());
+        set.wait_for(wait * MS);
+    }
+    // Once it is up, it begins anew.
+    let connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    connection.fail(DEAD);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), Some(Err(connect_error(REFUSED))));
+    assert!(set.poll().is_pending());
+    set.wait_for(100 * MS);
+}
+
+#[test]
+fn an_error_is_not_reported_once_it_has_reconnected() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    // The caller goes away. What it was promised holds for the next one, until there is something better.
+    for _ in 0..3 {
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    }
+    assert_eq!((set.connector.calls(), set.timer.armed()), (1, 0));
+    set.timer.advance(100 * MS);
+    let mut connection = set.accept();
+    assert_eq!(set.connector.calls(), 2);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let response = set.service.call(7);
+    connection.try_next().expect("a stale error").1.send(1);
+    assert_eq!(response.now_or_never(), Some(Ok(1)));
+}
+
+#[test]
+fn an_error_is_not_reported_while_the_new_connection_is_not_ready() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.timer.advance(100 * MS);
+    // As long as it connects, the last error is the answer.
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let connection = set.accept();
+    connection.set_ready(false);
+    assert!(set.poll().is_pending());
+    connection.set_ready(true);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), None);
+    assert_eq!(connection.calls(), 1);
+}
+
+#[test]
+fn the_latest_error_is_the_one_that_is_reported() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.timer.advance(100 * MS);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let attempt = set.connector.try_next().unwrap().1;
+    attempt.fail(Failure("refused again"));
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let error = Failure("refused again");
+    assert_eq!(set.call(), Some(Err(connect_error(error))));
+    // It is reported once.
+    assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+    assert!(set.poll().is_pending());
+    set.wait_for(200 * MS);
+}
+
+#[test]
+fn the_error_comes_out_of_readiness_by_choice() {
+    let mut set = Set::new(ConnectErrors::InReadiness);
+    for wait in [100, 200] {
+        set.refuse();
+        assert_eq!(set.poll(), Poll::Ready(Err(connect_error(REFUSED))));
+        // Whoever asks on waits.
+        assert!(set.poll().is_pending());
+        set.wait_for(wait * MS);
+    }
+    let connection = set.accept();
+    connection.fail(DEAD);
+    assert_eq!(set.poll(), Poll::Ready(Err(Error::Service(DEAD))));
+    assert!(set.poll().is_pending());
+    set.wait_for(400 * MS);
+    let _connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+}
+
+#[test]
+fn the_error_comes_out_nowhere_by_choice() {
+    let mut set = Set::new(ConnectErrors::Nowhere);
+    for wait in [100, 200] {
+        set.refuse();
+        assert!(set.poll().is_pending());
+        set.wait_for(wait * MS);
+    }
+    set.accept().fail(DEAD);
+    assert!(set.poll().is_pending());
+    set.wait_for(400 * MS);
+    let connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!((set.call(), connection.calls()), (None, 1));
+}
+
+#[test]
+fn a_connection_that_dies_before_it_was_ready_is_a_failed_attempt() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    for wait in [100, 200, 400] {
+        let connection = set.accept();
+        connection.fail(DEAD);
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(connection.alive(), 0);
+        assert_eq!(set.call(), Some(Err(Error::Lost(Lost::new()))));
+        assert!(set.poll().is_pending());
+        set.wait_for(wait * MS);
+    }
+    // Not at once, but before it was ready.
+    let connection = set.accept();
+    connection.set_ready(false);
+    assert!(set.poll().is_pending());
+    connection.fail(DEAD);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), Some(Err(Error::Lost(Lost::new()))));
+    assert!(set.poll().is_pending());
+    set.wait_for(800 * MS);
+}
+
+#[test]
+fn a_connection_that_was_ready_and_dies_is_replaced_at_once() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let mut connection = set.accept();
+    for n in 2..6 {
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        // An error of a response is no error of the connection.
+        let response = set.service.call(7);
+        connection
+            .try_next()
+            .unwrap()
+            .1
+            .fail(Failure("bad request"));
+        let error = Error::Service(Failure("bad request"));
+        assert_eq!(response.now_or_never(), Some(Err(error)));
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(set.connector.calls(), n - 1);
+
+        connection.fail(DEAD);
+        assert!(set.poll().is_pending());
+        assert_eq!(connection.alive(), 0);
+        assert_eq!(set.connector.calls(), n);
+        assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+        connection = set.accept();
+    }
+    assert_eq!(set.timer.made(), 0);
+}
+
+#[test]
+fn readiness_that_goes_away_comes_back() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    connection.set_ready(false);
+    assert!(set.poll().is_pending());
+    assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+    connection.set_ready(true);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!((set.call(), connection.calls()), (None, 1));
+    // One call per readiness.
+    assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+}
+
+#[test]
+fn when_the_maker_fails_that_is_final_and_it_is_not_asked_again() {
+    let mut set = Set::new(ConnectErrors::Nowhere);
+    set.connector.set_ready(false);
+    assert!(set.poll().is_pending());
+    // The mock fails the test when it is asked again.
+    set.connector.fail(Failure("closed"));
+    assert_eq!(set.wakes.get(), 1);
+    let closed = connect_error(Failure("closed"));
+    assert_eq!(set.poll(), Poll::Ready(Err(closed)));
+    for _ in 0..2 {
+        let failed = Error::Failed(Failed::new());
+        assert_eq!(set.poll(), Poll::Ready(Err(failed)));
+        assert_eq!(set.call(), Some(Err(Error::Failed(Failed::new()))));
+    }
+}
+
+#[test]
+fn a_connection_outlives_the_maker() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let connection = set.accept();
+    set.connector.fail(Failure("closed"));
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    connection.fail(DEAD);
+    let closed = connect_error(Failure("closed"));
+    assert_eq!(set.poll(), Poll::Ready(Err(closed)));
+}
+
+/// Connections as many as are asked for, each of which fails or not, at once.
+#[derive(Clone, Default)]
+struct Eager {
+    refuses: bool,
+    dies: bool,
+    attempts: Rc<Cell<u32>>,
+    polls: Rc<Cell<u32>>,
+}
+
+struct Short {
+    dies: bool,
+    polls: Rc<Cell<u32>>,
+}
+
+impl Service<()> for Eager {
+    type Response = Short;
+    type Error = Failure;
+    type Future = Ready<Result<Short, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        self.attempts.set(self.attempts.get() + 1);
+        ready(if self.refuses {
+            Err(REFUSED)
+        } else {
+            Ok(Short {
+                dies: self.dies,
+                polls: self.polls.clone(),
+            })
+        })
+    }
+}
+
+impl Service<u32> for Short {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.polls.set(self.polls.get() + 1);
+        Poll::Ready(if self.dies { Err(DEAD) } else { Ok(()) })
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        ready(Ok(n))
+    }
+}
+
+#[test]
+fn one_attempt_is_made_in_one_poll() {
+    use ConnectErrors::{InReadiness, InResponse, Nowhere};
+    for place in [InResponse, InReadiness, Nowhere] {
+        for refuses in [true, false] {
+            let timer = ManualTimer::new();
+            let eager = Eager {
+                refuses,
+                dies: true,
+                ..Eager::default()
+            };
+            let (attempts, polls) = (eager.attempts.clone(), eager.polls.clone());
+            let maker = backoff(timer.clone());
+            let mut service =
+                Reconnect::with_backoff(eager, (), maker, timer.clone()).connect_errors(place);
+            let wakes = WakeCount::new();
+            for n in 1..4 {
+                let polled = wakes.poll_ready(&mut service);
+                assert_eq!(polled.is_pending(), place == Nowhere);
+                assert_eq!(attempts.get(), n, "{place:?}");
+                let answer = service.call(1).now_or_never().unwrap();
+                assert_eq!(
+                    find::<NotReady>(&answer.unwrap_err()).is_none(),
+                    place == InResponse
+                );
+                assert!(wakes.poll_ready(&mut service).is_pending());
+                assert_eq!(attempts.get(), n, "{place:?}");
+                assert!(timer.advance_to_next());
+            }
+            assert_eq!(polls.get(), if refuses { 0 } else { 3 });
+        }
+    }
+}
+
+#[test]
+fn a_backoff_of_no_time_lets_others_run_between_attempts() {
+    let timer = ManualTimer::new();
+    let eager = Eager {
+        refuses: true,
+        ..Eager::default()
+    };
+    let attempts = eager.attempts.clone();
+    let rng = SplitMix64::new(0);
+    let zero = Duration::ZERO;
+    let maker = ExponentialBackoffMaker::with_timer(zero, MS, Jitter::None, rng, timer.clone());
+    let mut service = Reconnect::with_backoff(eager, (), maker.unwrap(), timer.clone())
+        .connect_errors(ConnectErrors::Nowhere);
+    let wakes = WakeCount::new();
+    for n in 1..100 {
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert_eq!((attempts.get(), wakes.get()), (n, n as usize));
+    }
+    assert_eq!(timer.made(), 0);
+}
+
+#[test]
+fn a_poll_that_only_tries_connects_and_arms_nothing() {
+    let (maker, mut connector) = mock::<_, Connection>();
+    let timer = ManualTimer::new();
+    let reconnect = Reconnect::with_backoff(maker, "target", backoff(timer.clone()), timer.clone())
+        .connect_errors(ConnectErrors::Nowhere);
+    let mut service = LoadShed::new(reconnect);
+    let wakes = WakeCount::new();
+    let mut shed = || {
+        assert!(wakes.poll_ready(&mut service).is_ready());
+        let answer = service.call(1).now_or_never();
+        matches!(answer, Some(Err(load_shed::Error::Overloaded(_))))
+    };
+    assert!(shed());
+    connector.try_next().unwrap().1.fail(REFUSED);
+    for _ in 0..3 {
+        assert!(shed());
+    }
+    assert_eq!((connector.calls(), timer.made()), (1, 0));
+    timer.advance(100 * MS);
+    assert!(shed());
+    let (connection, handle) = mock();
+    connector.try_next().unwrap().1.send(connection);
+    assert!(!shed());
+    assert_eq!((handle.calls(), timer.made(), wakes.get()), (1, 0, 0));
+}
+
+#[test]
+fn it_starts_with_a_connection_that_may_be_dead() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let (connection, handle) = mock();
+    set.service = set.service.connected(connection);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.connector.calls(), 0);
+    assert_eq!(set.call(), None);
+    assert_eq!(handle.calls(), 1);
+
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let (connection, handle) = mock();
+    handle.fail(DEAD);
+    set.service = set.service.connected(connection);
+    assert!(set.poll().is_pending());
+    let _connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!((set.connector.calls(), set.timer.made()), (1, 0));
+}
+
+#[test]
+fn a_clone_has_no_connection_and_no_error() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let mut clone = set.service.clone();
+    assert_eq!(
+        clone.call(1).now_or_never(),
+        Some(Err(Error::NotReady(NotReady::new())))
+    );
+    // Neither does it wait for the backoff of its original.
+    assert!(set.wakes.poll_ready(&mut clone).is_pending());
+    assert_eq!(set.connector.calls(), 2);
+    set.connector.try_next().unwrap().1.send(mock().0);
+    assert!(set.wakes.poll_ready(&mut clone).is_ready());
+    assert!(clone.is_connected() && !clone.clone().is_connected());
+    assert_eq!(set.call(), Some(Err(connect_error(REFUSED))));
+}
+
+#[test]
+fn a_caller_that_stops_waiting_leaves_the_wait_to_the_next() {
+    let mut set = Set::new(ConnectErrors::Nowhere);
+    set.refuse();
+    assert!(set.poll().is_pending());
+    set.timer.advance(60 * MS);
+    let other = WakeCount::new();
+    assert!(other.poll_ready(&mut set.service).is_pending());
+    assert_eq!((set.timer.armed(), set.timer.made()), (1, 1));
+    set.timer.advance(40 * MS);
+    assert_eq!((set.wakes.get(), other.get()), (1, 1));
+    set.refuse();
+    assert!(set.poll().is_pending());
+    assert_eq!(set.timer.armed(), 1);
+    drop(set.service);
+    assert_eq!(set.timer.armed(), 0);
+}
+
+/// A timer whose alarms are not heard, as tokio's are not by a task that has used up its share of a poll.
+#[derive(Clone)]
+struct Deaf(ManualTimer);
+
+impl Timer for Deaf {
+    type Sleep = core::future::Pending<()>;
+    type Alarm = core::future::Pending<()>;
+
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn sleep_until(&self, _: Instant) -> Self::Sleep {
+        core::future::pending()
+    }
+
+    fn alarm_until(&self, _: Instant) -> Self::Alarm {
+        core::future::pending()
+    }
+}
+
+#[test]
+fn the_clock_ends_the_backoff_also_when_the_alarm_does_not() {
+    let timer = Deaf(ManualTimer::new());
+    let eager = Eager {
+        refuses: true,
+        ..Eager::default()
+    };
+    let attempts = eager.attempts.clone();
+    let mut service = Reconnect::with_backoff(eager, (), backoff(timer.clone()), timer.clone())
+        .connect_errors(ConnectErrors::Nowhere);
+    let wakes = WakeCount::new();
+    for n in 1..4 {
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert_eq!(attempts.get(), n);
+        timer.0.advance(1000 * MS);
+    }
+}
+
+#[test]
+fn a_layer_makes_services_apart() {
+    let timer = ManualTimer::new();
+    let layer = ReconnectLayer::with_backoff((), backoff(timer.clone()), timer.clone())
+        .connect_errors(ConnectErrors::InReadiness);
+    let eager = Eager {
+        refuses: true,
+        ..Eager::default()
+    };
+    let wakes = WakeCount::new();
+    for n in 1..3 {
+        let mut service = layer.layer(eager.clone());
+        let polled = wakes.poll_ready::<_, u32>(&mut service);
+        assert_eq!(polled, Poll::Ready(Err(Error::Connect(REFUSED))));
+        assert_eq!(eager.attempts.get(), n);
+    }
+}
+
+#[test]
+fn it_needs_no_thread_and_no_static() {
+    let name = String::from("borrowed");
+    let log = RefCell::new(Vec::new());
+    let connector = service_fn(|target: &str| {
+        log.borrow_mut().push(target.len());
+        ready(Ok::<_, Failure>(service_fn(|n: u32| {
+            let name = &name;
+            async move { Ok::<_, Failure>(name.len() + n as usize) }
+        })))
+    });
+    let timer = ManualTimer::new();
+    let service = Reconnect::with_backoff(connector, name.as_str(), backoff(&timer), &timer);
+    assert_eq!(service.oneshot(1).now_or_never(), Some(Ok(9)));
+    assert_eq!(*log.borrow(), [8]);
+}
+
+#[cfg(feature = "alloc")]
+#[test]
+fn errors_flatten() {
+    use campanile::BoxError;
+
+    let error: Error<load_shed::Error<Failure>, Failure> = Error::Connect(REFUSED);
+    assert_eq!(error.to_string(), "refused");
+    assert_eq!(find::<Failure>(&error), Some(&REFUSED));
+    assert_eq!(BoxError::from(error).downcast_ref(), Some(&REFUSED));
+    let error: Error<core::convert::Infallible, BoxError> = Error::Lost(Lost::new());
+    assert!(BoxError::from(error).is::<Lost>());
+}
+
+/// A server that refuses, then kills what it accepts, then serves.
+async fn it_gets_through_in_the_end<H: Host>(rt: On<H>) {
+    let mut attempts = 0;
+    let connector = service_fn(move |_: &'static str| {
+        attempts += 1;
+        let attempt = attempts;
+        ready(match attempt {
+            1..=2 => Err(REFUSED),
+            _ => {
+                let (connection, handle) = mock::<u32, u32>();
+                match attempt {
+                    3..=4 => handle.fail(DEAD),
+                    _ => H::execute(answer(handle)),
+                }
+                Ok(connection)
+            }
+        })
+    });
+    let maker = backoff(rt.clone());
+    let mut service = Reconnect::with_backoff(connector, "target", maker, rt.clone());
+
+    let wakes = WakeCount::new();
+    let mut errors = Vec::new();
+    let start = rt.now();
+    for wait in [100, 200, 400, 800] {
+        let answer = service.ready().await.unwrap().call(1).await;
+        errors.push(answer.unwrap_err().to_string());
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        rt.advance(wait * MS).await;
+    }
+    let lost = "connection lost before it was ready";
+    assert_eq!(errors, ["refused", "refused", lost, lost]);
+    assert_eq!(service.ready().await.unwrap().call(1).await, Ok(2));
+    assert!(rt.now().saturating_duration_since(start) >= 1500 * MS);
+}
+
+async fn answer(mut handle: Handle<u32, u32>) {
+    let (request, responder) = handle.next().await;
+    responder.send(request + 1);
+}
+
+/// The task is woken by the timer, and by nothing else.
+async fn the_timer_wakes_who_waits<H: Host>(rt: On<H>) {
+    let mut attempts = 0;
+    let connector = service_fn(move |()| {
+        attempts += 1;
+        ready(if attempts < 4 {
+            Err(REFUSED)
+        } else {
+            Ok(service_fn(|n: u32| ready(Ok::<_, Failure>(n))))
+        })
+    });
+    let service = Reconnect::with_backoff(connector, (), backoff(rt.clone()), rt.clone())
+        .connect_errors(ConnectErrors::Nowhere);
+    let (tell, told) = futures::channel::oneshot::channel();
+    H::execute(async move {
+        let _ = tell.send(service.oneshot(5).await);
+    });
+    let mut told = told.fuse();
+    let answer = loop {
+        futures::select_biased! {
+            answer = told => break answer,
+            () = rt.advance(100 * MS).fuse() => {}
+        }
+    };
+    assert_eq!(answer.unwrap(), Ok(5));
+}
+
+on_every_runtime! { it_gets_through_in_the_end, the_timer_wakes_who_waits }
+
+/// With the runtimes' own timers and the default backoff; and the same code against tower.
+#[cfg(all(
+    feature = "tower",
+    feature = "tokio",
+    feature = "smol",
+    feature = "async-std"
+))]
+mod parity {
+    macro_rules! program {
+        ($tower:path) => {{
+            use std::future::{Ready, ready};
+            use std::sync::atomic::{AtomicU32, Ordering};
+
+            use tower::reconnect::Reconnect;
+            use tower::{BoxError, Service, ServiceExt, service_fn, util::ServiceFn};
+            use $tower as tower;
+
+            type Answer = Ready<Result<u32, std::io::Error>>;
+            type Connection = ServiceFn<fn(u32) -> Answer>;
+            type Connecting = Ready<Result<Connection, std::fmt::Error>>;
+            struct Kept {
+                service: Reconnect<ServiceFn<fn(u32) -> Connecting>, u32>,
+            }
+
+            fn connection() -> Connection {
+                let answer: fn(u32) -> Answer = |n| ready(Ok(n));
+                service_fn(answer)
+            }
+            let connect: fn(u32) -> Connecting = |target| {
+                static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
+                assert_eq!(target, 3);
+                ready(match ATTEMPTS.fetch_add(1, Ordering::Relaxed) {
+                    0 => Err(std::fmt::Error),
+                    _ => Ok(connection()),
+                })
+            };
+            async move {
+                let mut kept = Kept {
+                    service: Reconnect::new(service_fn(connect), 3),
+                };
+                let error = kept.service.ready().await?.call(1).await.unwrap_err();
+                assert!(BoxError::from(error).is::<std::fmt::Error>());
+                let first = kept.service.ready().await?.call(1).await?;
+                let service = Reconnect::with_connection(connection(), service_fn(connect), 3);
+                Ok::<_, BoxError>(first + service.oneshot(2).await?)
+            }
+        }};
+    }
+
+    #[tokio::test]
+    async fn code_for_tower_compiles_against_this() {
+        assert_eq!(program!(::tower).await.unwrap(), 3);
+        assert_eq!(program!(campanile::tokio).await.unwrap(), 3);
+        assert_eq!(smol::block_on(program!(campanile::smol)).unwrap(), 3);
+        let answer = async_std::task::block_on(program!(campanile::async_std));
+        assert_eq!(answer.unwrap(), 3);
+    }
+}

@@ -1,0 +1,593 @@
+//! `SpawnReady`: readiness driven by a task, which the tests run by hand; and on every runtime.
+#![cfg(feature = "std")]
+
+mod common;
+
+use core::cell::RefCell;
+use core::future::{Ready, ready};
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use campanile::load_shed::{self, LoadShed};
+use campanile::spawn_ready::{
+    BackgroundReady, Closed, Error, Failed, NotReady, Panicked, SpawnReady, SpawnReadyLayer,
+};
+use campanile::{Executor, Layer, Service, ServiceExt};
+use common::{
+    Failure, Handle, Host, Mock, On, Task, WakeCount, mock, on_every_runtime, spawn, until,
+};
+use futures::FutureExt;
+
+const DEAD: Failure = Failure("dead");
+
+type Boxed = Pin<Box<dyn Future<Output = ()>>>;
+
+/// An executor whose tasks the test polls.
+#[derive(Clone, Default)]
+struct ByHand(Rc<RefCell<Vec<Task<Boxed>>>>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for ByHand {
+    fn execute(&self, future: F) {
+        self.0.borrow_mut().push(spawn(Box::pin(future)));
+    }
+}
+
+impl ByHand {
+    /// How many tasks were started so far.
+    fn tasks(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    fn poll(&self) -> Poll<()> {
+        self.0.borrow_mut().last_mut().unwrap().poll()
+    }
+
+    fn is_woken(&self) -> bool {
+        self.0.borrow().last().unwrap().is_woken()
+    }
+
+    /// Drops the tasks without running them to their end.
+    fn stop(&self) {
+        let tasks = self.0.take();
+        drop(tasks);
+    }
+}
+
+struct Set {
+    service: SpawnReady<Mock<u32, u32>, Failure, ByHand>,
+    handle: Handle<u32, u32>,
+    executor: ByHand,
+    wakes: WakeCount,
+}
+
+impl Set {
+    fn new() -> Self {
+        let (service, handle) = mock();
+        let executor = ByHand::default();
+        Self {
+            service: SpawnReady::with_executor(service, executor.clone()),
+            handle,
+            executor,
+            wakes: WakeCount::new(),
+        }
+    }
+
+    /// One whose service is with the task, and pending there.
+    fn waiting() -> Self {
+        let mut set = Self::new();
+        set.handle.set_ready(false);
+        assert!(set.poll().is_pending());
+        assert!(set.executor.poll().is_pending());
+        set
+    }
+
+    fn poll(&mut self) -> Poll<Result<(), Error<Failure>>> {
+        self.wakes.poll_ready(&mut self.service)
+    }
+
+    fn call(&mut self) -> Option<Result<u32, Error<Failure>>> {
+        self.service.call(1).now_or_never()
+    }
+
+    /// Whatever is asked of it, the answer is `error`.
+    #[track_caller]
+    fn assert_ended(&mut self, error: &Error<Failure>) {
+        for _ in 0..3 {
+            assert_eq!(self.poll(), Poll::Ready(Err(error.clone())));
+            assert_eq!(self.call(), Some(Err(error.clone())));
+        }
+        assert_eq!(self.handle.alive(), 0);
+    }
+}
+
+#[test]
+fn a_service_that_is_ready_at_once_starts_no_task() {
+    let mut set = Set::new();
+    for n in 1..4 {
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(set.call(), None);
+        assert_eq!((set.handle.calls(), set.executor.tasks()), (n, 0));
+    }
+}
+
+#[test]
+fn the_task_drives_readiness_while_nobody_asks() {
+    let mut set = Set::new();
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    assert_eq!(set.executor.tasks(), 1);
+    assert!(set.executor.poll().is_pending());
+    // The poll of the task replaced the one that found the service pending.
+    assert!(set.poll().is_pending());
+    set.handle.set_ready(true);
+    assert!(set.executor.is_woken());
+    let woken = set.wakes.get();
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(set.wakes.get(), woken + 1);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), None);
+    assert_eq!(set.handle.calls(), 1);
+}
+
+#[test]
+fn all_waits_share_one_task() {
+    let mut set = Set::waiting();
+    for n in 1..5 {
+        set.handle.set_ready(true);
+        assert!(set.executor.is_woken());
+        assert!(set.executor.poll().is_pending());
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(set.call(), None);
+        // The task has nothing to do meanwhile.
+        assert!(!set.executor.is_woken());
+        assert!(set.executor.poll().is_pending());
+        set.handle.set_ready(false);
+        assert!(set.poll().is_pending());
+        assert!(set.executor.is_woken());
+        assert!(set.executor.poll().is_pending());
+        assert_eq!((set.handle.calls(), set.executor.tasks()), (n, 1));
+    }
+}
+
+#[test]
+fn readiness_that_was_told_may_be_asked_for_again() {
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    for _ in 0..3 {
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    }
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+}
+
+#[test]
+fn an_error_in_the_task_comes_out_once_and_stays_an_error() {
+    let mut set = Set::waiting();
+    assert!(set.poll().is_pending());
+    // The mock wakes the poll that found it pending first, too.
+    set.handle.fail(DEAD);
+    let woken = set.wakes.get();
+    assert!(set.executor.poll().is_ready());
+    assert_eq!((set.wakes.get(), set.handle.alive()), (woken + 1, 0));
+    assert_eq!(set.poll(), Poll::Ready(Err(Error::Service(DEAD))));
+    set.assert_ended(&Error::Failed(Failed::new()));
+    assert_eq!(set.executor.tasks(), 1);
+}
+
+#[test]
+fn an_error_on_the_spot_stays_an_error_too() {
+    let mut set = Set::new();
+    set.handle.fail(DEAD);
+    assert_eq!(set.poll(), Poll::Ready(Err(Error::Service(DEAD))));
+    set.assert_ended(&Error::Failed(Failed::new()));
+    assert_eq!(set.executor.tasks(), 0);
+}
+
+#[test]
+fn the_task_ends_with_the_handle_and_drops_the_service() {
+    let set = Set::waiting();
+    drop(set.service);
+    assert_eq!(set.handle.alive(), 1);
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_ready());
+    assert_eq!(set.handle.alive(), 0);
+}
+
+#[test]
+fn a_task_that_has_not_begun_ends_with_the_handle() {
+    let mut set = Set::new();
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    drop(set.service);
+    assert!(set.executor.poll().is_ready());
+    assert_eq!(set.handle.alive(), 0);
+}
+
+#[test]
+fn a_service_on_its_way_is_dropped_with_the_handle() {
+    // To the handle.
+    let set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    drop(set.service);
+    assert_eq!(set.handle.alive(), 0);
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_ready());
+
+    // To the task.
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    assert!(set.poll().is_ready());
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    drop(set.service);
+    assert_eq!(set.handle.alive(), 0);
+    assert!(set.executor.poll().is_ready());
+}
+
+#[test]
+fn a_task_that_waits_for_work_ends_with_the_handle() {
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    assert!(set.poll().is_ready());
+    assert!(!set.executor.is_woken());
+    drop(set.service);
+    assert_eq!(set.handle.alive(), 0);
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_ready());
+}
+
+#[test]
+fn an_executor_that_drops_the_task_closes_it() {
+    let mut set = Set::waiting();
+    assert!(set.poll().is_pending());
+    let woken = set.wakes.get();
+    set.executor.stop();
+    assert_eq!((set.wakes.get(), set.handle.alive()), (woken + 1, 0));
+    set.assert_ended(&Error::Closed(Closed::new()));
+
+    /// Drops whatever it is to run.
+    struct Stopped;
+    impl<F> Executor<F> for Stopped {
+        fn execute(&self, _: F) {}
+    }
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let mut service = SpawnReady::with_executor(service, Stopped);
+    let closed = Error::Closed(Closed::new());
+    let polled = WakeCount::new().poll_ready(&mut service);
+    assert_eq!(polled, Poll::Ready(Err(closed)));
+}
+
+#[test]
+fn a_service_that_the_task_does_not_have_survives_the_executor() {
+    // It is on its way back.
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    set.executor.stop();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    // The next wait has a new task.
+    for _ in 0..2 {
+        set.handle.set_ready(false);
+        assert!(set.poll().is_pending());
+        assert_eq!(set.executor.tasks(), 1);
+        assert!(set.executor.poll().is_pending());
+        set.handle.set_ready(true);
+        assert!(set.executor.poll().is_pending());
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        set.executor.stop();
+    }
+    assert_eq!(set.call(), None);
+    assert_eq!(set.handle.calls(), 1);
+}
+
+/// Panics when it is asked for the second time, which is in the task.
+struct Bomb {
+    polls: u32,
+    _alive: Rc<()>,
+}
+
+impl Service<u32> for Bomb {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.polls += 1;
+        assert_eq!(self.polls, 1, "boom");
+        Poll::Pending
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        ready(Ok(n))
+    }
+}
+
+#[test]
+fn a_panic_in_the_task_is_told_apart() {
+    let executor = ByHand::default();
+    let alive = Rc::new(());
+    let bomb = Bomb {
+        polls: 0,
+        _alive: alive.clone(),
+    };
+    let mut service = SpawnReady::with_executor(bomb, executor.clone());
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    assert_eq!(Rc::strong_count(&alive), 2);
+    common::panics_at(|| assert!(executor.poll().is_ready()));
+    assert_eq!((wakes.get(), Rc::strong_count(&alive)), (1, 1));
+    // Whoever caught it may poll the task again.
+    assert!(catch_unwind(AssertUnwindSafe(|| executor.poll())).is_ok());
+    for _ in 0..3 {
+        let panicked = || Error::Panicked(Panicked::new());
+        assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Err(panicked())));
+        assert_eq!(service.call(1).now_or_never(), Some(Err(panicked())));
+    }
+}
+
+#[test]
+fn a_poll_that_only_tries_starts_no_task_and_waits_with_nobody() {
+    let (service, handle) = mock::<u32, u32>();
+    let executor = ByHand::default();
+    let spawned = SpawnReady::with_executor(service, executor.clone());
+    let mut service = LoadShed::new(spawned);
+    let shed = |service: &mut LoadShed<SpawnReady<_, _, _>>| {
+        assert!(WakeCount::new().poll_ready(service).is_ready());
+        let answer = service.call(1).now_or_never();
+        matches!(answer, Some(Err(load_shed::Error::Overloaded(_))))
+    };
+    handle.set_ready(false);
+    assert!(shed(&mut service));
+    handle.set_ready(true);
+    assert!(!shed(&mut service));
+    assert_eq!((executor.tasks(), handle.calls()), (0, 1));
+    // A readiness that a try finds gone is no longer there for a call.
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(service.get_mut()).is_ready());
+    handle.set_ready(false);
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let answer = service.get_mut().call(1).now_or_never();
+    assert_eq!(answer, Some(Err(Error::NotReady(NotReady::new()))));
+
+    // While the task has the service.
+    assert!(wakes.poll_ready(service.get_mut()).is_pending());
+    assert!(executor.poll().is_pending());
+    assert!(shed(&mut service));
+    handle.set_ready(true);
+    let woken = wakes.get();
+    assert!(executor.poll().is_pending());
+    assert_eq!(wakes.get(), woken + 1);
+    assert!(!shed(&mut service));
+    assert_eq!((executor.tasks(), handle.calls()), (1, 2));
+}
+
+#[test]
+fn a_call_without_readiness_reaches_nobody() {
+    let mut set = Set::new();
+    let not_ready = || Some(Err(Error::NotReady(NotReady::new())));
+    assert_eq!(set.call(), not_ready());
+    assert!(set.poll().is_ready());
+    assert_eq!(set.call(), None);
+    assert_eq!(set.call(), not_ready());
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    assert_eq!(set.call(), not_ready());
+    assert_eq!(set.handle.calls(), 1);
+}
+
+#[test]
+fn the_layer_and_the_task_can_be_named() {
+    /// An executor for this one task.
+    #[derive(Clone, Default)]
+    struct Only;
+    impl<S: Service<u32>> Executor<BackgroundReady<S, u32>> for Only {
+        fn execute(&self, mut task: BackgroundReady<S, u32>) {
+            assert!(WakeCount::new().poll(&mut task).is_pending());
+        }
+    }
+    let layer: SpawnReadyLayer<Failure, Only> = SpawnReady::<(), _, _>::layer();
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let mut service = layer.clone().layer(service);
+    let closed = Error::Closed(Closed::new());
+    let polled = WakeCount::new().poll_ready(&mut service);
+    assert_eq!(polled, Poll::Ready(Err(closed)));
+}
+
+#[test]
+fn errors_flatten() {
+    use campanile::BoxError;
+
+    let error: Error<load_shed::Error<Failure>> = Error::Service(load_shed::Error::Service(DEAD));
+    assert_eq!(BoxError::from(error).downcast_ref(), Some(&DEAD));
+    let error: Error<Failure> = Error::Panicked(Panicked::new());
+    assert!(BoxError::from(error).is::<Panicked>());
+}
+
+/// Neither `Send` nor `'static`, and pending for the first few polls after each call.
+struct Slow<'a> {
+    served: &'a RefCell<Vec<u32>>,
+    left: u32,
+}
+
+impl Service<u32> for Slow<'_> {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.left == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        self.left = 3;
+        self.served.borrow_mut().push(n);
+        ready(Ok(n))
+    }
+}
+
+#[cfg(feature = "smol")]
+#[test]
+fn a_local_executor_drives_what_is_neither_send_nor_static() {
+    let served = RefCell::new(Vec::new());
+    let executor = smol::LocalExecutor::new();
+    let slow = Slow {
+        served: &served,
+        left: 3,
+    };
+    let service = SpawnReady::with_executor(slow, &executor);
+    smol::block_on(executor.run(async {
+        let mut service = service;
+        for n in 0..3 {
+            let answer = service.ready().await.unwrap().call(n).await;
+            assert_eq!(answer, Ok(n));
+        }
+    }));
+    assert_eq!(*served.borrow(), [0, 1, 2]);
+}
+
+#[cfg(feature = "tokio")]
+#[tokio::test]
+async fn a_local_set_drives_what_is_not_send() {
+    use campanile::tokio::local::ServiceBuilder;
+
+    tokio::task::LocalSet::new()
+        .run_until(async {
+            let served: &RefCell<Vec<u32>> = Box::leak(Box::default());
+            let slow = Slow { served, left: 3 };
+            let mut service = ServiceBuilder::new().spawn_ready().service(slow);
+            for n in 0..3 {
+                let answer = service.ready().await.unwrap().call(n).await;
+                assert_eq!(answer, Ok(n));
+            }
+            assert_eq!(*served.borrow(), [0, 1, 2]);
+        })
+        .await;
+}
+
+/// A service that is driven, and then called, while its owner asks only now and then.
+async fn readiness_comes_in_the_background<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let mut service = SpawnReady::with_executor(service, rt);
+    assert!(WakeCount::new().poll_ready(&mut service).is_pending());
+    handle.set_ready(true);
+    let response = service.ready().await.unwrap().call(1);
+    let (request, responder) = handle.next().await;
+    responder.send(request + 1);
+    assert_eq!(response.await, Ok(2));
+
+    handle.set_ready(false);
+    assert!(WakeCount::new().poll_ready(&mut service).is_pending());
+    handle.fail(DEAD);
+    assert_eq!(service.ready().await.unwrap_err(), Error::Service(DEAD));
+    assert_eq!(handle.alive(), 0);
+    let failed = Error::Failed(Failed::new());
+    assert_eq!(service.ready().await.unwrap_err(), failed);
+}
+
+async fn a_dropped_handle_ends_the_task<H: Host>(rt: On<H>) {
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let mut service = SpawnReady::with_executor(service, rt);
+    assert!(WakeCount::new().poll_ready(&mut service).is_pending());
+    drop(service);
+    until(|| handle.alive() == 0).await;
+}
+
+/// Pends twice before each call: once where it is asked, once in the task.
+struct Often {
+    left: u32,
+    served: u32,
+}
+
+impl Service<u32> for Often {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.left == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        self.left = 2;
+        self.served += 1;
+        ready(Ok(n + self.served))
+    }
+}
+
+/// Back and forth, so often that a wake-up which can be lost is.
+async fn no_wake_up_is_lost<H: Host>(rt: On<H>) {
+    let often = Often { left: 2, served: 0 };
+    let mut service = SpawnReady::with_executor(often, rt);
+    let mut sum = 0;
+    for n in 0..2_000 {
+        sum += service.ready().await.unwrap().call(n).await.unwrap();
+    }
+    assert_eq!(sum, (0..2_000).map(|n| 2 * n + 1).sum());
+}
+
+on_every_runtime! {
+    readiness_comes_in_the_background,
+    a_dropped_handle_ends_the_task,
+    no_wake_up_is_lost,
+}
+
+/// The same code against tower and against this crate.
+#[cfg(all(feature = "tower", feature = "tokio"))]
+mod parity {
+    use crate::common::mock;
+
+    macro_rules! program {
+        ($tower:path) => {{
+            use tower::spawn_ready::{SpawnReady, SpawnReadyLayer};
+            use tower::{BoxError, Layer, Service, ServiceExt, util::BoxService};
+            use $tower as tower;
+
+            struct Kept {
+                service: SpawnReady<BoxService<u32, u32, BoxError>>,
+            }
+
+            let (service, mut handle) = mock::<u32, u32>();
+            handle.set_ready(false);
+            let service = BoxService::new(service.map_err(BoxError::from));
+            let mut kept = Kept {
+                service: SpawnReady::new(service),
+            };
+            let response = {
+                let waiting = kept.service.ready();
+                let (ready, ()) = futures::join!(waiting, async { handle.set_ready(true) });
+                ready.unwrap().call(1)
+            };
+            handle.next().await.1.send(2);
+            let mut outer = SpawnReadyLayer::new().layer(kept.service);
+            assert!(outer.ready().await.is_ok());
+            response.await.unwrap()
+        }};
+    }
+
+    #[tokio::test]
+    async fn code_for_tower_compiles_against_this() {
+        assert_eq!(program!(::tower), 2);
+        assert_eq!(program!(campanile::tokio), 2);
+    }
+}

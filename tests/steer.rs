@@ -1,0 +1,364 @@
+//! `Steer`: the readiness of several services as one, and a request to one of them.
+
+mod common;
+
+use core::cell::{Cell, RefCell};
+use core::future::{Ready, ready};
+use core::task::{Context, Poll};
+use std::rc::Rc;
+
+use campanile::error::find;
+use campanile::load_shed::{self, LoadShed};
+use campanile::steer::{Empty, Error, Failed, NotReady, OutOfRange, Picker, Steer};
+use campanile::{Service, ServiceExt, service_fn};
+use common::{Failure, WakeCount, mock};
+use futures::FutureExt;
+
+/// A service with a switch that counts how often it is asked, and holds its caller to the contract.
+#[derive(Debug)]
+struct Switch {
+    name: u32,
+    shared: Rc<Shared>,
+    is_ready: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ready: Cell<bool>,
+    polls: Cell<u32>,
+    wakers: RefCell<Vec<std::task::Waker>>,
+}
+
+impl Shared {
+    fn turn_on(&self) {
+        self.ready.set(true);
+        self.wakers.take().into_iter().for_each(|w| w.wake());
+    }
+}
+
+fn switches(n: u32) -> (Vec<Switch>, Vec<Rc<Shared>>) {
+    (0..n)
+        .map(|name| {
+            let shared = Rc::new(Shared::default());
+            let switch = Switch {
+                name,
+                shared: shared.clone(),
+                is_ready: false,
+            };
+            (switch, shared)
+        })
+        .unzip()
+}
+
+impl Clone for Switch {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name,
+            shared: self.shared.clone(),
+            is_ready: false,
+        }
+    }
+}
+
+impl Service<u32> for Switch {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.shared.polls.set(self.shared.polls.get() + 1);
+        self.is_ready = self.shared.ready.get();
+        if self.is_ready {
+            return Poll::Ready(Ok(()));
+        }
+        self.shared.wakers.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn call(&mut self, request: u32) -> Self::Future {
+        assert!(std::mem::take(&mut self.is_ready), "called unready");
+        ready(Ok(1_000 * self.name + request))
+    }
+}
+
+/// The request is the index.
+fn by_index<S>(request: &u32, _: &[S]) -> usize {
+    *request as usize
+}
+
+fn polls(all: &[Rc<Shared>]) -> Vec<u32> {
+    all.iter().map(|shared| shared.polls.get()).collect()
+}
+
+#[test]
+fn it_is_ready_when_all_are_and_the_picker_chooses() {
+    let (services, all) = switches(3);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    // All wait side by side, and not each for the one before it.
+    assert_eq!(polls(&all), [1, 1, 1]);
+    all[2].turn_on();
+    assert_eq!(wakes.get(), 1);
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    all[0].turn_on();
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    all[1].turn_on();
+    assert_eq!(wakes.poll_ready(&mut steer), Poll::Ready(Ok(())));
+
+    assert_eq!(steer.call(2).now_or_never(), Some(Ok(2_002)));
+    assert_eq!(wakes.poll_ready(&mut steer), Poll::Ready(Ok(())));
+    assert_eq!(steer.call(0).now_or_never(), Some(Ok(0)));
+}
+
+#[test]
+fn only_those_are_asked_that_are_not_ready() {
+    let (services, all) = switches(3);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+
+    all[1].turn_on();
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    assert_eq!(polls(&all), [1, 1, 1]);
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    assert_eq!(polls(&all), [2, 1, 2]);
+    all[0].turn_on();
+    all[2].turn_on();
+    for _ in 0..3 {
+        assert!(wakes.poll_ready(&mut steer).is_ready());
+        assert_eq!(polls(&all), [3, 1, 3]);
+    }
+    // After a call only the one that was called.
+    for n in 2..5 {
+        drop(steer.call(1));
+        assert!(wakes.poll_ready(&mut steer).is_ready());
+        assert_eq!(polls(&all), [3, n, 3]);
+    }
+}
+
+#[test]
+fn a_clone_starts_with_nothing_ready() {
+    let (services, all) = switches(2);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+    all.iter().for_each(|shared| shared.turn_on());
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+
+    let mut clone = steer.clone();
+    all[1].ready.set(false);
+    assert!(wakes.poll_ready(&mut clone).is_pending());
+    assert_eq!(polls(&all), [2, 2]);
+    all[1].turn_on();
+    assert!(wakes.poll_ready(&mut clone).is_ready());
+    let answers = [clone.call(1), steer.call(1)].map(|answer| answer.now_or_never().unwrap());
+    assert_eq!(answers, [Ok(1_001), Ok(1_001)]);
+
+    let mut unready = clone.clone();
+    let answer = unready.call(0).now_or_never().unwrap();
+    assert_eq!(answer, Err(Error::NotReady(NotReady::new())));
+}
+
+#[test]
+fn an_index_out_of_range_is_an_error_and_uses_up_no_readiness() {
+    let (services, all) = switches(2);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+    all.iter().for_each(|shared| shared.turn_on());
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+
+    let error = steer.call(2).now_or_never().unwrap().unwrap_err();
+    let found = find::<OutOfRange>(&error).unwrap();
+    assert_eq!((found.index(), found.services()), (2, 2));
+    assert_eq!(error.to_string(), "picked service 2 of 2, counted from 0");
+    for _ in 0..2 {
+        assert!(steer.call(u32::MAX).now_or_never().unwrap().is_err());
+    }
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    assert_eq!(polls(&all), [1, 1]);
+    assert_eq!(steer.call(1).now_or_never(), Some(Ok(1_001)));
+}
+
+#[test]
+fn an_empty_set_is_an_error_and_never_asks_the_picker() {
+    let mut steer = Steer::with_services(Vec::<Switch>::new(), |_: &u32, _: &[Switch]| {
+        panic!("nothing to pick from")
+    });
+    let wakes = WakeCount::new();
+    for _ in 0..2 {
+        let empty = Error::Empty(Empty::new());
+        assert_eq!(wakes.poll_ready(&mut steer), Poll::Ready(Err(empty)));
+        let answer = steer.call(0).now_or_never();
+        assert_eq!(answer, Some(Err(Error::Empty(Empty::new()))));
+    }
+}
+
+#[test]
+fn a_call_without_readiness_reaches_nobody() {
+    let (services, all) = switches(2);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+    let not_ready = || Some(Err(Error::NotReady(NotReady::new())));
+    assert_eq!(steer.call(0).now_or_never(), not_ready());
+    all.iter().for_each(|shared| shared.turn_on());
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    assert_eq!(steer.call(0).now_or_never(), Some(Ok(0)));
+    assert_eq!(steer.call(1).now_or_never(), not_ready());
+    // The one that was called is asked again, whatever came in between.
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    assert_eq!(polls(&all), [2, 1]);
+}
+
+#[test]
+fn when_one_fails_the_whole_has_and_nobody_is_asked_again() {
+    // The mocks fail the test when they are asked again.
+    let (first, one) = mock::<u32, u32>();
+    let (second, other) = mock::<u32, u32>();
+    let mut steer = Steer::with_services([first, second], by_index);
+    let wakes = WakeCount::new();
+    one.set_ready(false);
+    assert!(wakes.poll_ready(&mut steer).is_pending());
+    one.fail(Failure("gone"));
+    assert_eq!(wakes.get(), 1);
+    let polled = wakes.poll_ready(&mut steer);
+    assert_eq!(polled, Poll::Ready(Err(Error::Service(Failure("gone")))));
+    for _ in 0..2 {
+        let failed = Error::Failed(Failed::new());
+        assert_eq!(wakes.poll_ready(&mut steer), Poll::Ready(Err(failed)));
+        let answer = steer.call(1).now_or_never();
+        assert_eq!(answer, Some(Err(Error::Failed(Failed::new()))));
+    }
+    assert_eq!(other.calls(), 0);
+    // A clone has services of its own.
+    one.set_ready(true);
+    assert!(wakes.poll_ready(&mut steer.clone()).is_ready());
+}
+
+#[test]
+fn there_may_be_more_services_than_bits_in_a_word() {
+    for n in [1, 63, 64, 65, 128, 200] {
+        let (services, all) = switches(n);
+        let mut steer = Steer::with_services(services, by_index);
+        let wakes = WakeCount::new();
+        let mut done = 0;
+        while wakes.poll_ready(&mut steer).is_pending() {
+            assert!(done < n);
+            // From behind, which is the hardest for windows that go forward.
+            let window = (done / 64 + 1) * 64;
+            let at = window.min(n) - 1 - done % 64;
+            all[at as usize].turn_on();
+            done += 1;
+        }
+        assert_eq!(done, n);
+        for at in (0..n).rev() {
+            assert!(wakes.poll_ready(&mut steer).is_ready());
+            let before = polls(&all);
+            assert_eq!(steer.call(at).now_or_never(), Some(Ok(1_001 * at)));
+            assert!(wakes.poll_ready(&mut steer).is_ready());
+            let asked: u32 = polls(&all).iter().sum::<u32>() - before.iter().sum::<u32>();
+            assert_eq!(asked, 1);
+        }
+    }
+}
+
+#[test]
+fn a_poll_that_only_tries_waits_with_nobody() {
+    let (services, all) = switches(2);
+    let mut service = LoadShed::new(Steer::with_services(services, by_index));
+    let wakes = WakeCount::new();
+    all[0].turn_on();
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let answer = service.call(0).now_or_never().unwrap();
+    assert!(matches!(answer, Err(load_shed::Error::Overloaded(_))));
+    all[1].turn_on();
+    assert_eq!(wakes.get(), 0);
+    // What was ready for the first stays so.
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    assert_eq!(polls(&all), [1, 2]);
+    assert_eq!(service.call(0).now_or_never(), Some(Ok(0)));
+}
+
+#[test]
+fn services_are_in_an_array_a_slice_or_a_box() {
+    let echo = |name: u32| service_fn(move |n: u32| ready(Ok::<_, Failure>(10 * name + n)));
+    let array = Steer::with_services([echo(1), echo(2)], by_index);
+    assert_eq!(array.services().len(), 2);
+    let mut kept = [echo(3), echo(4)];
+    let slice = Steer::with_services(&mut kept[..], by_index);
+    assert_eq!(array.oneshot(1).now_or_never(), Some(Ok(21)));
+    assert_eq!(slice.oneshot(0).now_or_never(), Some(Ok(30)));
+    let boxed = vec![echo(5)].into_boxed_slice();
+    let boxed = Steer::with_services(boxed, by_index);
+    assert_eq!(boxed.oneshot(0).now_or_never(), Some(Ok(50)));
+}
+
+#[test]
+fn a_picker_may_be_a_type_and_keep_a_state() {
+    struct InTurn(usize);
+    impl<S> Picker<S, u32> for InTurn {
+        fn pick(&mut self, _: &u32, services: &[S]) -> usize {
+            self.0 += 1;
+            self.0 % services.len()
+        }
+    }
+    let echo = |name: u32| service_fn(move |n: u32| ready(Ok::<_, Failure>(10 * name + n)));
+    let mut by_type = Steer::with_services([echo(0), echo(1)], InTurn(0));
+    let mut turn = 0;
+    let mut by_closure = Steer::with_services([echo(0), echo(1)], move |_: &u32, _: &[_]| {
+        turn += 1;
+        turn % 2
+    });
+    let wakes = WakeCount::new();
+    for expected in [10, 0, 10] {
+        assert!(wakes.poll_ready(&mut by_type).is_ready());
+        assert_eq!(by_type.call(0).now_or_never(), Some(Ok(expected)));
+        assert!(wakes.poll_ready(&mut by_closure).is_ready());
+        assert_eq!(by_closure.call(0).now_or_never(), Some(Ok(expected)));
+    }
+}
+
+#[cfg(feature = "alloc")]
+#[test]
+fn errors_flatten() {
+    let error: Error<load_shed::Error<Failure>> =
+        Error::Service(load_shed::Error::Overloaded(load_shed::Overloaded::new()));
+    assert!(campanile::BoxError::from(error).is::<load_shed::Overloaded>());
+    let error: Error<Failure> = Error::NotReady(NotReady::new());
+    assert!(campanile::BoxError::from(error).is::<NotReady>());
+}
+
+/// The same code against tower and against this crate.
+#[cfg(feature = "tower")]
+mod parity {
+    macro_rules! program {
+        ($tower:ident) => {{
+            use $tower::steer::{Picker, Steer};
+            use $tower::{BoxError, Service, ServiceExt, service_fn, util::BoxService};
+
+            struct Kept<F: Picker<BoxService<u32, u32, BoxError>, u32>> {
+                steer: Steer<BoxService<u32, u32, BoxError>, F, u32>,
+            }
+
+            futures::executor::block_on(async {
+                let even = service_fn(|n: u32| async move { Ok::<_, BoxError>(n) });
+                let odd = service_fn(|n: u32| async move { Ok::<_, BoxError>(n * 100) });
+                let steer = Steer::new(
+                    vec![BoxService::new(even), BoxService::new(odd)],
+                    |n: &u32, _: &[_]| (n % 2) as usize,
+                );
+                let mut kept = Kept { steer };
+                let mut answers = Vec::new();
+                for n in 1..4 {
+                    answers.push(kept.steer.ready().await?.call(n).await?);
+                }
+                Ok::<_, BoxError>(answers)
+            })
+        }};
+    }
+
+    #[test]
+    fn code_for_tower_compiles_against_this() {
+        assert_eq!(program!(tower).unwrap(), [100, 2, 300]);
+        assert_eq!(program!(campanile).unwrap(), [100, 2, 300]);
+    }
+}

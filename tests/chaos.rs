@@ -15,12 +15,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use campanile::buffer::{Closed, Panicked, ServiceError};
+use campanile::hedge::Delay;
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::{Limited, Rate};
 use campanile::load_shed::{LoadShed, Overloaded};
-use campanile::retry::{Policy, Retry};
+use campanile::retry::budget::Unlimited;
+use campanile::retry::{CloneByClone, Policy, Retry};
 use campanile::testing::buffer::Buffer;
 use campanile::testing::faults::Injected;
+use campanile::testing::hedge::Hedge;
 use campanile::testing::limit::RateLimit;
 use campanile::testing::timeout::{Deadline, Timeout};
 use campanile::testing::{Faults, Probe, Runtime, Sim, Sleep, idle, now, sleep, spawn_named};
@@ -273,7 +276,7 @@ impl Run {
         let mut reserves = self.room.borrow().is_some();
         let (mut refuses, mut retries) = (false, false);
         for _ in 0..dice.number(1..6) {
-            stack = match dice.number(0..7) {
+            stack = match dice.number(0..8) {
                 0 if !retries => {
                     let inner = self.probed(stack, None);
                     reserves = true;
@@ -313,6 +316,14 @@ impl Run {
                         Attempts { left, wait },
                         self.probed(stack, None),
                     ))
+                }
+                6 => {
+                    let delay = dice.millis(0..50);
+                    self.say(format_args!("hedge {delay:?}"));
+                    self.attempts.set(self.attempts.get() * 2);
+                    let inner = self.probed(stack, None);
+                    let hedge = Hedge::with_delay(inner, CloneByClone, Delay::fixed(delay));
+                    boxed(hedge.budget(Unlimited))
                 }
                 _ => {
                     self.say(format_args!("load_shed"));

@@ -224,7 +224,7 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 /// See the [module](self) for an example.
 pub struct Buffer<Request, F, E, X = NoRuntime, Q = OnHeap<Request, F, E>>
 where
-    Q: Queue<Request, F, E>,
+    Q: Queue,
 {
     queue: Q,
     place: Place,
@@ -323,7 +323,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
     /// Reserves nothing when polled ready: a request waits for room in its response future.
     ///
     /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
@@ -388,7 +388,7 @@ pub fn try_pair_in<S, Request, Q>(
 ) -> Result<InPlace<S, Request, Q>, QueueInUse>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     if !queue.open() {
         return Err(QueueInUse::new());
@@ -412,7 +412,7 @@ fn pair_in<S, Request, X, Q>(
 )
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     let buffer = Buffer {
         queue: queue.clone(),
@@ -422,7 +422,8 @@ where
     };
     let worker = Worker {
         service: Some(service),
-        closer: Closer::new(queue),
+        closer: Closer { queue },
+        request: PhantomData,
     };
     (buffer, worker)
 }
@@ -430,7 +431,7 @@ where
 impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
 where
     F: Future<Output = Result<T, E>>,
-    Q: Queue<Request, F, E>,
+    Q: Queue<Message = Request, Answer = F, Fault = E>,
 {
     type Response = T;
     type Error = Q::Error;
@@ -458,16 +459,18 @@ where
                     admission: Admission {
                         queue: self.queue.clone(),
                         place,
-                        types: PhantomData,
                     },
                 }
             }
         };
-        ResponseFuture { state }
+        ResponseFuture {
+            state,
+            types: PhantomData,
+        }
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Clone for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
     fn clone(&self) -> Self {
         self.queue.add_handle();
         Self {
@@ -479,14 +482,14 @@ impl<Request, F, E, X, Q: Queue<Request, F, E>> Clone for Buffer<Request, F, E, 
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Drop for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> fmt::Debug for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("is_closed", &self.is_closed())
@@ -505,24 +508,25 @@ pub struct Worker<
     Request,
     Q = OnHeap<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
 > where
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue,
 {
     // `None` once it has ended: then the service is gone, and need not wait for the executor.
     service: Option<S>,
-    closer: Closer<Request, S::Future, S::Error, Q>,
+    closer: Closer<Q>,
+    request: PhantomData<fn(Request)>,
 }
 
 impl<S, Request, Q> Future for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
-        let panicked = Panicking(&this.closer);
+        let panicked = Panicking(&this.closer.queue);
         let polled = Self::work(&mut this.service, &this.closer.queue, cx);
         core::mem::forget(panicked);
         polled
@@ -532,7 +536,7 @@ where
 impl<S, Request, Q> Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     fn work(slot: &mut Option<S>, queue: &Q, cx: &mut Context<'_>) -> Poll<()> {
         let Some(service) = slot else {
@@ -570,14 +574,14 @@ where
 impl<S, Request, Q> Unpin for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
 }
 
 impl<S, Request, Q> fmt::Debug for Worker<S, Request, Q>
 where
     S: Service<Request> + fmt::Debug,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
@@ -587,32 +591,22 @@ where
 }
 
 /// Closes the queue when the worker goes, in whatever way it goes.
-struct Closer<Request, F, E, Q: Queue<Request, F, E>> {
+struct Closer<Q: Queue> {
     queue: Q,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Closer<Request, F, E, Q> {
-    fn new(queue: Q) -> Self {
-        Self {
-            queue,
-            types: PhantomData,
-        }
-    }
-}
-
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Closer<Request, F, E, Q> {
+impl<Q: Queue> Drop for Closer<Q> {
     fn drop(&mut self) {
         self.queue.close(End::Closed);
     }
 }
 
 /// Closes the queue when it is dropped by a panic that passes.
-struct Panicking<'a, Request, F, E, Q: Queue<Request, F, E>>(&'a Closer<Request, F, E, Q>);
+struct Panicking<'a, Q: Queue>(&'a Q);
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Panicking<'_, Request, F, E, Q> {
+impl<Q: Queue> Drop for Panicking<'_, Q> {
     fn drop(&mut self) {
-        self.0.queue.close(End::Panicked);
+        self.0.close(End::Panicked);
     }
 }
 
@@ -658,32 +652,33 @@ pin_project! {
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<Request, F, E, Q = OnHeap<Request, F, E>>
     where
-        Q: Queue<Request, F, E>,
+        Q: Queue,
     {
         #[pin]
-        state: State<Request, F, E, Q>,
+        state: State<Q>,
+        types: PhantomData<fn(Request) -> Result<F, E>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<Request, F, E, Q>
+    enum State<Q>
     where
-        Q: Queue<Request, F, E>,
+        Q: Queue,
     {
         // For room in the queue.
         Waiting {
-            request: Option<Request>,
-            admission: Admission<Request, F, E, Q>,
+            request: Option<Q::Message>,
+            admission: Admission<Q>,
         },
         // For the worker.
         Queued {
-            message: Message<Request, F, E, Q>,
+            message: Message<Q>,
         },
         // For the response.
         Called {
             #[pin]
-            response: F,
+            response: Q::Answer,
         },
         // For nothing.
         Refused {
@@ -695,7 +690,7 @@ pin_project! {
 impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
 where
     F: Future<Output = Result<T, E>>,
-    Q: Queue<Request, F, E>,
+    Q: Queue<Message = Request, Answer = F, Fault = E>,
 {
     type Output = Result<T, Q::Error>;
 
@@ -735,21 +730,20 @@ where
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> fmt::Debug for ResponseFuture<Request, F, E, Q> {
+impl<Request, F, E, Q: Queue> fmt::Debug for ResponseFuture<Request, F, E, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> State<Request, F, E, Q> {
+impl<Q: Queue> State<Q> {
     /// Fills the room that was reserved, which is the message's from then on.
-    fn send(queue: &Q, request: Request) -> Self {
+    fn send(queue: &Q, request: Q::Message) -> Self {
         match queue.send(request) {
             Ok(index) => Self::Queued {
                 message: Message {
                     queue: queue.clone(),
                     index: Some(index),
-                    types: PhantomData,
                 },
             },
             Err((request, end)) => {
@@ -763,13 +757,12 @@ impl<Request, F, E, Q: Queue<Request, F, E>> State<Request, F, E, Q> {
 }
 
 /// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
-struct Admission<Request, F, E, Q: Queue<Request, F, E>> {
+struct Admission<Q: Queue> {
     queue: Q,
     place: Place,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Admission<Request, F, E, Q> {
+impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
@@ -777,15 +770,14 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Admission<Request, F, E, Q
 }
 
 /// A request in the queue, with the worker, or answered.
-struct Message<Request, F, E, Q: Queue<Request, F, E>> {
+struct Message<Q: Queue> {
     queue: Q,
     // `None` once it was answered.
     index: Option<Index>,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Message<Request, F, E, Q> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<F, End<Q::Failure>>> {
+impl<Q: Queue> Message<Q> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Q::Answer, End<Q::Failure>>> {
         let Some(index) = self.index else {
             return Poll::Ready(Err(End::Closed));
         };
@@ -795,7 +787,7 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Message<Request, F, E, Q> {
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Message<Request, F, E, Q> {
+impl<Q: Queue> Drop for Message<Q> {
     fn drop(&mut self) {
         if let Some(index) = self.index {
             self.queue.abandon(index);
@@ -804,18 +796,18 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Message<Request, F, E, Q> 
 }
 
 /// Where the requests of a buffer wait: on the heap, or in a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
-pub trait Queue<Request, F, E>: Channel<Request, F, E> {
+pub trait Queue: Channel {
     /// How a buffer with this queue fails.
-    type Error: From<E>;
+    type Error: From<Self::Fault>;
 
     #[doc(hidden)]
-    fn share(&self, error: E) -> Self::Failure;
+    fn share(&self, error: Self::Fault) -> Self::Failure;
 
     #[doc(hidden)]
     fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
 }
 
-impl<Request, F, E> Queue<Request, F, E> for OnHeap<Request, F, E> {
+impl<Request, F, E> Queue for OnHeap<Request, F, E> {
     type Error = Error<E>;
 
     fn share(&self, error: E) -> Self::Failure {
@@ -836,9 +828,7 @@ impl<Request, F, E> Queue<Request, F, E> for OnHeap<Request, F, E> {
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
-        impl<Request, F, E: Copy, const N: usize> Queue<Request, F, E>
-            for &$name<Request, F, E, N>
-        {
+        impl<Request, F, E: Copy, const N: usize> Queue for &$name<Request, F, E, N> {
             type Error = FixedError<E>;
 
             fn share(&self, error: E) -> E {

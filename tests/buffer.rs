@@ -4,6 +4,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -674,6 +675,27 @@ on_every_runtime! {
     a_failure_reaches_all,
     a_panic_reaches_all,
     the_worker_ends_with_the_last_handle,
+}
+
+/// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
+#[test]
+fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
+    type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;
+
+    fn is_send<F: Future + Send>(task: F) -> F {
+        task
+    }
+
+    let service = service_fn(|n: u32| -> Boxed { Box::pin(async move { Ok(n + 1) }) });
+    let (buffer, worker) = buffer::pair(service, 1);
+    let worker = is_send(async move { worker.await });
+    let task = is_send(async move {
+        let mut buffer = buffer.clone();
+        std::future::poll_fn(|cx| buffer.poll_ready(cx)).await?;
+        buffer.call(1).await
+    });
+    let (answer, ()) = futures::executor::block_on(async { futures::join!(task, worker) });
+    assert_eq!(answer, Ok(2));
 }
 
 /// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.

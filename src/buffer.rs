@@ -17,6 +17,10 @@
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
 //! for that, until the next request: nothing but dropping a service takes readiness back.
 //!
+//! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
+//! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
+//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time.
+//!
 //! # Without an allocator
 //!
 //! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
@@ -73,6 +77,7 @@
 //!   sees the error, also those with a reservation, and the service is dropped at once.
 //! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.
 //! - The worker gives way to other tasks after 32 requests.
+//! - A service that makes progress when it is polled is not forgotten while the buffer is idle.
 //! - A request allocates nothing. The queue's table grows with the number of requests that are under
 //!   way at once, and never shrinks.
 //!
@@ -99,9 +104,13 @@
 //! # });
 //! ```
 
+#[cfg(feature = "std")]
+use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::pin::Pin;
+#[cfg(feature = "std")]
+use core::task::Waker;
 use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
@@ -116,6 +125,8 @@ use crate::sync::queue::on_heap;
 use crate::sync::queue::{Channel, End, OnHeap, Refusal, Work};
 use crate::sync::slab::Index;
 #[cfg(feature = "std")]
+use crate::sync::wakes::{Node, Wakes};
+#[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
 
@@ -127,6 +138,7 @@ const REQUESTS_PER_POLL: u32 = 32;
 pub struct BufferLayer<Request, X> {
     bound: usize,
     unreserved: bool,
+    keep_ready: bool,
     executor: X,
     request: PhantomData<fn(Request)>,
 }
@@ -165,6 +177,7 @@ impl<Request, X> BufferLayer<Request, X> {
         Self {
             bound,
             unreserved: false,
+            keep_ready: false,
             executor,
             request: PhantomData,
         }
@@ -174,6 +187,13 @@ impl<Request, X> BufferLayer<Request, X> {
     #[must_use]
     pub fn unreserved(mut self) -> Self {
         self.unreserved = true;
+        self
+    }
+
+    /// See [`Buffer::keep_ready`].
+    #[must_use]
+    pub fn keep_ready(mut self) -> Self {
+        self.keep_ready = true;
         self
     }
 }
@@ -190,6 +210,9 @@ where
     fn layer(&self, service: S) -> Self::Service {
         let mut buffer = Buffer::with_executor(service, self.bound, &self.executor);
         buffer.unreserved = self.unreserved;
+        if self.keep_ready {
+            return buffer.keep_ready();
+        }
         buffer
     }
 }
@@ -199,6 +222,7 @@ impl<Request, X: Clone> Clone for BufferLayer<Request, X> {
         Self {
             bound: self.bound,
             unreserved: self.unreserved,
+            keep_ready: self.keep_ready,
             executor: self.executor.clone(),
             request: PhantomData,
         }
@@ -210,6 +234,7 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
         f.debug_struct("BufferLayer")
             .field("bound", &self.bound)
             .field("unreserved", &self.unreserved)
+            .field("keep_ready", &self.keep_ready)
             .field("executor", &self.executor)
             .finish()
     }
@@ -335,6 +360,17 @@ impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
         self
     }
 
+    /// Has the worker keep the service ready while no request waits, from its start on: a reconnecting service is then
+    /// connected, and a balancer's endpoints are, before the first request comes.
+    ///
+    /// What readiness reserves is kept, too: a buffer around a limit that others share then holds one permit of it
+    /// for ever, and as many idle buffers as there are permits starve all others. This is for all handles.
+    #[must_use]
+    pub fn keep_ready(self) -> Self {
+        self.queue.keep_ready();
+        self
+    }
+
     /// Accepts no more requests, from any handle. The worker serves those that were accepted, and ends.
     ///
     /// Reservations are revoked.
@@ -421,17 +457,17 @@ where
         types: PhantomData,
     };
     let worker = Worker {
-        service: Some(service),
+        driven: Some(Driven::new(service)),
         closer: Closer { queue },
         request: PhantomData,
     };
     (buffer, worker)
 }
 
+// Of `F` and `E` nothing is asked: they are the queue's, and in a task the compiler could not tell that they are.
 impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
 where
-    F: Future<Output = Result<T, E>>,
-    Q: Queue<Message = Request, Answer = F, Fault = E>,
+    Q: Queue<Message = Request, Answer: Future<Output = Result<T, Q::Fault>>>,
 {
     type Response = T;
     type Error = Q::Error;
@@ -511,7 +547,7 @@ pub struct Worker<
     Q: Queue,
 {
     // `None` once it has ended: then the service is gone, and need not wait for the executor.
-    service: Option<S>,
+    driven: Option<Driven<S>>,
     closer: Closer<Q>,
     request: PhantomData<fn(Request)>,
 }
@@ -524,49 +560,20 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
+        let Self { driven, closer, .. } = &mut *self;
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
-        let panicked = Panicking(&this.closer.queue);
-        let polled = Self::work(&mut this.service, &this.closer.queue, cx);
-        core::mem::forget(panicked);
-        polled
-    }
-}
-
-impl<S, Request, Q> Worker<S, Request, Q>
-where
-    S: Service<Request>,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
-{
-    fn work(slot: &mut Option<S>, queue: &Q, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(service) = slot else {
-            return Poll::Ready(());
-        };
-        let mut end = End::Closed;
-        for _ in 0..REQUESTS_PER_POLL {
-            // A request stays in the queue until the service is ready for it, and can be cancelled
-            // there. The service is not asked before there is a request, since its readiness may
-            // reserve what others wait for.
-            match queue.poll_work(cx) {
-                Work::Waiting => match ready!(service.poll_ready(cx)) {
-                    Ok(()) => {
-                        if let Some(request) = queue.take() {
-                            queue.answer(service.call(request));
-                        }
-                        continue;
-                    }
-                    Err(error) => end = End::Failed(queue.share(error)),
-                },
-                Work::None => return Poll::Pending,
-                Work::Ended => {}
-            }
+        let panicked = Panicking(&closer.queue);
+        if let Some(service) = driven {
+            let Poll::Ready(end) = service.work(&closer.queue, cx) else {
+                core::mem::forget(panicked);
+                return Poll::Pending;
+            };
             // The service goes first: who learns of the end may rely on it.
-            *slot = None;
-            queue.close(end);
-            return Poll::Ready(());
+            *driven = None;
+            closer.queue.close(end);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        core::mem::forget(panicked);
+        Poll::Ready(())
     }
 }
 
@@ -585,8 +592,148 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
-            .field("service", &self.service)
+            .field(
+                "service",
+                &self.driven.as_ref().map(|driven| &driven.service),
+            )
             .finish_non_exhaustive()
+    }
+}
+
+/// A worker's service, and what the worker knows of it.
+struct Driven<S> {
+    service: S,
+    bell: Bell,
+    // It was ready when it was last asked, and was not called since.
+    is_ready: bool,
+}
+
+impl<S> Driven<S> {
+    fn new(service: S) -> Self {
+        Self {
+            service,
+            bell: Bell::new(),
+            is_ready: false,
+        }
+    }
+
+    /// Hands requests to the service until it is not ready or there are none; and says why, when there will be
+    /// none any more.
+    fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
+    where
+        S: Service<Request>,
+        Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    {
+        let mut has_rung = self.bell.has_rung();
+        for _ in 0..REQUESTS_PER_POLL {
+            let is_wanted = match queue.poll_work(cx) {
+                Work::Waiting => true,
+                // Without a request the service is not asked, since its readiness may reserve what others wait
+                // for. But if it has asked to be polled, it has something to go on with.
+                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => false,
+                Work::None { .. } => {
+                    self.bell.listen(cx);
+                    return Poll::Pending;
+                }
+                Work::Ended => return Poll::Ready(End::Closed),
+            };
+            has_rung = false;
+            self.is_ready = false;
+            if let Err(error) = ready!(self.bell.poll_ready(&mut self.service, cx)) {
+                return Poll::Ready(End::Failed(queue.share(error)));
+            }
+            self.is_ready = true;
+            // A request stays in the queue until the service is ready for it, and can be cancelled there.
+            if let Some(request) = is_wanted.then(|| queue.take()).flatten() {
+                self.is_ready = false;
+                queue.answer(self.service.call(request));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The service's waker, apart from the worker's, so that one wake-up can be told from the other.
+#[cfg(feature = "std")]
+struct Bell {
+    wakes: Wakes<()>,
+    node: Arc<Node<()>>,
+    waker: Waker,
+}
+
+#[cfg(feature = "std")]
+impl Bell {
+    fn new() -> Self {
+        let wakes = Wakes::new();
+        let node = wakes.node(());
+        Self {
+            waker: Waker::from(node.clone()),
+            node,
+            wakes,
+        }
+    }
+
+    /// Whether the service was woken since this was last asked.
+    fn has_rung(&mut self) -> bool {
+        let has_rung = self.wakes.any();
+        if has_rung {
+            let mut woken = self.wakes.collect();
+            woken.clear();
+            self.wakes.give_back(woken);
+            self.node.unqueue();
+        }
+        has_rung
+    }
+
+    /// Wakes the worker when the service is woken.
+    fn listen(&mut self, cx: &mut Context<'_>) {
+        if !self.wakes.register(cx.waker()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_ready<S, Request>(
+        &mut self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        let polled = service.poll_ready(&mut Context::from_waker(&self.waker));
+        if polled.is_pending() {
+            self.listen(cx);
+        }
+        polled
+    }
+}
+
+/// Without an allocator there is one waker for both, and the service is asked only for a request.
+#[cfg(not(feature = "std"))]
+struct Bell;
+
+#[cfg(not(feature = "std"))]
+impl Bell {
+    const fn new() -> Self {
+        Self
+    }
+
+    fn has_rung(&self) -> bool {
+        false
+    }
+
+    fn listen(&self, _: &mut Context<'_>) {}
+
+    fn poll_ready<S, Request>(
+        &self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        service.poll_ready(cx)
     }
 }
 
@@ -689,8 +836,7 @@ pin_project! {
 
 impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
 where
-    F: Future<Output = Result<T, E>>,
-    Q: Queue<Message = Request, Answer = F, Fault = E>,
+    Q: Queue<Answer: Future<Output = Result<T, Q::Fault>>>,
 {
     type Output = Result<T, Q::Error>;
 
@@ -905,9 +1051,9 @@ impl<E: crate::error::AsError> crate::error::AsError for Error<E> {
 }
 
 #[cfg(feature = "std")]
-impl<E> From<Error<E>> for crate::BoxError
+impl<'a, E> From<Error<E>> for crate::error::AnyBoxError<'a>
 where
-    E: Into<crate::BoxError> + fmt::Debug + fmt::Display + Send + Sync + 'static,
+    E: Into<crate::error::AnyBoxError<'a>> + fmt::Debug + fmt::Display + Send + Sync + 'static,
 {
     fn from(error: Error<E>) -> Self {
         match error {
@@ -974,7 +1120,9 @@ impl<E: crate::error::AsError> crate::error::AsError for FixedError<E> {
 }
 
 #[cfg(feature = "alloc")]
-impl<E: Into<crate::BoxError>> From<FixedError<E>> for crate::BoxError {
+impl<'a, E: Into<crate::error::AnyBoxError<'a>>> From<FixedError<E>>
+    for crate::error::AnyBoxError<'a>
+{
     fn from(error: FixedError<E>) -> Self {
         match error {
             FixedError::Closed(error) => error.into(),

@@ -11,7 +11,7 @@ use campanile::retry::StandardPolicy;
 use campanile::timeout::Elapsed;
 use campanile::{BoxError, Executor, ServiceBuilder, ServiceExt, service_fn};
 
-use common::{Failure, Host, On, mock, on_every_runtime, until, yield_now};
+use common::{Failure, Host, ManualTimer, On, Threads, mock, on_every_runtime, until, yield_now};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,14 +36,15 @@ fn a_task_with_a_stack_over_a_box_can_be_sent() {
 
     let inner = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let inner = campanile::util::BoxCloneService::new(inner);
-    let rt = Threads;
+    let time = ManualTimer::new();
+    let rt = campanile::Runtime::new(Threads, time.clone());
     let service = ServiceBuilder::with_runtime(rt)
         .load_shed()
         .hedge(campanile::retry::CloneByClone, 10, 0.9, SECOND)
-        .retry(StandardPolicy::with_timer(rt))
+        .retry(StandardPolicy::with_timer(time))
         .err_into::<BoxError>()
-        .spawn_ready()
         .buffer(1)
+        .spawn_ready()
         .concurrency_limit(1)
         .rate_limit(1000, SECOND)
         .deadline(30 * SECOND)

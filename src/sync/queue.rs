@@ -27,6 +27,8 @@ pub struct State<T, R, P, S: Storage> {
     worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
     worker_is_idle: bool,
+    /// The worker keeps its service ready while there is no message.
+    keep_ready: bool,
     /// What the worker is busy with.
     taken: Option<Index>,
     phase: Phase<P>,
@@ -83,7 +85,10 @@ pub enum Work {
     /// There is a message in line.
     Waiting,
     /// There is none. The worker will be woken.
-    None,
+    None {
+        /// The service is to be kept ready all the same.
+        keep_ready: bool,
+    },
     /// There is none, and there will be none.
     Ended,
 }
@@ -102,6 +107,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             handles,
             worker: None,
             worker_is_idle: false,
+            keep_ready: false,
             taken: None,
             phase: Phase::Open,
             end: Gate::new(0, Slab::new()),
@@ -411,6 +417,14 @@ pub trait Channel: Clone {
         drop(given_up);
     }
 
+    /// Has the worker keep its service ready while there is no message.
+    fn keep_ready(&self) {
+        wake(self.with(|state| {
+            state.keep_ready = true;
+            state.worker.take()
+        }));
+    }
+
     /// Accepts no more messages; those in line are still served.
     fn shut_down(&self) {
         let worker = self.with(|state| {
@@ -457,7 +471,8 @@ pub trait Channel: Clone {
                 state.worker_is_idle = state.line.is_empty();
                 register(&mut state.worker, cx, waker)?;
                 Some(if state.worker_is_idle {
-                    Work::None
+                    let keep_ready = state.keep_ready;
+                    Work::None { keep_ready }
                 } else {
                     Work::Waiting
                 })

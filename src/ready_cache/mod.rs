@@ -68,7 +68,7 @@ pub struct ReadyCache<K, S, Req> {
     // Dropped before the services, so that what they wake while they are dropped wakes nobody.
     wakes: Wakes<Ticket>,
     // Where the last try ended.
-    turn: usize,
+    turn: u32,
     slots: Vec<Slot<K, S>>,
     vacant: Vec<usize>,
     // The slots in use: first the ready ones, then those that are to be polled, then those that wait to be
@@ -675,7 +675,7 @@ where
             } else {
                 // The next try goes on where this one ends.
                 self.turn = self.turn.wrapping_add(1);
-                first + self.turn % (self.due - first)
+                first + self.turn as usize % (self.due - first)
             };
             let slot = self.order[at];
             match self.try_slot(slot, cx) {

@@ -72,7 +72,7 @@ use crate::sync::gate::Full;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::{Layer, Service};
+use crate::{Layer, Service, load::Load};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
 #[cfg(feature = "std")]
@@ -335,6 +335,15 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
             claim: self.claim.another(),
             unreserved: self.unreserved,
         }
+    }
+}
+
+/// The load of the service inside.
+impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
     }
 }
 

@@ -644,7 +644,9 @@ impl<E: AsError, C: AsError> AsError for Error<E, C> {
 }
 
 #[cfg(feature = "alloc")]
-impl<E: Into<crate::BoxError>, C: Into<crate::BoxError>> From<Error<E, C>> for crate::BoxError {
+impl<'a, E: Into<crate::error::AnyBoxError<'a>>, C: Into<crate::error::AnyBoxError<'a>>>
+    From<Error<E, C>> for crate::error::AnyBoxError<'a>
+{
     fn from(error: Error<E, C>) -> Self {
         match error {
             Error::Connect(error) => error.into(),

@@ -5,6 +5,12 @@
 //! their types are what differs. [`additions`] has what tower lacks.
 #![cfg(feature = "tower")]
 #![allow(
+    clippy::clone_on_copy,
+    clippy::default_constructed_unit_structs,
+    clippy::needless_borrow,
+    reason = "what is `Copy` or a unit on one side need not be on the other"
+)]
+#![allow(
     clippy::duplicate_mod,
     reason = "the same tests, once per `tower` that they are mounted on"
 )]

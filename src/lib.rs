@@ -43,6 +43,7 @@
 //! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
 //! | [`discover`] | which endpoints there are, for a balancer | |
 //! | [`ready_cache`] | services by key, and which of them are ready | |
+//! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -74,6 +75,7 @@
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
 //! - `futures-channel`: [`discover::channel`].
+//! - `testing`: the module of that name.
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!
@@ -132,11 +134,14 @@ pub mod make;
 pub mod ready_cache;
 pub mod reconnect;
 pub mod retry;
+#[macro_use]
 pub mod runtime;
 pub mod service;
 #[cfg(feature = "std")]
 pub mod spawn_ready;
 pub mod steer;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod timeout;
 pub mod util;
 

@@ -54,11 +54,11 @@ mod on_tower {
 #[path = "parity"]
 mod on_tokio {
     use super::on_a_thread_of_tokio as block_on;
-    use campanile::limit::concurrency::Semaphore;
     use campanile::tokio as tower;
+    use std::sync::Arc;
 
-    fn semaphore(permits: usize) -> Semaphore {
-        Semaphore::new(permits)
+    fn semaphore(permits: usize) -> Arc<tokio::sync::Semaphore> {
+        Arc::new(tokio::sync::Semaphore::new(permits))
     }
 
     mod additions;

@@ -490,7 +490,7 @@ pub mod future {
 }
 
 /// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
-/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`.
+/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
 pub trait Permits: Clone {
     /// How a service lays claim to one of them.
     type Claim: Claim;

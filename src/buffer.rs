@@ -229,6 +229,8 @@ impl<Request, X: Clone> Clone for BufferLayer<Request, X> {
     }
 }
 
+impl<Request, X: Copy> Copy for BufferLayer<Request, X> {}
+
 impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BufferLayer")

@@ -76,7 +76,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::sync::{is_attempt, word::Word};
-use crate::{Instant, Layer, Service, Timer};
+use crate::{Instant, Layer, Service, Timer, load::Load};
 
 /// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
@@ -285,6 +285,15 @@ where
         let Token { limiter, timer, .. } = &self.token;
         Self::with_limiter(self.inner.clone(), limiter.clone(), timer.clone())
             .wait_at_most(self.patience)
+    }
+}
+
+/// The load of the service inside.
+impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
     }
 }
 

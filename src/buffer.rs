@@ -17,6 +17,10 @@
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
 //! for that, until the next request: nothing but dropping a service takes readiness back.
 //!
+//! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
+//! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
+//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time.
+//!
 //! # Without an allocator
 //!
 //! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
@@ -73,6 +77,7 @@
 //!   sees the error, also those with a reservation, and the service is dropped at once.
 //! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.
 //! - The worker gives way to other tasks after 32 requests.
+//! - A service that makes progress when it is polled is not forgotten while the buffer is idle.
 //! - A request allocates nothing. The queue's table grows with the number of requests that are under
 //!   way at once, and never shrinks.
 //!
@@ -99,9 +104,13 @@
 //! # });
 //! ```
 
+#[cfg(feature = "std")]
+use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::pin::Pin;
+#[cfg(feature = "std")]
+use core::task::Waker;
 use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
@@ -116,6 +125,8 @@ use crate::sync::queue::on_heap;
 use crate::sync::queue::{Channel, End, OnHeap, Refusal, Work};
 use crate::sync::slab::Index;
 #[cfg(feature = "std")]
+use crate::sync::wakes::{Node, Wakes};
+#[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
 
@@ -127,6 +138,7 @@ const REQUESTS_PER_POLL: u32 = 32;
 pub struct BufferLayer<Request, X> {
     bound: usize,
     unreserved: bool,
+    keep_ready: bool,
     executor: X,
     request: PhantomData<fn(Request)>,
 }
@@ -165,6 +177,7 @@ impl<Request, X> BufferLayer<Request, X> {
         Self {
             bound,
             unreserved: false,
+            keep_ready: false,
             executor,
             request: PhantomData,
         }
@@ -174,6 +187,13 @@ impl<Request, X> BufferLayer<Request, X> {
     #[must_use]
     pub fn unreserved(mut self) -> Self {
         self.unreserved = true;
+        self
+    }
+
+    /// See [`Buffer::keep_ready`].
+    #[must_use]
+    pub fn keep_ready(mut self) -> Self {
+        self.keep_ready = true;
         self
     }
 }
@@ -190,6 +210,9 @@ where
     fn layer(&self, service: S) -> Self::Service {
         let mut buffer = Buffer::with_executor(service, self.bound, &self.executor);
         buffer.unreserved = self.unreserved;
+        if self.keep_ready {
+            return buffer.keep_ready();
+        }
         buffer
     }
 }
@@ -199,17 +222,21 @@ impl<Request, X: Clone> Clone for BufferLayer<Request, X> {
         Self {
             bound: self.bound,
             unreserved: self.unreserved,
+            keep_ready: self.keep_ready,
             executor: self.executor.clone(),
             request: PhantomData,
         }
     }
 }
 
+impl<Request, X: Copy> Copy for BufferLayer<Request, X> {}
+
 impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BufferLayer")
             .field("bound", &self.bound)
             .field("unreserved", &self.unreserved)
+            .field("keep_ready", &self.keep_ready)
             .field("executor", &self.executor)
             .finish()
     }
@@ -224,7 +251,7 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 /// See the [module](self) for an example.
 pub struct Buffer<Request, F, E, X = NoRuntime, Q = OnHeap<Request, F, E>>
 where
-    Q: Queue<Request, F, E>,
+    Q: Queue,
 {
     queue: Q,
     place: Place,
@@ -323,7 +350,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
     /// Reserves nothing when polled ready: a request waits for room in its response future.
     ///
     /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
@@ -332,6 +359,17 @@ impl<Request, F, E, X, Q: Queue<Request, F, E>> Buffer<Request, F, E, X, Q> {
     pub fn unreserved(mut self) -> Self {
         self.queue.unreserve(&mut self.place);
         self.unreserved = true;
+        self
+    }
+
+    /// Has the worker keep the service ready while no request waits, from its start on: a reconnecting service is then
+    /// connected, and a balancer's endpoints are, before the first request comes.
+    ///
+    /// What readiness reserves is kept, too: a buffer around a limit that others share then holds one permit of it
+    /// for ever, and as many idle buffers as there are permits starve all others. This is for all handles.
+    #[must_use]
+    pub fn keep_ready(self) -> Self {
+        self.queue.keep_ready();
         self
     }
 
@@ -388,7 +426,7 @@ pub fn try_pair_in<S, Request, Q>(
 ) -> Result<InPlace<S, Request, Q>, QueueInUse>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     if !queue.open() {
         return Err(QueueInUse::new());
@@ -412,7 +450,7 @@ fn pair_in<S, Request, X, Q>(
 )
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     let buffer = Buffer {
         queue: queue.clone(),
@@ -421,16 +459,17 @@ where
         types: PhantomData,
     };
     let worker = Worker {
-        service: Some(service),
-        closer: Closer::new(queue),
+        driven: Some(Driven::new(service)),
+        closer: Closer { queue },
+        request: PhantomData,
     };
     (buffer, worker)
 }
 
+// Of `F` and `E` nothing is asked: they are the queue's, and in a task the compiler could not tell that they are.
 impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
 where
-    F: Future<Output = Result<T, E>>,
-    Q: Queue<Request, F, E>,
+    Q: Queue<Message = Request, Answer: Future<Output = Result<T, Q::Fault>>>,
 {
     type Response = T;
     type Error = Q::Error;
@@ -458,16 +497,18 @@ where
                     admission: Admission {
                         queue: self.queue.clone(),
                         place,
-                        types: PhantomData,
                     },
                 }
             }
         };
-        ResponseFuture { state }
+        ResponseFuture {
+            state,
+            types: PhantomData,
+        }
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Clone for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
     fn clone(&self) -> Self {
         self.queue.add_handle();
         Self {
@@ -479,14 +520,14 @@ impl<Request, F, E, X, Q: Queue<Request, F, E>> Clone for Buffer<Request, F, E, 
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> Drop for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
     }
 }
 
-impl<Request, F, E, X, Q: Queue<Request, F, E>> fmt::Debug for Buffer<Request, F, E, X, Q> {
+impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("is_closed", &self.is_closed())
@@ -505,64 +546,36 @@ pub struct Worker<
     Request,
     Q = OnHeap<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
 > where
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue,
 {
     // `None` once it has ended: then the service is gone, and need not wait for the executor.
-    service: Option<S>,
-    closer: Closer<Request, S::Future, S::Error, Q>,
+    driven: Option<Driven<S>>,
+    closer: Closer<Q>,
+    request: PhantomData<fn(Request)>,
 }
 
 impl<S, Request, Q> Future for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
+        let Self { driven, closer, .. } = &mut *self;
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
-        let panicked = Panicking(&this.closer);
-        let polled = Self::work(&mut this.service, &this.closer.queue, cx);
-        core::mem::forget(panicked);
-        polled
-    }
-}
-
-impl<S, Request, Q> Worker<S, Request, Q>
-where
-    S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
-{
-    fn work(slot: &mut Option<S>, queue: &Q, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(service) = slot else {
-            return Poll::Ready(());
-        };
-        let mut end = End::Closed;
-        for _ in 0..REQUESTS_PER_POLL {
-            // A request stays in the queue until the service is ready for it, and can be cancelled
-            // there. The service is not asked before there is a request, since its readiness may
-            // reserve what others wait for.
-            match queue.poll_work(cx) {
-                Work::Waiting => match ready!(service.poll_ready(cx)) {
-                    Ok(()) => {
-                        if let Some(request) = queue.take() {
-                            queue.answer(service.call(request));
-                        }
-                        continue;
-                    }
-                    Err(error) => end = End::Failed(queue.share(error)),
-                },
-                Work::None => return Poll::Pending,
-                Work::Ended => {}
-            }
+        let panicked = Panicking(&closer.queue);
+        if let Some(service) = driven {
+            let Poll::Ready(end) = service.work(&closer.queue, cx) else {
+                core::mem::forget(panicked);
+                return Poll::Pending;
+            };
             // The service goes first: who learns of the end may rely on it.
-            *slot = None;
-            queue.close(end);
-            return Poll::Ready(());
+            *driven = None;
+            closer.queue.close(end);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        core::mem::forget(panicked);
+        Poll::Ready(())
     }
 }
 
@@ -570,49 +583,179 @@ where
 impl<S, Request, Q> Unpin for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
 }
 
 impl<S, Request, Q> fmt::Debug for Worker<S, Request, Q>
 where
     S: Service<Request> + fmt::Debug,
-    Q: Queue<Request, S::Future, S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
-            .field("service", &self.service)
+            .field(
+                "service",
+                &self.driven.as_ref().map(|driven| &driven.service),
+            )
             .finish_non_exhaustive()
     }
 }
 
-/// Closes the queue when the worker goes, in whatever way it goes.
-struct Closer<Request, F, E, Q: Queue<Request, F, E>> {
-    queue: Q,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
+/// A worker's service, and what the worker knows of it.
+struct Driven<S> {
+    service: S,
+    bell: Bell,
+    // It was ready when it was last asked, and was not called since.
+    is_ready: bool,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Closer<Request, F, E, Q> {
-    fn new(queue: Q) -> Self {
+impl<S> Driven<S> {
+    fn new(service: S) -> Self {
         Self {
-            queue,
-            types: PhantomData,
+            service,
+            bell: Bell::new(),
+            is_ready: false,
         }
+    }
+
+    /// Hands requests to the service until it is not ready or there are none; and says why, when there will be
+    /// none any more.
+    fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
+    where
+        S: Service<Request>,
+        Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    {
+        let mut has_rung = self.bell.has_rung();
+        for _ in 0..REQUESTS_PER_POLL {
+            let is_wanted = match queue.poll_work(cx) {
+                Work::Waiting => true,
+                // Without a request the service is not asked, since its readiness may reserve what others wait
+                // for. But if it has asked to be polled, it has something to go on with.
+                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => false,
+                Work::None { .. } => {
+                    self.bell.listen(cx);
+                    return Poll::Pending;
+                }
+                Work::Ended => return Poll::Ready(End::Closed),
+            };
+            has_rung = false;
+            self.is_ready = false;
+            if let Err(error) = ready!(self.bell.poll_ready(&mut self.service, cx)) {
+                return Poll::Ready(End::Failed(queue.share(error)));
+            }
+            self.is_ready = true;
+            // A request stays in the queue until the service is ready for it, and can be cancelled there.
+            if let Some(request) = is_wanted.then(|| queue.take()).flatten() {
+                self.is_ready = false;
+                queue.answer(self.service.call(request));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Closer<Request, F, E, Q> {
+/// The service's waker, apart from the worker's, so that one wake-up can be told from the other.
+#[cfg(feature = "std")]
+struct Bell {
+    wakes: Wakes<()>,
+    node: Arc<Node<()>>,
+    waker: Waker,
+}
+
+#[cfg(feature = "std")]
+impl Bell {
+    fn new() -> Self {
+        let wakes = Wakes::new();
+        let node = wakes.node(());
+        Self {
+            waker: Waker::from(node.clone()),
+            node,
+            wakes,
+        }
+    }
+
+    /// Whether the service was woken since this was last asked.
+    fn has_rung(&mut self) -> bool {
+        let has_rung = self.wakes.any();
+        if has_rung {
+            let mut woken = self.wakes.collect();
+            woken.clear();
+            self.wakes.give_back(woken);
+            self.node.unqueue();
+        }
+        has_rung
+    }
+
+    /// Wakes the worker when the service is woken.
+    fn listen(&mut self, cx: &mut Context<'_>) {
+        if !self.wakes.register(cx.waker()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_ready<S, Request>(
+        &mut self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        let polled = service.poll_ready(&mut Context::from_waker(&self.waker));
+        if polled.is_pending() {
+            self.listen(cx);
+        }
+        polled
+    }
+}
+
+/// Without an allocator there is one waker for both, and the service is asked only for a request.
+#[cfg(not(feature = "std"))]
+struct Bell;
+
+#[cfg(not(feature = "std"))]
+impl Bell {
+    const fn new() -> Self {
+        Self
+    }
+
+    fn has_rung(&self) -> bool {
+        false
+    }
+
+    fn listen(&self, _: &mut Context<'_>) {}
+
+    fn poll_ready<S, Request>(
+        &self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        service.poll_ready(cx)
+    }
+}
+
+/// Closes the queue when the worker goes, in whatever way it goes.
+struct Closer<Q: Queue> {
+    queue: Q,
+}
+
+impl<Q: Queue> Drop for Closer<Q> {
     fn drop(&mut self) {
         self.queue.close(End::Closed);
     }
 }
 
 /// Closes the queue when it is dropped by a panic that passes.
-struct Panicking<'a, Request, F, E, Q: Queue<Request, F, E>>(&'a Closer<Request, F, E, Q>);
+struct Panicking<'a, Q: Queue>(&'a Q);
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Panicking<'_, Request, F, E, Q> {
+impl<Q: Queue> Drop for Panicking<'_, Q> {
     fn drop(&mut self) {
-        self.0.queue.close(End::Panicked);
+        self.0.close(End::Panicked);
     }
 }
 
@@ -658,32 +801,33 @@ pin_project! {
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<Request, F, E, Q = OnHeap<Request, F, E>>
     where
-        Q: Queue<Request, F, E>,
+        Q: Queue,
     {
         #[pin]
-        state: State<Request, F, E, Q>,
+        state: State<Q>,
+        types: PhantomData<fn(Request) -> Result<F, E>>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<Request, F, E, Q>
+    enum State<Q>
     where
-        Q: Queue<Request, F, E>,
+        Q: Queue,
     {
         // For room in the queue.
         Waiting {
-            request: Option<Request>,
-            admission: Admission<Request, F, E, Q>,
+            request: Option<Q::Message>,
+            admission: Admission<Q>,
         },
         // For the worker.
         Queued {
-            message: Message<Request, F, E, Q>,
+            message: Message<Q>,
         },
         // For the response.
         Called {
             #[pin]
-            response: F,
+            response: Q::Answer,
         },
         // For nothing.
         Refused {
@@ -694,8 +838,7 @@ pin_project! {
 
 impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
 where
-    F: Future<Output = Result<T, E>>,
-    Q: Queue<Request, F, E>,
+    Q: Queue<Answer: Future<Output = Result<T, Q::Fault>>>,
 {
     type Output = Result<T, Q::Error>;
 
@@ -735,21 +878,20 @@ where
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> fmt::Debug for ResponseFuture<Request, F, E, Q> {
+impl<Request, F, E, Q: Queue> fmt::Debug for ResponseFuture<Request, F, E, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> State<Request, F, E, Q> {
+impl<Q: Queue> State<Q> {
     /// Fills the room that was reserved, which is the message's from then on.
-    fn send(queue: &Q, request: Request) -> Self {
+    fn send(queue: &Q, request: Q::Message) -> Self {
         match queue.send(request) {
             Ok(index) => Self::Queued {
                 message: Message {
                     queue: queue.clone(),
                     index: Some(index),
-                    types: PhantomData,
                 },
             },
             Err((request, end)) => {
@@ -763,13 +905,12 @@ impl<Request, F, E, Q: Queue<Request, F, E>> State<Request, F, E, Q> {
 }
 
 /// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
-struct Admission<Request, F, E, Q: Queue<Request, F, E>> {
+struct Admission<Q: Queue> {
     queue: Q,
     place: Place,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Admission<Request, F, E, Q> {
+impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
         self.queue.unreserve(&mut self.place);
         self.queue.drop_handle();
@@ -777,15 +918,14 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Admission<Request, F, E, Q
 }
 
 /// A request in the queue, with the worker, or answered.
-struct Message<Request, F, E, Q: Queue<Request, F, E>> {
+struct Message<Q: Queue> {
     queue: Q,
     // `None` once it was answered.
     index: Option<Index>,
-    types: PhantomData<fn(Request) -> Result<F, E>>,
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Message<Request, F, E, Q> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<F, End<Q::Failure>>> {
+impl<Q: Queue> Message<Q> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Q::Answer, End<Q::Failure>>> {
         let Some(index) = self.index else {
             return Poll::Ready(Err(End::Closed));
         };
@@ -795,7 +935,7 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Message<Request, F, E, Q> {
     }
 }
 
-impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Message<Request, F, E, Q> {
+impl<Q: Queue> Drop for Message<Q> {
     fn drop(&mut self) {
         if let Some(index) = self.index {
             self.queue.abandon(index);
@@ -804,18 +944,18 @@ impl<Request, F, E, Q: Queue<Request, F, E>> Drop for Message<Request, F, E, Q> 
 }
 
 /// Where the requests of a buffer wait: on the heap, or in a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
-pub trait Queue<Request, F, E>: Channel<Request, F, E> {
+pub trait Queue: Channel {
     /// How a buffer with this queue fails.
-    type Error: From<E>;
+    type Error: From<Self::Fault>;
 
     #[doc(hidden)]
-    fn share(&self, error: E) -> Self::Failure;
+    fn share(&self, error: Self::Fault) -> Self::Failure;
 
     #[doc(hidden)]
     fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
 }
 
-impl<Request, F, E> Queue<Request, F, E> for OnHeap<Request, F, E> {
+impl<Request, F, E> Queue for OnHeap<Request, F, E> {
     type Error = Error<E>;
 
     fn share(&self, error: E) -> Self::Failure {
@@ -836,9 +976,7 @@ impl<Request, F, E> Queue<Request, F, E> for OnHeap<Request, F, E> {
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
-        impl<Request, F, E: Copy, const N: usize> Queue<Request, F, E>
-            for &$name<Request, F, E, N>
-        {
+        impl<Request, F, E: Copy, const N: usize> Queue for &$name<Request, F, E, N> {
             type Error = FixedError<E>;
 
             fn share(&self, error: E) -> E {
@@ -915,9 +1053,9 @@ impl<E: crate::error::AsError> crate::error::AsError for Error<E> {
 }
 
 #[cfg(feature = "std")]
-impl<E> From<Error<E>> for crate::BoxError
+impl<'a, E> From<Error<E>> for crate::error::AnyBoxError<'a>
 where
-    E: Into<crate::BoxError> + fmt::Debug + fmt::Display + Send + Sync + 'static,
+    E: Into<crate::error::AnyBoxError<'a>> + fmt::Debug + fmt::Display + Send + Sync + 'static,
 {
     fn from(error: Error<E>) -> Self {
         match error {
@@ -984,7 +1122,9 @@ impl<E: crate::error::AsError> crate::error::AsError for FixedError<E> {
 }
 
 #[cfg(feature = "alloc")]
-impl<E: Into<crate::BoxError>> From<FixedError<E>> for crate::BoxError {
+impl<'a, E: Into<crate::error::AnyBoxError<'a>>> From<FixedError<E>>
+    for crate::error::AnyBoxError<'a>
+{
     fn from(error: FixedError<E>) -> Self {
         match error {
             FixedError::Closed(error) => error.into(),

@@ -18,13 +18,15 @@
 //! - When discovery removes it, it is dropped before the next request. What it is answering goes on.
 //! - It is polled when it was called and when it was woken, and once more when it is chosen. If it turns out not
 //!   to be ready then, or is removed before the call, the choice is made again.
+//! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
+//!   such as a limit for all of them, belongs outside the balancer.
 //!
 //! # Differences from tower
 //!
 //! - An endpoint that failed comes back.
 //! - The choice is made again when the chosen endpoint was removed.
-//! - When discovery has ended and there is no endpoint, `poll_ready` fails with
-//!   [`NoEndpoints`], and does not wait for ever.
+//! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`], and does not
+//!   wait for ever.
 //! - A call without readiness takes a ready endpoint, or fails with [`NotReady`].
 //! - The error is an enum, [`Error`], and not a box.
 //! - One poll takes at most 128 changes from discovery and asks at most 256 endpoints, and lets others run
@@ -237,12 +239,12 @@ where
     #[inline]
     fn poll_choice(&mut self, mut attempt: Option<&mut Context<'_>>, budget: &mut usize) -> bool {
         loop {
-            let standing = self
-                .chosen
-                .take()
-                .filter(|ticket| self.endpoints.ready_service(*ticket).is_some());
-            let Some(ticket) = standing.or_else(|| self.choose()) else {
-                return false;
+            let ticket = match self.chosen.take() {
+                Some(ticket) if self.endpoints.ready_service(ticket).is_some() => ticket,
+                _ => match self.choose() {
+                    Some(ticket) => ticket,
+                    None => return false,
+                },
             };
             if let Ok(true) = self.endpoints.check(ticket, attempt.as_deref_mut()) {
                 self.chosen = Some(ticket);

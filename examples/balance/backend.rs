@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use smol::channel::{Receiver, Sender, bounded};
+use smol::channel::{Sender, bounded};
 use smol::future::or;
 use smol::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use smol::net::{TcpListener, TcpStream};
@@ -14,118 +14,95 @@ use smol::stream::StreamExt;
 
 use crate::AnyRuntime;
 
-/// Takes lines with a number, and works on one at a time, in order. So requests that are sent to a slow one
-/// stand in line there, where no balancer can help them any more.
+/// Takes lines with a number, and works on one at a time, in order. So what was sent to a slow one stands in
+/// line there, where no balancer can help it any more.
 pub(crate) struct Backend {
-    pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
-    health: Mutex<(Health, Option<Stop>)>,
     /// How many requests a balancer sent here.
     pub(crate) chosen: AtomicU64,
+    state: Mutex<State>,
+    // Ends the server and its connection when it is dropped. `None`: it is down.
+    running: Mutex<Option<Sender<()>>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Health {
+pub(crate) enum State {
     /// Each request takes so long.
     Works(Duration),
-    /// Each fails, at once: to the unwary the fastest backend of all.
+    /// Each request fails, at once: to the unwary the fastest backend of all.
     Fails,
-    /// Connections are closed, and refused.
-    Refuses,
+    /// Connections are cut, and refused.
+    Down,
+    /// Discovery does not know it.
+    Unknown,
 }
 
-/// Ends a server and its connections when it is dropped.
-type Stop = Sender<()>;
-
 impl Backend {
-    pub(crate) async fn start<R: AnyRuntime>(
-        runtime: &R,
-        name: &'static str,
-        health: Health,
-    ) -> io::Result<Arc<Self>> {
+    pub(crate) async fn start<R: AnyRuntime>(runtime: &R) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let backend = Arc::new(Self {
-            name,
             address: listener.local_addr()?,
-            health: Mutex::new((health, None)),
             chosen: AtomicU64::new(0),
+            state: Mutex::new(State::Unknown),
+            running: Mutex::new(None),
         });
         backend.listen(runtime, listener);
         Ok(backend)
     }
 
-    pub(crate) fn health(&self) -> Health {
-        self.health.lock().unwrap().0
+    pub(crate) fn state(&self) -> State {
+        *self.state.lock().unwrap()
     }
 
-    pub(crate) async fn set_health<R: AnyRuntime>(
+    pub(crate) async fn set_state<R: AnyRuntime>(
         self: &Arc<Self>,
         runtime: &R,
-        health: Health,
+        state: State,
     ) -> io::Result<()> {
-        let before = self.health();
-        self.health.lock().unwrap().0 = health;
-        if health == Health::Refuses {
+        let before = std::mem::replace(&mut *self.state.lock().unwrap(), state);
+        if state == State::Down {
             self.stop();
-        } else if before == Health::Refuses {
+        } else if before == State::Down {
             self.listen(runtime, TcpListener::bind(self.address).await?);
         }
         Ok(())
     }
 
     pub(crate) fn stop(&self) {
-        self.health.lock().unwrap().1 = None;
+        *self.running.lock().unwrap() = None;
     }
 
     fn listen<R: AnyRuntime>(self: &Arc<Self>, runtime: &R, listener: TcpListener) {
-        let (stop, stopped) = bounded(1);
-        self.health.lock().unwrap().1 = Some(stop);
-        let accepting = self
-            .clone()
-            .accept(runtime.clone(), listener, stopped.clone());
-        runtime.execute(Box::pin(until(stopped, accepting)));
+        let (running, stopped) = bounded::<()>(1);
+        *self.running.lock().unwrap() = Some(running);
+        let (this, timer) = (self.clone(), runtime.clone());
+        runtime.execute(Box::pin(async move {
+            let serving = async {
+                // One connection at a time is enough: the balancer has one.
+                while let Ok((stream, _)) = listener.accept().await {
+                    // A connection that breaks shows in the books of the other side.
+                    let _ = this.serve(&timer, stream).await;
+                }
+            };
+            let stopping = async {
+                let _ = stopped.recv().await;
+            };
+            or(stopping, serving).await;
+        }));
     }
 
-    async fn accept<R: AnyRuntime>(
-        self: Arc<Self>,
-        runtime: R,
-        listener: TcpListener,
-        stopped: Receiver<()>,
-    ) -> io::Result<()> {
-        loop {
-            let (stream, _) = listener.accept().await?;
-            let serving = self.clone().serve(runtime.clone(), stream);
-            runtime.execute(Box::pin(until(stopped.clone(), serving)));
-        }
-    }
-
-    async fn serve<R: AnyRuntime>(
-        self: Arc<Self>,
-        runtime: R,
-        mut stream: TcpStream,
-    ) -> io::Result<()> {
+    async fn serve<R: AnyRuntime>(&self, timer: &R, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut lines = BufReader::new(stream.clone()).lines();
         while let Some(id) = lines.next().await {
-            let (id, health) = (id?, self.health());
-            if let Health::Works(latency) = health {
-                runtime.sleep(latency).await;
+            let state = self.state();
+            if let State::Works(latency) = state {
+                timer.sleep(latency).await;
             }
-            let word = if health == Health::Fails { "no" } else { "ok" };
-            stream
-                .write_all(format!("{word} {id}\n").as_bytes())
-                .await?;
+            let word = if state == State::Fails { "no" } else { "ok" };
+            let answer = format!("{word} {}\n", id?);
+            stream.write_all(answer.as_bytes()).await?;
         }
         Ok(())
     }
-}
-
-/// Runs `task` until it ends, or is to stop.
-async fn until(stopped: Receiver<()>, task: impl Future<Output = io::Result<()>>) {
-    let stopping = async {
-        let _ = stopped.recv().await;
-        Ok(())
-    };
-    // A connection that the other side has cut shows in the books of that side.
-    let _ = or(stopping, task).await;
 }

@@ -1,9 +1,9 @@
-//! Six TCP backends that come and go, of which one is slow, one fails for a while and one is down for a while,
-//! under the same load three times: balanced by chance, by pending requests, and by peak EWMA.
+//! Five TCP backends that come and go, are slow, broken or down for a while, under the same load three times:
+//! balanced by chance, by pending requests, and by peak EWMA.
 //!
 //!     cargo run --release --all-features --example balance [smol|tokio|async-std]
 //!
-//! A line for each half second says who gets which share of the requests; a chart at the end, what it was to the
+//! A line for each half second says who gets which share of the requests; a chart at the end, what that was to the
 //! clients. As in the quickstart only `main` knows on which runtime it runs.
 mod backend;
 mod endpoint;
@@ -19,62 +19,40 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use campanile::balance::p2c::{self, Balance};
-use campanile::buffer;
 use campanile::discover::{Changes, Discover, Sender, channel};
 use campanile::load::{
     CompleteOnResponse, Constant, Load, PeakEwmaDiscover, PendingRequestsDiscover,
 };
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{Executor, Instant, Service, ServiceExt, Timer, reconnect};
+use campanile::{Executor, Instant, Service, ServiceExt, Timer, buffer, reconnect};
 use smol::channel::unbounded;
 use smol::stream::StreamExt;
 
-use backend::{Backend, Health};
+use backend::{Backend, State};
 use endpoint::{CallError, Endpoint, EndpointError, endpoint};
-use report::{Outcome, Tally, print_heading, print_report, print_shares, say};
+use report::{Outcome, Tally, print_heading, print_news, print_report, print_shares};
 
 // The load: each client sends its requests one after the other, with a pause before each.
 const SEED: u64 = 1;
 const CLIENTS: u64 = 48;
 const PAUSE: Range<u64> = 100..220; // ms
 
-// What happens, and at which of the half seconds.
+// What happens to the backends, and after how many ticks. One trouble at a time: when both that are drawn are bad,
+// the better of two is bad, too.
 const TICK: Duration = Duration::from_millis(500);
-const TICKS: u32 = 10;
-const FAST: Health = Health::Works(Duration::from_millis(3));
-const FAIR: Health = Health::Works(Duration::from_millis(5));
-const SLOW: Duration = Duration::from_millis(40);
-const BACKENDS: [(&str, Health); 5] = [
-    ("ada", FAST),
-    ("bob", FAST),
-    ("cleo", FAIR),
-    ("dora", Health::Works(SLOW)),
-    ("erin", FAIR),
-];
-const SCRIPT: [(u32, &str, Event); 10] = [
-    (0, "ada", Event::Joins),
-    (0, "bob", Event::Joins),
-    (0, "cleo", Event::Joins),
-    (0, "dora", Event::Joins),
-    (2, "bob", Event::Becomes(Health::Fails)),
-    (3, "erin", Event::Joins),
-    (4, "bob", Event::Becomes(FAST)),
-    (5, "cleo", Event::Becomes(Health::Refuses)),
-    (7, "cleo", Event::Becomes(FAIR)),
-    (8, "ada", Event::Leaves),
+const TICKS: u32 = 12;
+const FAST: State = State::Works(Duration::from_millis(3));
+const FAIR: State = State::Works(Duration::from_millis(5));
+const SLOW: State = State::Works(Duration::from_millis(40));
+const SCRIPT: [(&str, &[(u32, State)]); 5] = [
+    ("ada", &[(0, FAST), (10, State::Unknown)]),
+    ("bob", &[(0, FAST), (5, State::Fails), (7, FAST)]),
+    ("cleo", &[(0, FAIR), (7, State::Down), (9, FAIR)]),
+    ("dora", &[(0, FAST), (1, SLOW), (5, FAST)]),
+    ("erin", &[(3, FAIR)]),
 ];
 
-#[derive(Clone, Copy)]
-enum Event {
-    /// Discovery finds it.
-    Joins,
-    /// Discovery has it no more.
-    Leaves,
-    /// What discovery does not know of.
-    Becomes(Health),
-}
-
-// Time constants of loads are seconds where backends run for days. Here all is over in seconds.
+// How fast the loads forget. Where backends run for days this is some seconds; here all is over in six.
 const DECAY: Duration = Duration::from_millis(500);
 /// What an endpoint is thought to take that has not answered yet.
 const FIRST_GUESS: Duration = Duration::from_millis(10);
@@ -104,35 +82,32 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match tallies {
-        Ok(tallies) if !tallies.iter().all(Tally::balances) => {
-            eprintln!("the books do not balance");
-            ExitCode::FAILURE
-        }
-        Ok([random, pending, ewma])
-            if random.percentile(99) <= pending.percentile(99).max(ewma.percentile(99)) =>
-        {
-            eprintln!("to choose by chance was not the worst");
-            ExitCode::FAILURE
-        }
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("the run broke off: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let complaint = match tallies {
+        Ok(tallies) if !tallies.iter().all(Tally::balances) => "the books do not balance".into(),
+        Ok(tallies) if !is_worst_by_chance(&tallies) => "chance was not the worst".into(),
+        Ok(_) => return ExitCode::SUCCESS,
+        Err(error) => format!("the run broke off: {error}"),
+    };
+    eprintln!("{complaint}");
+    ExitCode::FAILURE
 }
 
-/// The same three times. All that differs is what an endpoint's load is.
+/// What the chart promises.
+fn is_worst_by_chance(tallies: &[Tally; 3]) -> bool {
+    let [random, pending, ewma] = tallies.each_ref().map(|tally| tally.percentile(99));
+    random > pending && random > ewma
+}
+
+/// The same three times. All that differs is what the load of an endpoint is.
 async fn run<R: AnyRuntime>(runtime: R) -> io::Result<[Tally; 3]> {
-    // All are the same to this one, and so the better of two is either.
+    // The same for all, and so either one is the better of two.
     let random = |found| Constant::new(found, 0);
-    // The fewest requests under way; a failed one counts on for a while.
+    // The requests under way; one that failed goes on counting for a while.
     let pending = |found| {
-        PendingRequestsDiscover::with_timer(found, CompleteOnResponse, runtime.clone())
-            .with_decay(DECAY)
+        let timer = runtime.clone();
+        PendingRequestsDiscover::with_timer(found, CompleteOnResponse, timer).with_decay(DECAY)
     };
-    // How long answers took lately, times the requests under way; to fail is to have taken long.
+    // The time that answers took lately, times the requests under way; to fail is to have taken long.
     let ewma = |found| {
         let timer = runtime.clone();
         PeakEwmaDiscover::with_timer(found, FIRST_GUESS, DECAY, CompleteOnResponse, timer)
@@ -159,14 +134,14 @@ where
     D::Service: Load + Clone + Send,
 {
     let mut backends = Vec::new();
-    for (name, health) in BACKENDS {
-        backends.push(Backend::start(runtime, name, health).await?);
+    for _ in SCRIPT {
+        backends.push(Backend::start(runtime).await?);
     }
     let (endpoints, found) = channel();
-    // The endpoints that fail when they are asked whether they are ready wait in quarantine.
+    // An endpoint that fails when it is asked whether it is ready waits in quarantine, for a while.
     let balance =
         Balance::with_timer(with_load(found), runtime.clone()).seed(SplitMix64::new(SEED));
-    // Makes the balancer `Clone`. All clients share one view of the loads, and one connection per backend.
+    // Makes the balancer `Clone`: all clients share what is known of the loads, and one connection per backend.
     let (service, worker) = buffer::pair(balance, CLIENTS as usize);
     runtime.execute(Box::pin(worker));
 
@@ -181,7 +156,7 @@ where
     }
     drop(results); // The clients hold the others: when they are done, the channel closes.
 
-    print_heading(label, &backends);
+    print_heading(label);
     direct(runtime, start, &backends, &endpoints).await?;
     let mut tally = Tally::new(label, incoming.collect().await);
     // The worker drops the balancer, and with it the connections.
@@ -201,44 +176,32 @@ async fn direct<R: AnyRuntime>(
     backends: &[Arc<Backend>],
     endpoints: &Sender<&'static str, Endpoint<R>>,
 ) -> io::Result<()> {
-    // The only failure of telling a balancer; its error holds the endpoint, which is of no use here.
-    let gone = io::ErrorKind::BrokenPipe;
-    let (mut known, mut before) = (Vec::new(), Vec::new());
+    let mut before = [0; SCRIPT.len()];
     for tick in 0..TICKS {
-        for (_, name, event) in SCRIPT.into_iter().filter(|(at, ..)| *at == tick) {
-            let backend = backends.iter().find(|backend| backend.name == name);
-            let backend = backend.ok_or(io::ErrorKind::NotFound)?;
-            let what = match event {
-                Event::Joins => {
-                    let sent = endpoints.insert(name, endpoint(runtime, backend));
-                    sent.map_err(|_| gone)?;
-                    known.push(name);
-                    "joins"
-                }
-                Event::Leaves => {
-                    endpoints.remove(name).map_err(|_| gone)?;
-                    known.retain(|other| *other != name);
-                    "leaves"
-                }
-                Event::Becomes(health) => {
-                    backend.set_health(runtime, health).await?;
-                    match health {
-                        Health::Works(_) => "works again",
-                        Health::Fails => "fails every request, at once",
-                        Health::Refuses => "is down: connections are cut and refused",
-                    }
-                }
+        for (backend, (name, states)) in backends.iter().zip(SCRIPT) {
+            let Some((_, state)) = states.iter().find(|(at, _)| *at == tick) else {
+                continue;
             };
+            let told = match (backend.state(), *state) {
+                (State::Unknown, _) => endpoints.insert(name, endpoint(runtime, backend)),
+                (_, State::Unknown) => endpoints.remove(name),
+                _ => Ok(()), // Discovery does not learn of all else: the balancer has to find out.
+            };
+            // The one failure: that the balancer is gone.
+            told.map_err(|_| io::ErrorKind::BrokenPipe)?;
             if tick > 0 {
-                say(&format!("        {name} {what}"));
+                print_news(name, backend.state(), *state);
             }
+            backend.set_state(runtime, *state).await?;
         }
         let at = TICK * (tick + 1);
         runtime.sleep_until(start.saturating_add(at)).await;
-        print_shares(at, backends, &known, &mut before);
+        print_shares(at, backends, &mut before);
     }
     Ok(())
 }
+
+type Results = smol::channel::Sender<(Outcome, Duration)>;
 
 /// One client: the same pauses in every run.
 async fn send_requests<R, S>(
@@ -250,9 +213,8 @@ async fn send_requests<R, S>(
     S: Service<u64, Response = u64, Error = Failure>,
 {
     loop {
-        runtime
-            .sleep(Duration::from_millis(random.next_range(PAUSE)))
-            .await;
+        let pause = Duration::from_millis(random.next_range(PAUSE));
+        runtime.sleep(pause).await;
         let start = runtime.now();
         if start >= end {
             return;
@@ -263,29 +225,26 @@ async fn send_requests<R, S>(
             Err(error) => Err(error),
         };
         let latency = runtime.now().saturating_duration_since(start);
+        // Whoever counts is there to the end.
         let _ = results.try_send((outcome(id, &result), latency));
     }
 }
 
-type Results = smol::channel::Sender<(Outcome, Duration)>;
-
-/// How a request fails: each middleware that can fail has its part in the type, and the compiler
-/// knows that there is no other.
+/// How a request fails: what in the stack can fail has its part in the type, and there is nothing else.
 type Failure = buffer::Error<p2c::Error<Infallible, EndpointError>>;
 
 fn outcome(id: u64, result: &Result<u64, Failure>) -> Outcome {
     let error = match result {
         Ok(answer) if *answer == id => return Outcome::Answered,
         Ok(_) => return Outcome::Mixed,
-        // The buffer alone has no failure that a request can meet here: it is shut down after the last one.
         Err(buffer::Error::Service(p2c::Error::Service(error))) => error,
+        // The buffer is closed, or the balancer has no endpoint.
         Err(_) => return Outcome::Unserved,
     };
     match error {
         reconnect::Error::Service(CallError::Backend) => Outcome::Failed,
         reconnect::Error::Service(CallError::CutOff) => Outcome::CutOff,
-        // These are errors of readiness, which the quarantine keeps to itself.
-        reconnect::Error::Connect(_) | reconnect::Error::Lost(_) => Outcome::Unserved,
-        reconnect::Error::Failed(_) | reconnect::Error::NotReady(_) => Outcome::Unserved,
+        // To connect fails when readiness is asked for, and that the quarantine keeps to itself.
+        _ => Outcome::Unserved,
     }
 }

@@ -104,24 +104,21 @@ impl Service<u64> for Connection {
 
 /// Runs a connection until the backend closes it, which it also does when we have.
 async fn drive(mut stream: TcpStream, mut queue: mpsc::UnboundedReceiver<Pending>) {
-    let (waiting, mut line) = mpsc::unbounded();
+    let (waiting, mut line) = mpsc::unbounded::<oneshot::Sender<_>>();
     let mut answers = BufReader::new(stream.clone()).lines();
     let reading = async {
         while let Some(Ok(answer)) = answers.next().await {
-            let Some(waiter): Option<oneshot::Sender<_>> = line.next().await else {
-                break;
-            };
-            let _ = waiter.send(parse(&answer));
+            // Whoever has given up meanwhile has no use for it.
+            if let Some(waiter) = line.next().await {
+                let _ = waiter.send(parse(&answer));
+            }
         }
     };
     let writing = async {
         while let Some((id, waiter)) = queue.next().await {
             let _ = waiting.unbounded_send(waiter);
-            if stream
-                .write_all(format!("{id}\n").as_bytes())
-                .await
-                .is_err()
-            {
+            let request = format!("{id}\n");
+            if stream.write_all(request.as_bytes()).await.is_err() {
                 return;
             }
         }

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     };
     let complaint = match tallies {
         Ok(tallies) if !tallies.iter().all(Tally::balances) => "the books do not balance".into(),
-        Ok(tallies) if !is_worst_by_chance(&tallies) => "chance was not the worst".into(),
+        Ok(tallies) if !is_as_promised(&tallies) => "chance was not the worst".into(),
         Ok(_) => return ExitCode::SUCCESS,
         Err(error) => format!("the run broke off: {error}"),
     };
@@ -92,8 +92,9 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What the chart promises.
-fn is_worst_by_chance(tallies: &[Tally; 3]) -> bool {
+/// Chance is the worst by far. Of the other two that holds as well, but on a machine that is busy with
+/// other things its stalls can hide it.
+fn is_as_promised(tallies: &[Tally; 3]) -> bool {
     let [random, pending, ewma] = tallies.each_ref().map(|tally| tally.percentile(99));
     random > pending && random > ewma
 }

@@ -101,11 +101,10 @@ struct Run {
     cancelled: Cell<u64>,
 }
 
-/// When requests were let through, and when tokens came back unused.
+/// When requests were let through.
 #[derive(Default)]
 struct Log {
     passed: RefCell<Vec<Instant>>,
-    returned: RefCell<Vec<Instant>>,
 }
 
 struct RateBound {
@@ -412,7 +411,6 @@ impl RateBound {
     fn check(&self, log: &Log) {
         let mut passed = log.passed.borrow().clone();
         passed.sort_unstable();
-        let returned = log.returned.borrow();
         for (n, &from) in passed.iter().enumerate() {
             for (span, allowed) in [
                 (self.per, self.in_window),
@@ -420,13 +418,9 @@ impl RateBound {
             ] {
                 let end = from.saturating_add(span);
                 let count = passed[n..].partition_point(|moment| *moment < end);
-                // A token that comes back unused, after time has brought a part of it back, can let one more
-                // through.
-                let before = from.saturating_sub(self.per);
-                let back = returned.iter().filter(|&&m| before <= m && m < end).count();
                 assert!(
-                    count <= allowed + back,
-                    "{count} within {span:?} from {from:?}, where {allowed} are allowed and {back} came back"
+                    count <= allowed,
+                    "{count} within {span:?} from {from:?}, where {allowed} are allowed"
                 );
             }
         }
@@ -439,14 +433,6 @@ struct Admission<S> {
     ready_at: Option<Instant>,
     admitted: Rc<Cell<Option<Instant>>>,
     log: Rc<Log>,
-}
-
-impl<S> Drop for Admission<S> {
-    fn drop(&mut self) {
-        if self.ready_at.is_some() {
-            self.log.returned.borrow_mut().push(now());
-        }
-    }
 }
 
 impl<S: Clone> Clone for Admission<S> {

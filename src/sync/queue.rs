@@ -124,7 +124,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
 
     /// There is no message, and there will be none.
     fn is_done(&self) -> bool {
-        self.line.is_empty() && (self.handles == 0 || !matches!(self.phase, Phase::Open))
+        self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
     /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
@@ -297,11 +297,14 @@ pub trait Channel: Clone {
     fn drop_handle(&self) {
         wake(self.with(|state| {
             state.handles -= 1;
-            if state.handles == 0 {
-                state.worker.take()
-            } else {
-                None
+            if state.handles > 0 {
+                return None;
             }
+            // For good: a queue that was opened is not opened again.
+            if let Phase::Open = state.phase {
+                state.phase = Phase::Draining;
+            }
+            state.worker.take()
         }));
     }
 
@@ -531,21 +534,22 @@ pub trait Channel: Clone {
                 return None;
             }
             state.phase = Phase::Ended(end);
-            let (mut taken, mut abandoned) = (None, None);
-            if let Some(index) = state.taken.take() {
+            // The sender of what the worker has, or if that one is gone, whoever gets its room.
+            let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot::Taken(waker)) => taken = waker.take(),
-                    _ => abandoned = Some(state.remove(index)),
+                    Some(Slot::Taken(waker)) => waker.take(),
+                    // What was given up is an empty slot: there is nothing of the user's to drop.
+                    _ => state.remove(index).1,
                 }
-            }
-            Some((taken, abandoned, state.worker.take()))
+            });
+            Some((next, state.worker.take()))
         });
-        let Some((taken, _abandoned, worker)) = ended else {
+        let Some((next, worker)) = ended else {
             return;
         };
         drop(worker);
         let _rest = Rest(|| self.refuse_all());
-        wake(taken);
+        wake(next);
         self.refuse_all();
     }
 

@@ -3,6 +3,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
+use core::mem::forget;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use core::task::{Context, Poll, Waker};
@@ -172,7 +173,8 @@ impl<F: Future> InFlight<F> {
                 return None;
             }
             let index = self.woken.pop_front()?;
-            let slot = &mut self.slots[index];
+            let guard = Polling { all: self, index };
+            let slot = &mut guard.all.slots[index];
             // Before the poll: what happens from here on is worth another note. What has happened
             // before is seen, by the ordering.
             slot.note.sent.swap(false, AcqRel);
@@ -183,6 +185,7 @@ impl<F: Future> InFlight<F> {
                     slot.output = Some(output);
                 }
             }
+            forget(guard);
             if self.order.is_none() {
                 if let Some(output) = self.take(index) {
                     return Some(output);
@@ -204,6 +207,25 @@ impl<F: Future> InFlight<F> {
         self.free.push(index);
         self.len -= 1;
         Some(output)
+    }
+}
+
+/// While a future is polled: if it panics, it is no longer under way. To be forgotten when it has been polled.
+struct Polling<'a, F: Future> {
+    all: &'a mut InFlight<F>,
+    index: usize,
+}
+
+impl<F: Future> Drop for Polling<'_, F> {
+    #[cold]
+    fn drop(&mut self) {
+        let Self { all, index } = self;
+        if let Some(order) = &mut all.order {
+            order.retain(|slot| slot != index);
+        }
+        all.free.push(*index);
+        all.len -= 1;
+        all.slots[*index].future.set(None);
     }
 }
 

@@ -280,12 +280,8 @@ impl Host for Simulated {
     }
 
     fn block_on_seeded<T>(seed: u64, future: impl Future<Output = T>) -> T {
-        // Its time does not start at zero either: see `ManualTimer`.
-        let start = Instant::from_nanos(1_000_000_000_000);
-        let result = campanile::testing::Runtime::new(seed).block_on(async {
-            campanile::testing::Sim.sleep_until(start).await;
-            future.await
-        });
+        // Its time starts at zero, as on a device that was just switched on.
+        let result = campanile::testing::Runtime::new(seed).block_on(future);
         result.unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"))
     }
 

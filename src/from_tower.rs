@@ -120,6 +120,7 @@
 //! | tower-test | here | what differs and why |
 //! |---|---|---|
 //! | `mock::{pair, spawn, spawn_with, spawn_layer, Mock, Handle, SendResponse, Spawn}` | [`testing::mock`] | No tokio. The error can be a type of one's own, as those of the middleware are. |
+//! | `mock::error::Closed` | `testing::mock::Closed` | What a mock fails with whose handle is gone. |
 //! | `assert_request_eq!` | [`testing::assert_request_eq!`] | The path. |
 //!
 //! New in [`testing`]: a runtime with virtual time, a probe of the contract of [`Service`], and an injector of faults.

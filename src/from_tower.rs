@@ -115,6 +115,16 @@
 //! | `util::future` | [`util::future`] | |
 //! | `util::rng::{Rng, HasherRng}` | [`util::rng`] | [`Rng::next_range`] has no bias, and an empty range gives its start. [`SplitMix64`] is new, for cores without std. |
 //!
+//! # Tests
+//!
+//! | tower-test | here | what differs and why |
+//! |---|---|---|
+//! | `mock::{pair, spawn, spawn_with, spawn_layer, Mock, Handle, SendResponse, Spawn}` | [`testing::mock`] | No tokio. The error can be a type of one's own, as those of the middleware are. |
+//! | `mock::error::Closed` | `testing::mock::Closed` | What a mock fails with whose handle is gone. |
+//! | `assert_request_eq!` | [`testing::assert_request_eq!`] | The path. |
+//!
+//! New in [`testing`]: a runtime with virtual time, a probe of the contract of [`Service`], and an injector of faults.
+//!
 //! [`timeout::Error`]: crate::timeout::Error
 //! [`err_into`]: crate::builder::ServiceBuilder::err_into
 //! [`TimeoutLayer::new`]: crate::timeout::TimeoutLayer::new
@@ -189,6 +199,9 @@
 //! [`util`]: crate::util
 //! [`ErrInto`]: crate::util::ErrInto
 //! [`util::boxed`]: crate::util::boxed
+//! [`testing`]: crate::testing
+//! [`testing::mock`]: crate::testing::mock
+//! [`testing::assert_request_eq!`]: crate::testing::assert_request_eq
 //! [`UnsyncBoxCloneService`]: crate::util::UnsyncBoxCloneService
 //! [`Either`]: crate::util::Either
 //! [`option_layer`]: crate::util::option_layer

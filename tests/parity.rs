@@ -84,6 +84,27 @@ mod on_smol {
     mod util;
 }
 
+#[cfg(feature = "testing")]
+#[path = "parity"]
+mod on_sim {
+    use campanile::limit::concurrency::Semaphore;
+    use campanile::testing as tower;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        let runtime = campanile::testing::Runtime::new(1);
+        runtime.block_on(future).unwrap()
+    }
+
+    fn semaphore(permits: usize) -> Semaphore {
+        Semaphore::new(permits)
+    }
+
+    mod additions;
+    mod rooms;
+    mod stack;
+    mod util;
+}
+
 #[cfg(feature = "async-std")]
 #[path = "parity"]
 mod on_async_std {

@@ -634,9 +634,14 @@ impl Limiter {
 
     /// Where the window of `nanos` begins.
     fn window(&self, nanos: u64) -> u64 {
-        // The first to ask sets it, and all others find what it has set.
-        let first = nanos.max(1);
-        let origin = self.origin.replace(0, first).err().unwrap_or(first);
+        let origin = match self.origin.load() {
+            // The first to ask sets it, and all others find what it has set.
+            0 => {
+                let first = nanos.max(1);
+                self.origin.replace(0, first).err().unwrap_or(first)
+            }
+            origin => origin,
+        };
         let since = nanos.saturating_sub(origin);
         origin + (since - since % self.rate.per)
     }

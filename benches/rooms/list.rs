@@ -33,8 +33,9 @@ pub(crate) struct Pair {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// So many that nobody waits.
-const MANY: u64 = 1_000_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
+/// So many in a second that nobody waits.
+const MANY: u64 = 1_000_000_000;
 
 macro_rules! room {
     ($name:expr, |$leaf:ident| $ours:expr, $tower:expr) => {{
@@ -170,16 +171,16 @@ pub(crate) fn rooms() -> Vec<Room> {
         ),
         room!(
             "rate_limit",
-            |leaf| rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, HOUR)),
-            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, HOUR))
+            |leaf| rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND)),
+            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
         ),
         room!(
             "rate_limit, fixed window",
             |leaf| {
-                let rate = rt::limit::rate::Rate::new(MANY, HOUR).fixed_window();
+                let rate = rt::limit::rate::Rate::new(MANY, SECOND).fixed_window();
                 rt::limit::RateLimit::new(leaf, rate)
             },
-            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, HOUR))
+            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
         ),
         room!(
             "hedge",
@@ -234,14 +235,14 @@ pub(crate) fn rooms() -> Vec<Room> {
             |leaf| rt::ServiceBuilder::new()
                 .buffer(16)
                 .concurrency_limit(16)
-                .rate_limit(MANY, HOUR)
+                .rate_limit(MANY, SECOND)
                 .timeout(HOUR)
                 .retry(Once)
                 .service(leaf),
             rt::ServiceBuilder::new()
                 .buffer(16)
                 .concurrency_limit(16)
-                .rate_limit(MANY, HOUR)
+                .rate_limit(MANY, SECOND)
                 .timeout(HOUR)
                 .retry(Once)
                 .service(leaf)

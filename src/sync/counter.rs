@@ -292,8 +292,8 @@ mod tests {
                     for _ in 0..rounds {
                         let mut place = Place::Outside;
                         let gives_up = rng.next_range(0..4) == 0;
-                        let mut cx = Context::from_waker(&waker);
-                        while counter.poll(&mut place, &mut cx).is_pending() && !gives_up {
+                        let cx = Context::from_waker(&waker);
+                        while counter.poll(&mut place, &cx).is_pending() && !gives_up {
                             // A wake-up that is lost is a test that never ends.
                             std::thread::park();
                         }

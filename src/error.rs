@@ -32,6 +32,11 @@ use core::fmt;
 #[cfg(feature = "alloc")]
 pub type BoxError = alloc::boxed::Box<dyn Error + Send + Sync>;
 
+/// A [`BoxError`] of any lifetime. Errors convert into that and not only into `BoxError`: in a task, the compiler
+/// asks whether they do for every lifetime that the `dyn` may have.
+#[cfg(feature = "alloc")]
+pub(crate) type AnyBoxError<'a> = alloc::boxed::Box<dyn Error + Send + Sync + 'a>;
+
 /// The error inside a stack of middleware errors.
 ///
 /// Implemented by everything that is a [`core::error::Error`], and by the enums of the middleware

@@ -442,7 +442,9 @@ impl<E: AsError, P: AsError> AsError for Error<E, P> {
 }
 
 #[cfg(feature = "alloc")]
-impl<E: Into<crate::BoxError>, P: Into<crate::BoxError>> From<Error<E, P>> for crate::BoxError {
+impl<'a, E: Into<crate::error::AnyBoxError<'a>>, P: Into<crate::error::AnyBoxError<'a>>>
+    From<Error<E, P>> for crate::error::AnyBoxError<'a>
+{
     fn from(error: Error<E, P>) -> Self {
         match error {
             Error::Rejected(error) => error.into(),

@@ -83,7 +83,7 @@ macro_rules! flatten {
         }
 
         #[cfg(feature = "alloc")]
-        impl<E: Into<$crate::BoxError>> From<$name<E>> for $crate::BoxError {
+        impl<'a, E: Into<$crate::error::AnyBoxError<'a>>> From<$name<E>> for $crate::error::AnyBoxError<'a> {
             fn from(error: $name<E>) -> Self {
                 match error {
                     $($name::$leaf(error) => error.into(),)+

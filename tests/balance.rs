@@ -1082,6 +1082,35 @@ impl Service<u32> for Loaded {
 }
 
 /// The only endpoint fails while a request waits for it; after its backoff the request is answered.
+/// The readiness of a balancer makes progress only when it is polled (tower #824).
+#[test]
+fn a_balancer_in_an_idle_buffer_goes_on() {
+    let (feed, balance) = fed();
+    let [first, second] = [Mood::Ready, Mood::Busy].map(|mood| Site::new(mood, 1));
+    insert(&feed, 1, &first);
+    let (mut buffer, worker) = campanile::buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    found(WakeCount::new().poll_ready(&mut buffer)).unwrap();
+    let mut response = common::spawn(buffer.call(1));
+    assert!(worker.poll().is_pending());
+    assert_eq!(found(response.poll()).unwrap(), 1);
+
+    // Discovery goes on, and so does the new endpoint, which gets ready.
+    insert(&feed, 2, &second);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    assert_eq!(second.polls.get(), 1);
+    second.become_(Mood::Ready);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    assert_eq!(second.polls.get(), 2);
+    remove(&feed, 1);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    assert_eq!(first.alive.get(), 0);
+    assert!(!worker.is_woken());
+}
+
 async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock();
     handle.set_ready(false);

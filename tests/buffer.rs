@@ -4,6 +4,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -674,6 +675,157 @@ on_every_runtime! {
     a_failure_reaches_all,
     a_panic_reaches_all,
     the_worker_ends_with_the_last_handle,
+}
+
+/// Ready when it is told; counts how often it is asked, and keeps the last waker.
+#[derive(Clone, Default)]
+struct Background(Arc<std::sync::Mutex<(bool, usize, Option<std::task::Waker>)>>);
+
+impl Background {
+    fn set_ready(&self, is_ready: bool) {
+        self.0.lock().unwrap().0 = is_ready;
+    }
+
+    fn asked(&self) -> usize {
+        self.0.lock().unwrap().1
+    }
+
+    fn wake(&self) {
+        let waker = self.0.lock().unwrap().2.clone();
+        waker.expect("it was polled").wake();
+    }
+}
+
+impl Service<u32> for Background {
+    type Response = u32;
+    type Error = Failure;
+    type Future = std::future::Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(), Failure>> {
+        let mut state = self.0.lock().unwrap();
+        state.1 += 1;
+        state.2 = Some(cx.waker().clone());
+        match state.0 {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        std::future::ready(Ok(n))
+    }
+}
+
+#[test]
+fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle() {
+    let service = Background::default();
+    service.set_ready(true);
+    let (mut buffer, worker) = buffer::pair(service.clone(), 2);
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    let mut response = spawn(buffer.call(1));
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()), Ok(1));
+    assert_eq!(service.asked(), 1);
+
+    for asked in 2..5 {
+        service.wake();
+        service.wake();
+        assert!(worker.is_woken());
+        assert!(worker.poll().is_pending());
+        assert_eq!(service.asked(), asked);
+        // Once for each wake-up, and not for other polls.
+        assert!(worker.poll().is_pending());
+        assert_eq!(service.asked(), asked);
+        assert!(!worker.is_woken());
+    }
+
+    service.set_ready(false);
+    service.wake();
+    assert!(worker.poll().is_pending());
+    service.wake();
+    assert!(worker.is_woken());
+    // Also when it is woken for a request and by the service at once.
+    make_ready(&mut buffer);
+    let mut response = spawn(buffer.call(2));
+    assert!(response.poll().is_pending());
+    service.set_ready(true);
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()), Ok(2));
+}
+
+#[test]
+fn a_service_that_is_not_asked_for_is_not_asked() {
+    let service = Background::default();
+    let (mut buffer, worker) = buffer::pair(service.clone(), 2);
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    assert_eq!(service.asked(), 0);
+    // The worker is woken by a request that is gone when it runs.
+    make_ready(&mut buffer);
+    drop(spawn(buffer.call(1)));
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    assert_eq!(service.asked(), 0);
+}
+
+#[test]
+fn a_service_can_be_kept_ready() {
+    let service = Background::default();
+    let (buffer, worker) = buffer::pair(service.clone(), 2);
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    let mut buffer = buffer.keep_ready();
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    assert_eq!(service.asked(), 1);
+    service.set_ready(true);
+    service.wake();
+    assert!(worker.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(service.asked(), 2);
+
+    // After a call it is asked again.
+    make_ready(&mut buffer);
+    let mut response = spawn(buffer.call(1));
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()), Ok(1));
+    assert_eq!(service.asked(), 4);
+    assert!(worker.poll().is_pending());
+    assert_eq!(service.asked(), 4);
+}
+
+#[test]
+fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
+    let (service, handle) = mock::<u32, u32>();
+    let layer = BufferLayer::with_executor(1, Threads).keep_ready();
+    let mut buffer = layer.layer(service);
+    handle.fail(Failure("gone"));
+    futures::executor::block_on(until(|| handle.alive() == 0));
+    futures::executor::block_on(until(|| buffer.is_closed()));
+    let failed = ready(WakeCount::new().poll_ready(&mut buffer)).unwrap_err();
+    assert!(matches!(failed, Error::Failed(_)), "{failed}");
+}
+
+/// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
+#[test]
+fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
+    type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;
+
+    fn is_send<F: Future + Send>(task: F) -> F {
+        task
+    }
+
+    let service = service_fn(|n: u32| -> Boxed { Box::pin(async move { Ok(n + 1) }) });
+    let (buffer, worker) = buffer::pair(service, 1);
+    let worker = is_send(async move { worker.await });
+    let task = is_send(async move {
+        let mut buffer = buffer.clone();
+        std::future::poll_fn(|cx| buffer.poll_ready(cx)).await?;
+        buffer.call(1).await
+    });
+    let (answer, ()) = futures::executor::block_on(async { futures::join!(task, worker) });
+    assert_eq!(answer, Ok(2));
 }
 
 /// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.

@@ -4,7 +4,8 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Ready, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -136,6 +137,43 @@ fn a_queue_is_for_one_buffer() {
     assert_eq!(error.to_string(), "the queue has a buffer already");
     drop((buffer, worker));
     buffer::try_pair_in(service, &queue).unwrap_err();
+}
+
+#[test]
+fn a_queue_whose_handles_are_gone_is_not_for_another_buffer() {
+    let queue = LocalQueue::<_, _, _, 1>::new();
+    let (service, handle) = mock::<u32, u32>();
+    let (buffer, worker) = buffer::try_pair_in(service.clone(), &queue).unwrap();
+    drop(buffer);
+    // The worker has not seen it yet, and still has the queue.
+    assert!(buffer::try_pair_in(service, &queue).is_err());
+    assert!(spawn(worker).poll().is_ready());
+    assert_eq!(handle.alive(), 0);
+}
+
+/// Its request is given up while the service is called with it, and then the service panics.
+#[test]
+fn a_panic_with_a_request_that_was_given_up_wakes_who_waits_for_room() {
+    type Response<'a> =
+        buffer::ResponseFuture<u32, Ready<Result<u32, Failure>>, Failure, &'a Queue>;
+    type Queue = LocalQueue<u32, Ready<Result<u32, Failure>>, Failure, 1>;
+    let queue = Queue::new();
+    let given_up: Rc<RefCell<Option<Pin<Box<Response<'_>>>>>> = Rc::default();
+    let response = given_up.clone();
+    let service = service_fn(move |_: u32| -> Ready<Result<u32, Failure>> {
+        response.take();
+        std::panic::resume_unwind(Box::new("call"))
+    });
+    let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    given_up.replace(Some(Box::pin(buffer.call(1))));
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut buffer).is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| worker.poll())).is_err());
+    assert_eq!(wakes.get(), 1);
+    let error = ready(wakes.poll_ready(&mut buffer)).unwrap_err();
+    assert!(matches!(error, FixedError::Panicked(_)), "{error:?}");
 }
 
 #[test]

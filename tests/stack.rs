@@ -11,7 +11,7 @@ use campanile::retry::StandardPolicy;
 use campanile::timeout::Elapsed;
 use campanile::{BoxError, Executor, ServiceBuilder, ServiceExt, service_fn};
 
-use common::{Failure, Host, On, mock, on_every_runtime, until, yield_now};
+use common::{Failure, Host, ManualTimer, On, Threads, mock, on_every_runtime, until, yield_now};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -25,6 +25,41 @@ fn start<H: Host, T: Send + 'static>(
         let _ = done.send(future.await);
     });
     outcome
+}
+
+/// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
+#[test]
+fn a_task_with_a_stack_over_a_box_can_be_sent() {
+    fn is_send<F: Future + Send>(task: F) -> F {
+        task
+    }
+
+    let inner = service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let inner = campanile::util::BoxCloneService::new(inner);
+    let time = ManualTimer::new();
+    let rt = campanile::Runtime::new(Threads, time.clone());
+    let service = ServiceBuilder::with_runtime(rt)
+        .load_shed()
+        .hedge(campanile::retry::CloneByClone, 10, 0.9, SECOND)
+        .retry(StandardPolicy::with_timer(time))
+        .err_into::<BoxError>()
+        .buffer(1)
+        .spawn_ready()
+        .concurrency_limit(1)
+        .rate_limit(1000, SECOND)
+        .deadline(30 * SECOND)
+        .timeout(20 * SECOND)
+        .service(inner);
+    let task = is_send(async move {
+        let mut service = service;
+        std::future::poll_fn(|cx| campanile::Service::<u32>::poll_ready(&mut service, cx))
+            .await
+            .map_err(BoxError::from)?;
+        campanile::Service::call(&mut service, 1)
+            .await
+            .map_err(BoxError::from)
+    });
+    drop(task);
 }
 
 async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {

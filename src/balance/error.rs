@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::BoxError;
+use crate::error::AnyBoxError;
 use crate::error::AsError;
 
 /// How a [`Balance`](super::p2c::Balance) fails, with `D` the error of its discovery and `E` that of its
@@ -92,7 +93,7 @@ impl<D: AsError, E: AsError> AsError for Error<D, E> {
     }
 }
 
-impl<D: Into<BoxError>, E: Into<BoxError>> From<Error<D, E>> for BoxError {
+impl<'a, D: Into<BoxError>, E: Into<AnyBoxError<'a>>> From<Error<D, E>> for AnyBoxError<'a> {
     fn from(error: Error<D, E>) -> Self {
         match error {
             Error::Discover(Discover(error)) => Discover(error.into()).into(),

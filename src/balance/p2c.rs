@@ -6,7 +6,8 @@
 //! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
 //!
 //! When the loads stay the same and no two are equal, the endpoint with the `k`-th lowest load of `n` gets
-//! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`.
+//! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst
+//! of `n` are both bad, one request in `n (n - 1) / 2` has but these to choose from: 1 in 6 with 4 endpoints.
 //!
 //! # What happens to an endpoint
 //!
@@ -18,13 +19,15 @@
 //! - When discovery removes it, it is dropped before the next request. What it is answering goes on.
 //! - It is polled when it was called and when it was woken, and once more when it is chosen. If it turns out not
 //!   to be ready then, or is removed before the call, the choice is made again.
+//! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
+//!   such as a limit for all of them, belongs outside the balancer.
 //!
 //! # Differences from tower
 //!
 //! - An endpoint that failed comes back.
 //! - The choice is made again when the chosen endpoint was removed.
-//! - When discovery has ended and there is no endpoint, `poll_ready` fails with
-//!   [`NoEndpoints`], and does not wait for ever.
+//! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`], and does not
+//!   wait for ever.
 //! - A call without readiness takes a ready endpoint, or fails with [`NotReady`].
 //! - The error is an enum, [`Error`], and not a box.
 //! - One poll takes at most 128 changes from discovery and asks at most 256 endpoints, and lets others run
@@ -136,6 +139,8 @@ where
     }
 
     /// Draws on with a seed from `rng`: the same seed makes the same choices.
+    ///
+    /// That is all it seeds: the jitter of a backoff, as of the quarantine's, has a generator of its own.
     #[must_use]
     pub fn seed<R: Rng>(mut self, mut rng: R) -> Self {
         self.rng = SplitMix64::new(rng.next_u64());
@@ -237,12 +242,12 @@ where
     #[inline]
     fn poll_choice(&mut self, mut attempt: Option<&mut Context<'_>>, budget: &mut usize) -> bool {
         loop {
-            let standing = self
-                .chosen
-                .take()
-                .filter(|ticket| self.endpoints.ready_service(*ticket).is_some());
-            let Some(ticket) = standing.or_else(|| self.choose()) else {
-                return false;
+            let ticket = match self.chosen.take() {
+                Some(ticket) if self.endpoints.ready_service(ticket).is_some() => ticket,
+                _ => match self.choose() {
+                    Some(ticket) => ticket,
+                    None => return false,
+                },
             };
             if let Ok(true) = self.endpoints.check(ticket, attempt.as_deref_mut()) {
                 self.chosen = Some(ticket);

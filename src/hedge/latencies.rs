@@ -87,8 +87,10 @@ impl Latencies {
     /// Nanoseconds: the delay for a call at `now`.
     pub(super) fn delay_at(&self, now: Instant) -> Option<u64> {
         // Another thread may have read its clock a little later and begun a period with that.
-        let age = now.as_nanos().saturating_sub(self.started.load());
-        if age >= self.settings.period {
+        let started = self.started.load();
+        let age = now.as_nanos().saturating_sub(started);
+        // The first period begins with the first call, also on a clock that is younger than a period.
+        if started == 0 || age >= self.settings.period {
             self.rotate(now);
         }
         self.delay()
@@ -246,6 +248,17 @@ mod tests {
         all.record(3_000_000);
         assert_eq!(all.delay_at(at(1_500)), None, "nobody called for a period");
         assert_eq!(all.delay_at(at(u64::MAX)), None);
+    }
+
+    #[test]
+    fn the_first_period_begins_with_the_first_call_on_a_clock_that_has_just_begun_too() {
+        for first in [0, 1, 99] {
+            let all = latencies(1, 1_000_000, 100);
+            assert_eq!(all.delay_at(at(first)), None);
+            all.record(1_000_000);
+            assert_eq!(all.delay_at(at(first + 98)), None);
+            assert!(all.delay_at(at(first.max(1) + 100)).is_some());
+        }
     }
 
     #[test]

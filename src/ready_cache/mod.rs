@@ -42,12 +42,16 @@ use core::marker::PhantomData;
 use core::task::{Context, Poll, Waker};
 use std::collections::HashMap;
 
-use self::wakes::{Node, Wakes};
-use crate::{Service, sync::is_attempt};
+use crate::Service;
+use crate::sync::is_attempt;
+use crate::sync::wakes::{Node, Wakes};
 
-mod wakes;
-
-pub(crate) use self::wakes::Ticket;
+/// One endpoint, whatever its index becomes. It is none that has its slot later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    slot: usize,
+    generation: u32,
+}
 
 /// Services by key, each either ready or pending.
 ///
@@ -62,7 +66,9 @@ pub(crate) use self::wakes::Ticket;
 /// There is nothing to cancel: a poll that is not followed by another loses nothing.
 pub struct ReadyCache<K, S, Req> {
     // Dropped before the services, so that what they wake while they are dropped wakes nobody.
-    wakes: Wakes,
+    wakes: Wakes<Ticket>,
+    // Where the last try ended.
+    turn: u32,
     slots: Vec<Slot<K, S>>,
     vacant: Vec<usize>,
     // The slots in use: first the ready ones, then those that are to be polled, then those that wait to be
@@ -72,6 +78,8 @@ pub struct ReadyCache<K, S, Req> {
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
+    // The last poll did not get to all that were due.
+    is_behind: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
@@ -93,7 +101,7 @@ struct Slot<K, S> {
 struct Endpoint<K, S> {
     key: K,
     service: S,
-    node: Arc<Node>,
+    node: Arc<Node<Ticket>>,
     /// `node` as a waker.
     waker: Waker,
     /// Where in the order it is.
@@ -286,7 +294,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
                 self.waiting_to_due(endpoint.at);
             }
         }
-        self.wakes.batch = woken;
+        self.wakes.give_back(woken);
     }
 }
 
@@ -299,11 +307,13 @@ where
     pub fn new() -> Self {
         Self {
             wakes: Wakes::new(),
+            turn: 0,
             slots: Vec::new(),
             vacant: Vec::new(),
             order: Vec::new(),
             ready: 0,
             due: 0,
+            is_behind: false,
             keys: HashMap::new(),
             request: PhantomData,
         }
@@ -628,7 +638,10 @@ where
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        self.collect_woken();
+        // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
+        if !self.is_behind {
+            self.collect_woken();
+        }
         while self.ready < self.due && *budget > 0 {
             *budget -= 1;
             let slot = self.order[self.ready];
@@ -638,6 +651,7 @@ where
                 Poll::Pending => self.due_to_waiting(self.ready),
             }
         }
+        self.is_behind = self.ready < self.due;
         Ok(())
     }
 
@@ -660,8 +674,8 @@ where
                 first
             } else {
                 // The next try goes on where this one ends.
-                self.wakes.turn = self.wakes.turn.wrapping_add(1);
-                first + self.wakes.turn % (self.due - first)
+                self.turn = self.turn.wrapping_add(1);
+                first + self.turn as usize % (self.due - first)
             };
             let slot = self.order[at];
             match self.try_slot(slot, cx) {
@@ -744,6 +758,11 @@ impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     }
 }
 
+/// The cache, at the path where tower has it, too.
+pub mod cache {
+    pub use super::ReadyCache;
+}
+
 /// The failure of one service, at the path where tower has it.
 pub mod error {
     use core::error::Error;
@@ -785,5 +804,61 @@ impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
     fn drop(&mut self) {
         let at = self.cache.place_of(self.slot);
         drop(at.and_then(|at| self.cache.remove(at)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::rc::Rc;
+    use alloc::task::Wake;
+    use core::cell::Cell;
+    use core::convert::Infallible;
+    use core::future::Ready;
+    use core::task::{Context, Poll};
+
+    use super::*;
+
+    struct Busy(Rc<Cell<u32>>);
+
+    impl Service<()> for Busy {
+        type Response = ();
+        type Error = Infallible;
+        type Future = Ready<Result<(), Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            self.0.set(self.0.get() + 1);
+            Poll::Pending
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            core::future::ready(Ok(()))
+        }
+    }
+
+    struct Unheard;
+
+    impl Wake for Unheard {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    /// A wake-up that has begun when its endpoint leaves can reach the list when another has its slot.
+    #[test]
+    fn a_wake_up_that_comes_too_late_is_for_nobody() {
+        let waker = Waker::from(Arc::new(Unheard));
+        let mut cx = Context::from_waker(&waker);
+        let polls = Rc::new(Cell::new(0));
+        let mut cache = ReadyCache::new();
+        cache.push(0, Busy(Rc::default()));
+        let late = Ticket {
+            slot: 0,
+            generation: cache.slots[0].generation,
+        };
+        cache.evict(&0);
+        cache.push(1, Busy(polls.clone()));
+        assert!(cache.slots[0].endpoint.is_some());
+        assert!(cache.poll_pending(&mut cx).is_pending());
+        cache.wakes.node(late).wake();
+        assert!(cache.poll_pending(&mut cx).is_pending());
+        assert_eq!(polls.get(), 1);
     }
 }

@@ -12,6 +12,8 @@ pub(crate) mod lock;
 pub(crate) mod queue;
 pub(crate) mod semaphore;
 pub(crate) mod slab;
+#[cfg(feature = "std")]
+pub(crate) mod wakes;
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub(crate) mod word;
 

@@ -27,6 +27,8 @@ pub struct State<T, R, P, S: Storage> {
     worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
     worker_is_idle: bool,
+    /// The worker keeps its service ready while there is no message.
+    keep_ready: bool,
     /// What the worker is busy with.
     taken: Option<Index>,
     phase: Phase<P>,
@@ -83,7 +85,10 @@ pub enum Work {
     /// There is a message in line.
     Waiting,
     /// There is none. The worker will be woken.
-    None,
+    None {
+        /// The service is to be kept ready all the same.
+        keep_ready: bool,
+    },
     /// There is none, and there will be none.
     Ended,
 }
@@ -102,6 +107,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             handles,
             worker: None,
             worker_is_idle: false,
+            keep_ready: false,
             taken: None,
             phase: Phase::Open,
             end: Gate::new(0, Slab::new()),
@@ -118,7 +124,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
 
     /// There is no message, and there will be none.
     fn is_done(&self) -> bool {
-        self.line.is_empty() && (self.handles == 0 || !matches!(self.phase, Phase::Open))
+        self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
     /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
@@ -132,6 +138,14 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         (slot, frees.then(|| self.room.release()).flatten())
     }
 }
+
+/// The state of a queue that is shared as a `Q`.
+type StateOf<Q> = State<
+    <Q as Channel>::Message,
+    <Q as Channel>::Answer,
+    <Q as Channel>::Failure,
+    <Q as Channel>::Storage,
+>;
 
 /// A queue on the heap, that all who use it have a pointer to.
 pub(crate) type OnHeap<T, R, E> = Heap<State<T, R, Shared<E>, Growing>>;
@@ -207,7 +221,10 @@ impl<Request, F, E, const N: usize> fmt::Debug for LocalQueue<Request, F, E, N> 
     }
 }
 
-impl<T, R, E> Channel<T, R, E> for OnHeap<T, R, E> {
+impl<T, R, E> Channel for OnHeap<T, R, E> {
+    type Message = T;
+    type Answer = R;
+    type Fault = E;
     type Failure = Shared<E>;
     type Storage = Growing;
 
@@ -217,7 +234,10 @@ impl<T, R, E> Channel<T, R, E> for OnHeap<T, R, E> {
 }
 
 #[cfg(feature = "critical-section")]
-impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &StaticQueue<T, R, E, N> {
+impl<T, R, E: Copy, const N: usize> Channel for &StaticQueue<T, R, E, N> {
+    type Message = T;
+    type Answer = R;
+    type Fault = E;
     type Failure = E;
     type Storage = Inline<N>;
 
@@ -226,7 +246,10 @@ impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &StaticQueue<T, R, E, N
     }
 }
 
-impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &LocalQueue<T, R, E, N> {
+impl<T, R, E: Copy, const N: usize> Channel for &LocalQueue<T, R, E, N> {
+    type Message = T;
+    type Answer = R;
+    type Fault = E;
     type Failure = E;
     type Storage = Inline<N>;
 
@@ -236,7 +259,16 @@ impl<T, R, E: Copy, const N: usize> Channel<T, R, E> for &LocalQueue<T, R, E, N>
 }
 
 /// A queue, however it is shared.
-pub trait Channel<T, R, E>: Clone {
+///
+/// What it carries is associated to it, and no parameter of the trait: the compiler could not tell that a future
+/// with a `dyn` in it is `Send` if it had to match one with the other.
+pub trait Channel: Clone {
+    /// What is sent.
+    type Message;
+    /// What comes back.
+    type Answer;
+    /// How the worker's service fails.
+    type Fault;
     /// What all see of an error with which the worker's service failed.
     ///
     /// It is cloned under the lock: a pointer, or a copy.
@@ -245,7 +277,7 @@ pub trait Channel<T, R, E>: Clone {
     type Storage: Storage;
 
     /// Lends the state to `f`.
-    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Self::Failure, Self::Storage>) -> O) -> O;
+    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O;
 
     // The senders' side.
 
@@ -265,11 +297,14 @@ pub trait Channel<T, R, E>: Clone {
     fn drop_handle(&self) {
         wake(self.with(|state| {
             state.handles -= 1;
-            if state.handles == 0 {
-                state.worker.take()
-            } else {
-                None
+            if state.handles > 0 {
+                return None;
             }
+            // For good: a queue that was opened is not opened again.
+            if let Phase::Open = state.phase {
+                state.phase = Phase::Draining;
+            }
+            state.worker.take()
         }));
     }
 
@@ -304,7 +339,7 @@ pub trait Channel<T, R, E>: Clone {
     }
 
     /// Puts a message in line, in the room that was [reserved](Self::poll_reserve) for it.
-    fn send(&self, message: T) -> Result<Index, (T, End<Self::Failure>)> {
+    fn send(&self, message: Self::Message) -> Result<Index, (Self::Message, End<Self::Failure>)> {
         let (index, worker) = self.with(|state| {
             if let Some(end) = state.end() {
                 return Err((message, end));
@@ -333,7 +368,7 @@ pub trait Channel<T, R, E>: Clone {
         &self,
         index: Index,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<R, End<Self::Failure>>> {
+    ) -> Poll<Result<Self::Answer, End<Self::Failure>>> {
         let (slot, next, end) = ready!(with_waker(cx, |waker| {
             self.with(|state| {
                 let end = match &state.phase {
@@ -382,6 +417,14 @@ pub trait Channel<T, R, E>: Clone {
         drop(given_up);
     }
 
+    /// Has the worker keep its service ready while there is no message.
+    fn keep_ready(&self) {
+        wake(self.with(|state| {
+            state.keep_ready = true;
+            state.worker.take()
+        }));
+    }
+
     /// Accepts no more messages; those in line are still served.
     fn shut_down(&self) {
         let worker = self.with(|state| {
@@ -428,7 +471,8 @@ pub trait Channel<T, R, E>: Clone {
                 state.worker_is_idle = state.line.is_empty();
                 register(&mut state.worker, cx, waker)?;
                 Some(if state.worker_is_idle {
-                    Work::None
+                    let keep_ready = state.keep_ready;
+                    Work::None { keep_ready }
                 } else {
                     Work::Waiting
                 })
@@ -437,7 +481,7 @@ pub trait Channel<T, R, E>: Clone {
     }
 
     /// Takes the first message out of the line, and with that makes room for another.
-    fn take(&self) -> Option<T> {
+    fn take(&self) -> Option<Self::Message> {
         let (message, next) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
             let slot = state.slots.get_mut(index)?;
@@ -458,7 +502,7 @@ pub trait Channel<T, R, E>: Clone {
     }
 
     /// Answers the message that was [taken](Self::take).
-    fn answer(&self, answer: R) {
+    fn answer(&self, answer: Self::Answer) {
         let (waker, unwanted, next) = self.with(|state| {
             let slot = state
                 .taken
@@ -490,21 +534,22 @@ pub trait Channel<T, R, E>: Clone {
                 return None;
             }
             state.phase = Phase::Ended(end);
-            let (mut taken, mut abandoned) = (None, None);
-            if let Some(index) = state.taken.take() {
+            // The sender of what the worker has, or if that one is gone, whoever gets its room.
+            let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot::Taken(waker)) => taken = waker.take(),
-                    _ => abandoned = Some(state.remove(index)),
+                    Some(Slot::Taken(waker)) => waker.take(),
+                    // What was given up is an empty slot: there is nothing of the user's to drop.
+                    _ => state.remove(index).1,
                 }
-            }
-            Some((taken, abandoned, state.worker.take()))
+            });
+            Some((next, state.worker.take()))
         });
-        let Some((taken, _abandoned, worker)) = ended else {
+        let Some((next, worker)) = ended else {
             return;
         };
         drop(worker);
         let _rest = Rest(|| self.refuse_all());
-        wake(taken);
+        wake(next);
         self.refuse_all();
     }
 

@@ -11,6 +11,7 @@ use campanile::limit::concurrency::{self, LocalSemaphore, Permit, StaticSemaphor
 use campanile::limit::rate::{self, Limiter};
 use campanile::limit::{ConcurrencyLimit, Rate, RateLimit};
 use campanile::retry::{Action, StandardPolicy, budget::TpsBudget};
+use campanile::steer::Steer;
 use campanile::util::rng::SplitMix64;
 use campanile::{Service, ServiceBuilder, ServiceExt, Timer, builder, filter, load_shed, timeout};
 
@@ -210,6 +211,19 @@ pub async fn check() -> Result<(), &'static str> {
         let took = Clock.now().saturating_duration_since(start);
         if !(Duration::from_millis(100)..Duration::from_millis(150)).contains(&took) {
             return Err("silence was timed out too early or too late");
+        }
+
+        // One handle for the even registers and one for the odd ones.
+        let by_register = |register: &u16, _: &[_]| usize::from(register % 2);
+        let mut steer = Steer::with_services([stack.clone(), stack.clone()], by_register);
+        for register in 1..3 {
+            let Ok(steer) = steer.ready().await else {
+                return Err("the handles did not become ready");
+            };
+            match steer.call(register).await {
+                Ok(value) if value == 2 * u32::from(register) => {}
+                _ => return Err("a reading by way of a steer failed"),
+            }
         }
 
         // On one thread and for a time, a semaphore need not be static.

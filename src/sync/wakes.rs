@@ -1,4 +1,7 @@
-//! Wakers of endpoints: what they wake is put on a list, and the task that polls the cache is woken.
+//! Wakers of parts: who is woken is put on a list, and the task that polls the whole is woken.
+//!
+//! So one task has many futures or services, and polls only those that something has happened to; and it can tell
+//! their wake-ups from others.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -7,47 +10,38 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Waker;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One endpoint, whatever its index becomes. It is none that has its slot later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    pub(super) slot: usize,
-    pub(super) generation: u32,
-}
-
-/// Who was woken, and who is to hear of it.
-pub(super) struct Wakes {
-    shared: Arc<Shared>,
+/// Who was woken, each by its `I`, and who is to hear of it.
+pub(crate) struct Wakes<I> {
+    shared: Arc<Shared<I>>,
     // What was woken is handed over in it, and then it is kept, for its room.
-    pub(super) batch: Vec<Ticket>,
+    batch: Vec<I>,
     // The task that was registered last. Whether it is the same again can be asked without the lock.
     parent: Option<Waker>,
-    // Where the last try ended.
-    pub(super) turn: usize,
 }
 
-struct Shared {
+struct Shared<I> {
     /// Whether anything is woken.
     any: AtomicBool,
     /// Whether a task is registered.
     awaited: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<State<I>>,
 }
 
-struct State {
-    woken: Vec<Ticket>,
+struct State<I> {
+    woken: Vec<I>,
     parent: Option<Waker>,
 }
 
-/// What an endpoint's waker wakes: it puts the endpoint on the list, and wakes the task.
-pub(super) struct Node {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-    /// On the list, or out of the cache: not to be put on the list.
+/// What the waker of a part wakes: it puts the part on the list, and wakes the task.
+pub(crate) struct Node<I> {
+    shared: Arc<Shared<I>>,
+    id: I,
+    /// On the list, or gone: not to be put on the list.
     queued: AtomicBool,
 }
 
-impl Wakes {
-    pub(super) fn new() -> Self {
+impl<I: Copy> Wakes<I> {
+    pub(crate) fn new() -> Self {
         let shared = Shared {
             any: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
@@ -60,23 +54,26 @@ impl Wakes {
             shared: Arc::new(shared),
             batch: Vec::new(),
             parent: None,
-            turn: 0,
         }
     }
 
-    pub(super) fn node(&self, ticket: Ticket) -> Arc<Node> {
+    /// A new part.
+    pub(crate) fn node(&self, id: I) -> Arc<Node<I>> {
         Arc::new(Node {
             shared: self.shared.clone(),
-            ticket,
+            id,
             queued: AtomicBool::new(false),
         })
     }
 
-    pub(super) fn any(&self) -> bool {
+    /// Whether there is somebody on the list.
+    pub(crate) fn any(&self) -> bool {
         self.shared.any.load(Ordering::Acquire)
     }
 
-    pub(super) fn collect(&mut self) -> Vec<Ticket> {
+    /// Takes all from the list. They are to be [taken off it](Node::unqueue) before they are polled, and the list to be
+    /// [given back](Self::give_back), for its room.
+    pub(crate) fn collect(&mut self) -> Vec<I> {
         let mut woken = core::mem::take(&mut self.batch);
         let mut state = self.shared.lock();
         core::mem::swap(&mut state.woken, &mut woken);
@@ -84,8 +81,13 @@ impl Wakes {
         woken
     }
 
-    /// `false` if somebody has been woken already.
-    pub(super) fn register(&mut self, waker: &Waker) -> bool {
+    /// Takes the emptied list back.
+    pub(crate) fn give_back(&mut self, batch: Vec<I>) {
+        self.batch = batch;
+    }
+
+    /// Wakes `waker` at the next wake-up. `false` if somebody has been woken already.
+    pub(crate) fn register(&mut self, waker: &Waker) -> bool {
         let is_same = self
             .parent
             .as_ref()
@@ -110,36 +112,41 @@ impl Wakes {
     }
 }
 
-impl Drop for Wakes {
+impl<I> Drop for Wakes<I> {
     fn drop(&mut self) {
-        // Wakers of endpoints may be left, and have nobody to wake.
+        // Wakers of parts may be left, and have nobody to wake.
         let parent = self.shared.lock().parent.take();
         drop(parent);
     }
 }
 
-impl Shared {
+impl<I> Shared<I> {
     // Nothing of the user's runs under the lock, and so nothing panics there. A lock that is poisoned all
     // the same guards a state that is whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<I>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Node {
-    /// The endpoint is gone: its wakers wake nobody.
-    pub(super) fn retire(&self) {
+impl<I> Node<I> {
+    /// The part is gone: its wakers wake nobody.
+    pub(crate) fn retire(&self) {
         self.queued.store(true, Ordering::Relaxed);
     }
 
-    /// The endpoint is off the list and about to be polled.
-    pub(super) fn unqueue(&self) {
-        // Reads what a wake-up wrote that found the endpoint on the list: the poll sees what led to it.
+    /// The part is to be polled anyway, as if it were on the list. `false` if it is there.
+    pub(crate) fn queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// The part is off the list and about to be polled.
+    pub(crate) fn unqueue(&self) {
+        // Reads what a wake-up wrote that found the part on the list: the poll sees what led to it.
         self.queued.swap(false, Ordering::AcqRel);
     }
 }
 
-impl Wake for Node {
+impl<I: Copy + Send + Sync> Wake for Node<I> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -150,7 +157,7 @@ impl Wake for Node {
         }
         let parent = {
             let mut state = self.shared.lock();
-            state.woken.push(self.ticket);
+            state.woken.push(self.id);
             self.shared.any.store(true, Ordering::Release);
             self.shared.awaited.store(false, Ordering::Release);
             state.parent.take()

@@ -111,7 +111,7 @@ pub(crate) fn print_shares(at: Duration, backends: &[Arc<Backend>], before: &mut
         };
         let share = new as f64 / total as f64;
         let bar = bar(share * 10.0);
-        line += &format!("  {bar:<5}{:>3.0} % {mark:<5}", share * 100.0);
+        line += &format!("  {bar:<5.5}{:>3.0} % {mark:<5}", share * 100.0);
     }
     say(line.trim_end());
 }

@@ -43,6 +43,7 @@
 //! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
 //! | [`discover`] | which endpoints there are, for a balancer | |
 //! | [`ready_cache`] | services by key, and which of them are ready | |
+//! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
 //! | [`util`] | combinators, boxes and adaptors | |
 //!
 //! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
@@ -52,6 +53,10 @@
 //! Each adapter is a module that mirrors this crate's tree with the runtime filled in, so that
 //! `use campanile::smol as tower;` makes code compile that was written for tower. [`runtime`] has the table of
 //! adapters, and how to write one. To use middleware that needs a runtime without one is a compile error.
+//!
+//! # From tower
+//!
+//! [`from_tower`] has each of tower's names, what it is here, and what differs and why.
 //!
 //! # Errors
 //!
@@ -65,11 +70,12 @@
 //!   heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
-//! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
 //! - `futures-channel`: [`discover::channel`].
+//! - `testing`: the module of that name.
 //!
 //! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
 //!
@@ -83,6 +89,17 @@
     clippy::std_instead_of_core
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The docs link to what any feature adds. `ci/doc` checks the links, with all of them.
+#![cfg_attr(
+    not(all(
+        feature = "critical-section",
+        feature = "futures-channel",
+        feature = "smol",
+        feature = "std",
+        feature = "testing"
+    )),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
@@ -101,6 +118,7 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+pub mod from_tower;
 // The state that handles share is behind an `Arc`, and has words of 64 bits.
 #[cfg(all(
     feature = "alloc",
@@ -117,11 +135,14 @@ pub mod make;
 pub mod ready_cache;
 pub mod reconnect;
 pub mod retry;
+#[macro_use]
 pub mod runtime;
 pub mod service;
 #[cfg(feature = "std")]
 pub mod spawn_ready;
 pub mod steer;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod timeout;
 pub mod util;
 

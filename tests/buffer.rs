@@ -818,6 +818,10 @@ fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
 
     let service = service_fn(|n: u32| -> Boxed { Box::pin(async move { Ok(n + 1) }) });
     let (buffer, worker) = buffer::pair(service, 1);
+    #[expect(
+        clippy::redundant_async_block,
+        reason = "what is inside of an async block is what has to be `Send`"
+    )]
     let worker = is_send(async move { worker.await });
     let task = is_send(async move {
         let mut buffer = buffer.clone();

@@ -154,3 +154,14 @@ mod on_async_std {
         assert_eq!(async_std::task::block_on(run()).unwrap(), super::ANSWERS);
     }
 }
+
+#[cfg(feature = "testing")]
+mod on_the_simulation {
+    program!(campanile::testing);
+
+    #[test]
+    fn on_the_simulation() {
+        let runtime = campanile::testing::Runtime::new(0);
+        assert_eq!(runtime.block_on(run()).unwrap().unwrap(), super::ANSWERS);
+    }
+}

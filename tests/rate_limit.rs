@@ -344,6 +344,32 @@ fn an_unused_token_comes_back_once() {
     }
 }
 
+/// Time would have had nothing to bring back: a token that is returned later is worth that much less.
+#[test]
+fn a_token_that_comes_back_late_makes_no_burst_larger() {
+    for (rate, most) in [
+        (Rate::new(2, SECOND), 3),
+        (Rate::new(7, SECOND).burst(3), 9),
+    ] {
+        let timer = Manual::new();
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+        let mut idle = service.clone();
+        assert!(poll_ready(&mut idle).is_ready());
+        // The budget is all but full again when another takes a token and the first is returned.
+        let nearly = SECOND / if most == 3 { 2 } else { 7 } - MS;
+        timer.advance(nearly);
+        assert_eq!(request(&mut service), Some(Ok(())));
+        drop(idle);
+        let mut passed = 1;
+        // Within a second from that request on.
+        for _ in 0..999 {
+            passed += burst(&mut service);
+            timer.advance(MS);
+        }
+        assert_eq!(passed, most);
+    }
+}
+
 #[test]
 fn an_idle_handle_holds_up_nobody() {
     let timer = Manual::new();

@@ -89,7 +89,8 @@ impl Latencies {
         // Another thread may have read its clock a little later and begun a period with that.
         let started = self.started.load();
         let age = now.as_nanos().saturating_sub(started);
-        if age >= self.settings.period || started == 0 {
+        // The first period begins with the first call, also on a clock that is younger than a period.
+        if started == 0 || age >= self.settings.period {
             self.rotate(now);
         }
         self.delay()

@@ -73,7 +73,7 @@ use crate::sync::gate::Full;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::{Layer, Service};
+use crate::{Layer, Service, load::Load};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
 #[cfg(feature = "std")]
@@ -339,6 +339,15 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
     }
 }
 
+/// The load of the service inside.
+impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
+    }
+}
+
 /// A [`ConcurrencyLimit`] that gives the permit along with the response:
 /// see [`with_permit`](ConcurrencyLimit::with_permit).
 #[derive(Clone, Debug)]
@@ -482,7 +491,7 @@ pub mod future {
 }
 
 /// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
-/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`.
+/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
 pub trait Permits: Clone {
     /// How a service lays claim to one of them.
     type Claim: Claim;

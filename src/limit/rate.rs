@@ -25,7 +25,7 @@
 //! When `poll_ready` is ready: only then is the token taken, and so after the inner service is ready. A handle
 //! that was told "ready" and idles keeps its one token and holds up nobody; its request, when it comes at last,
 //! counts for the moment at which the handle was told. If such a handle is
-//! dropped unused, its token comes back, unless time has brought it back already. A call without readiness
+//! dropped unused, its token comes back, less what time has brought back of it already. A call without readiness
 //! takes a token itself, or fails with [`Limited`] when there is none.
 //!
 //! # Waiting or not
@@ -76,7 +76,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::sync::{is_attempt, word::Word};
-use crate::{Instant, Layer, Service, Timer};
+use crate::{Instant, Layer, Service, Timer, load::Load};
 
 /// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
@@ -285,6 +285,15 @@ where
         let Token { limiter, timer, .. } = &self.token;
         Self::with_limiter(self.inner.clone(), limiter.clone(), timer.clone())
             .wait_at_most(self.patience)
+    }
+}
+
+/// The load of the service inside.
+impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
     }
 }
 
@@ -634,37 +643,51 @@ impl Limiter {
 
     /// Where the window of `nanos` begins.
     fn window(&self, nanos: u64) -> u64 {
-        // The first to ask sets it, and all others find what it has set.
-        let first = nanos.max(1);
-        let origin = self.origin.replace(0, first).err().unwrap_or(first);
+        let origin = match self.origin.load() {
+            // The first to ask sets it, and all others find what it has set.
+            0 => {
+                let first = nanos.max(1);
+                self.origin.replace(0, first).err().unwrap_or(first)
+            }
+            origin => origin,
+        };
         let since = nanos.saturating_sub(origin);
         origin + (since - since % self.rate.per)
     }
 
-    /// Takes the offered token, or another if it is gone: gives the moment at which the budget is then full.
-    /// If there is none left, when the next one is due.
-    fn take(&self, mut offer: Offer, now: Instant) -> Result<Instant, Instant> {
+    /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
+    fn take(&self, mut offer: Offer, now: Instant) -> Result<Taken, Instant> {
         while let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
             offer = self.offer_after(changed, now)?;
         }
-        Ok(Instant::from_nanos(offer.then))
+        Ok(Taken {
+            at: now,
+            full_at: offer.then,
+        })
     }
 
-    /// Gives a token back, at `now`, after which the budget was to be full at `full`.
-    fn give_back(&self, full: Instant, now: Instant) {
+    /// Gives a token back, at `now`.
+    fn give_back(&self, token: Taken, now: Instant) {
         if self.rate.fixed_window {
             // Into the window that it was taken from, if that is still the latest.
-            let window = self.window(full.as_nanos() - 1);
+            let window = self.window(token.full_at - 1);
             let back = |full_at| (self.window(full_at - 1) == window).then(|| full_at - 1);
             self.full_at.update(back);
             return;
         }
-        // Past that moment the budget may have been full in between, and the token with it: if so, time
-        // has brought it back, and once more would be too much.
-        if now <= full {
-            let back = |full_at| Some(self.back(full_at, 1));
-            self.full_at.update(back);
-        }
+        // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
+        // part of it, up to all of what has passed since, where without it the budget would have been full; and to
+        // give that a second time would be too much.
+        let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
+        self.full_at.update(|full_at| {
+            let without = self.back(full_at, 1);
+            let then = if full_at == token.full_at {
+                without
+            } else {
+                without.saturating_add(elapsed)
+            };
+            (then < full_at).then_some(then)
+        });
     }
 
     // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such
@@ -724,12 +747,19 @@ struct Offer {
     then: u64,
 }
 
+/// A token that was taken.
+#[derive(Clone, Copy)]
+struct Taken {
+    at: Instant,
+    // When the budget was to be full again.
+    full_at: u64,
+}
+
 /// A handle's access to the budget, and the token it may hold. Dropped, it gives that back.
 struct Token<T: Timer, H: Deref<Target = Limiter>> {
     limiter: H,
     timer: T,
-    // With a token taken: when the budget was to be full.
-    held: Option<Instant>,
+    held: Option<Taken>,
 }
 
 impl<T: Timer, H: Deref<Target = Limiter>> Token<T, H> {
@@ -746,8 +776,8 @@ impl<T: Timer, H: Deref<Target = Limiter>> Token<T, H> {
 
 impl<T: Timer, H: Deref<Target = Limiter>> Drop for Token<T, H> {
     fn drop(&mut self) {
-        if let Some(full) = self.held.take() {
-            self.limiter.give_back(full, self.timer.now());
+        if let Some(token) = self.held.take() {
+            self.limiter.give_back(token, self.timer.now());
         }
     }
 }

@@ -758,6 +758,11 @@ impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     }
 }
 
+/// The cache, at the path where tower has it, too.
+pub mod cache {
+    pub use super::ReadyCache;
+}
+
 /// The failure of one service, at the path where tower has it.
 pub mod error {
     use core::error::Error;

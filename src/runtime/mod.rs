@@ -12,6 +12,7 @@
 //! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
 //! | a JavaScript host | `wasm` | `campanile::wasm`, on `wasm32-unknown-unknown` | `Wasm` | `Wasm` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
+//! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
 //! origin together.
@@ -116,6 +117,7 @@ mod timer;
     feature = "async-std",
     feature = "futures-timer",
     feature = "smol",
+    feature = "testing",
     feature = "tokio",
     all(feature = "wasm", target_family = "wasm", target_os = "unknown")
 ))]

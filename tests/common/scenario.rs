@@ -23,8 +23,16 @@ pub trait Host: Clone + Send + Sync + 'static {
         + Sync
         + 'static;
 
+    /// How often a scenario is run, where one run is like another: once.
+    const RUNS: u64 = 1;
+
     /// Runs `future` to its end on a new runtime.
     fn block_on<T>(future: impl Future<Output = T>) -> T;
+
+    /// The same, where a number decides what is left to chance.
+    fn block_on_seeded<T>(_seed: u64, future: impl Future<Output = T>) -> T {
+        Self::block_on(future)
+    }
 
     /// Starts a task, by the adapter.
     fn execute<F: Future<Output = ()> + Send + 'static>(future: F);
@@ -114,7 +122,9 @@ pub fn run<H: Host, Fut: Future<Output = ()> + 'static>(scenario: fn(On<H>) -> F
     let scenario = thread::Builder::new()
         .name(name)
         .spawn(move || {
-            H::block_on(async move { scenario(On::default()).await });
+            for seed in 0..H::RUNS {
+                H::block_on_seeded(seed, async move { scenario(On::default()).await });
+            }
             let _ = done.send(());
         })
         .unwrap();
@@ -253,6 +263,33 @@ impl Host for Threads {
     }
 }
 
+/// This crate's runtime with virtual time, under one seed after another.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug)]
+pub struct Simulated;
+
+#[cfg(feature = "testing")]
+impl Host for Simulated {
+    type Time = campanile::testing::Sim;
+    execute_on!(campanile::testing::Sim);
+
+    const RUNS: u64 = 8;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        Self::block_on_seeded(0, future)
+    }
+
+    fn block_on_seeded<T>(seed: u64, future: impl Future<Output = T>) -> T {
+        // Its time starts at zero, as on a device that was just switched on.
+        let result = campanile::testing::Runtime::new(seed).block_on(future);
+        result.unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"))
+    }
+
+    fn advance(_: &campanile::testing::Sim, duration: Duration) -> impl Future<Output = ()> + Send {
+        campanile::testing::advance(duration)
+    }
+}
+
 /// Mounts scenarios on one runtime: `mount! { name, Host: scenario, scenario }`.
 macro_rules! mount {
     ($module:ident, $host:ident: $($scenario:ident),+) => {
@@ -282,6 +319,8 @@ macro_rules! on_every_runtime {
         #[cfg(feature = "async-std")]
         $crate::common::mount! { async_std_global, AsyncStdGlobal: $($scenario),+ }
         $crate::common::mount! { threads, Threads: $($scenario),+ }
+        #[cfg(feature = "testing")]
+        $crate::common::mount! { simulated, Simulated: $($scenario),+ }
     };
 }
 pub(crate) use on_every_runtime;

@@ -1,0 +1,393 @@
+//! Injects faults, by a seed: delays, errors, panics, and services that never answer or are never ready.
+//!
+//! [`Faults`] is a layer. Each fault has a chance of its own, which is 0 at first, and is drawn for each request: the
+//! same seed and the same order of requests give the same faults. All services of a layer, and their clones, draw
+//! from one generator.
+//!
+//! | method | what happens to a request |
+//! |---|---|
+//! | [`delays`](Faults::delays) | its response comes later, or any of the following does |
+//! | [`errors`](Faults::errors) | it fails with [`Injected`], and does not reach the inner service |
+//! | [`panics`](Faults::panics) | its response future panics, and it does not reach the inner service |
+//! | [`call_panics`](Faults::call_panics) | its `call` panics |
+//! | [`never_answers`](Faults::never_answers) | its response never comes, and it does not reach the inner service |
+//! | [`forgets_wakers`](Faults::forgets_wakers) | its response future is pending once, and wakes nobody: a bug, which a [`Runtime`](super::Runtime) reports as a deadlock |
+//! | [`pauses`](Faults::pauses) | the service is not ready for some time before it |
+//! | [`never_ready`](Faults::never_ready) | the service is not ready for it, ever: a clone may be |
+//!
+//! A request that does not reach the inner service leaves that service ready, for the next one.
+//!
+//! # Examples
+//!
+//! ```
+//! use campanile::testing::{Faults, Runtime, ServiceBuilder};
+//! use campanile::ServiceExt;
+//! use std::time::Duration;
+//!
+//! let runtime = Runtime::new(1);
+//! let failed = runtime.block_on(async {
+//!     let millis = Duration::from_millis;
+//!     let service = ServiceBuilder::new()
+//!         .layer(Faults::new(1).errors(0.1).delays(0.5, millis(1)..millis(100)))
+//!         .service_fn(async |n: u32| Ok::<_, std::io::Error>(n));
+//!     let mut failed = 0;
+//!     for n in 0..1000 {
+//!         failed += u32::from(service.clone().oneshot(n).await.is_err());
+//!     }
+//!     failed
+//! });
+//! assert!((70..130).contains(&failed.unwrap()));
+//! assert!(runtime.elapsed() > Duration::from_secs(20));
+//! ```
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Range;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+use core::time::Duration;
+use std::sync::{Mutex, PoisonError};
+
+use pin_project_lite::pin_project;
+
+use super::Sim;
+use crate::sync::is_attempt;
+use crate::util::rng::{Rng, SplitMix64};
+use crate::{Instant, Layer, Service, Timer};
+
+/// A layer of [`Faulty`]. See the [module](self) for the faults and an example.
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct Faults<T = Sim> {
+    plan: Plan,
+    rng: Arc<Mutex<SplitMix64>>,
+    timer: T,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Plan {
+    delay: (f64, Range<Duration>),
+    pause: (f64, Range<Duration>),
+    error: f64,
+    panic: f64,
+    call_panic: f64,
+    never_answer: f64,
+    never_ready: f64,
+    forget: f64,
+}
+
+impl Faults {
+    /// No faults yet; they are drawn from `seed`, and delays are in the virtual time of [`Sim`].
+    pub fn new(seed: u64) -> Self {
+        Self::with_timer(seed, Sim)
+    }
+}
+
+macro_rules! chances {
+    ($($(#[$doc:meta])* $method:ident: $field:ident;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Panics
+        ///
+        /// If `chance` is not in 0 to 1.
+        #[track_caller]
+        pub fn $method(mut self, chance: f64) -> Self {
+            self.plan.$field = valid(chance);
+            self
+        }
+    )*};
+}
+
+impl<T> Faults<T> {
+    /// No faults yet; they are drawn from `seed`, and delays are on `timer`.
+    pub fn with_timer(seed: u64, timer: T) -> Self {
+        Self {
+            plan: Plan::default(),
+            rng: Arc::new(Mutex::new(SplitMix64::new(seed))),
+            timer,
+        }
+    }
+
+    /// Holds a request up for a time of `range` before anything else happens to it.
+    ///
+    /// # Panics
+    ///
+    /// If `chance` is not in 0 to 1.
+    #[track_caller]
+    pub fn delays(mut self, chance: f64, range: Range<Duration>) -> Self {
+        self.plan.delay = (valid(chance), range);
+        self
+    }
+
+    /// Is not ready for a time of `range` before a request.
+    ///
+    /// # Panics
+    ///
+    /// If `chance` is not in 0 to 1.
+    #[track_caller]
+    pub fn pauses(mut self, chance: f64, range: Range<Duration>) -> Self {
+        self.plan.pause = (valid(chance), range);
+        self
+    }
+
+    chances! {
+        /// Fails a request with [`Injected`].
+        errors: error;
+        /// Panics when the response future is polled.
+        panics: panic;
+        /// Panics when the service is called.
+        call_panics: call_panic;
+        /// Never answers a request.
+        never_answers: never_answer;
+        /// Is not ready, ever.
+        never_ready: never_ready;
+        /// Is pending once when the response future is polled, without waking anybody later.
+        forgets_wakers: forget;
+    }
+}
+
+#[track_caller]
+fn valid(chance: f64) -> f64 {
+    assert!(
+        (0.0..=1.0).contains(&chance),
+        "a chance of {chance}: it must be in 0 to 1"
+    );
+    chance
+}
+
+impl<S, T: Timer + Clone> Layer<S> for Faults<T> {
+    type Service = Faulty<S, T>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Faulty {
+            inner,
+            faults: self.clone(),
+            readiness: Readiness::Fresh,
+        }
+    }
+}
+
+/// A service into which faults are injected.
+pub struct Faulty<S, T: Timer = Sim> {
+    inner: S,
+    faults: Faults<T>,
+    readiness: Readiness<T::Alarm>,
+}
+
+enum Readiness<A> {
+    /// Nothing was drawn yet.
+    Fresh,
+    Paused {
+        alarm: A,
+        until: Instant,
+    },
+    Never,
+    /// As the inner service is.
+    Open,
+}
+
+impl<S, T: Timer> Faulty<S, T> {
+    accessors!(S);
+}
+
+impl<S, Request, T> Service<Request> for Faulty<S, T>
+where
+    S: Service<Request>,
+    T: Timer + Clone,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error>;
+    type Future = ResponseFuture<S::Future, T>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if let Readiness::Fresh = self.readiness {
+            self.readiness = self.faults.draw_readiness();
+        }
+        match &mut self.readiness {
+            Readiness::Never => return Poll::Pending,
+            Readiness::Paused { alarm, until } => {
+                if self.faults.timer.now() < *until {
+                    if is_attempt(cx) {
+                        return Poll::Pending;
+                    }
+                    ready!(Pin::new(alarm).poll(cx));
+                }
+                self.readiness = Readiness::Open;
+            }
+            Readiness::Fresh | Readiness::Open => {}
+        }
+        self.inner.poll_ready(cx).map_err(Error::Service)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.readiness = Readiness::Fresh;
+        let (delay, fate) = self.faults.draw_fate();
+        let inner = match fate {
+            Fate::CallPanic => panic!("an injected panic in `call`"),
+            Fate::Pass | Fate::Forget => Some(self.inner.call(request)),
+            Fate::Error | Fate::Panic | Fate::Never => None,
+        };
+        ResponseFuture {
+            inner,
+            fate,
+            delay,
+            sleep: None,
+            timer: self.faults.timer.clone(),
+        }
+    }
+}
+
+// A clone was never polled ready.
+impl<S: Clone, T: Timer + Clone> Clone for Faulty<S, T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            faults: self.faults.clone(),
+            readiness: Readiness::Fresh,
+        }
+    }
+}
+
+impl<S: fmt::Debug, T: Timer> fmt::Debug for Faulty<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty")
+            .field("inner", &self.inner)
+            .field("plan", &self.faults.plan)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a request, after its delay.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Pass,
+    Error,
+    Panic,
+    CallPanic,
+    Never,
+    Forget,
+}
+
+impl<T: Timer> Faults<T> {
+    fn draw<const N: usize>(&self) -> [f64; N] {
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        core::array::from_fn(|_| rng.next_f64())
+    }
+
+    fn time((chance, range): &(f64, Range<Duration>), drawn: [f64; 2]) -> Option<Duration> {
+        let span = range.end.saturating_sub(range.start);
+        // A draw is below 1, and so the time is within the range.
+        (drawn[0] < *chance).then(|| range.start + span.mul_f64(drawn[1]))
+    }
+
+    fn draw_readiness(&self) -> Readiness<T::Alarm> {
+        let [never, pause, time] = self.draw();
+        if never < self.plan.never_ready {
+            return Readiness::Never;
+        }
+        match Self::time(&self.plan.pause, [pause, time]) {
+            Some(time) => {
+                let until = self.timer.now().saturating_add(time);
+                let alarm = self.timer.alarm_until(until);
+                Readiness::Paused { alarm, until }
+            }
+            None => Readiness::Open,
+        }
+    }
+
+    /// As many draws for each request, so that a fault that is added does not change the others.
+    fn draw_fate(&self) -> (Option<Duration>, Fate) {
+        let [delay, time, call_panic, panic, error, never, forget] = self.draw();
+        let plan = &self.plan;
+        let fate = if call_panic < plan.call_panic {
+            Fate::CallPanic
+        } else if panic < plan.panic {
+            Fate::Panic
+        } else if error < plan.error {
+            Fate::Error
+        } else if never < plan.never_answer {
+            Fate::Never
+        } else if forget < plan.forget {
+            Fate::Forget
+        } else {
+            Fate::Pass
+        };
+        (Self::time(&plan.delay, [delay, time]), fate)
+    }
+}
+
+pin_project! {
+    /// The response of a [`Faulty`].
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<F, T = Sim>
+    where
+        T: Timer,
+    {
+        #[pin]
+        inner: Option<F>,
+        fate: Fate,
+        // Until it is first polled, then in `sleep`.
+        delay: Option<Duration>,
+        #[pin]
+        sleep: Option<T::Sleep>,
+        timer: T,
+    }
+}
+
+impl<F, T, R, E> Future for ResponseFuture<F, T>
+where
+    F: Future<Output = Result<R, E>>,
+    T: Timer,
+{
+    type Output = Result<R, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Some(delay) = this.delay.take() {
+            this.sleep.set(Some(this.timer.sleep(delay)));
+        }
+        if let Some(sleep) = this.sleep.as_mut().as_pin_mut() {
+            ready!(sleep.poll(cx));
+            this.sleep.set(None);
+        }
+        match this.fate {
+            Fate::Error => return Poll::Ready(Err(Error::Injected(Injected::new()))),
+            Fate::Panic | Fate::CallPanic => panic!("an injected panic"),
+            Fate::Never => return Poll::Pending,
+            Fate::Forget => {
+                *this.fate = Fate::Pass;
+                return Poll::Pending;
+            }
+            Fate::Pass => {}
+        }
+        match this.inner.as_pin_mut() {
+            Some(inner) => inner.poll(cx).map_err(Error::Service),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F: fmt::Debug, T: Timer> fmt::Debug for ResponseFuture<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture")
+            .field("inner", &self.inner)
+            .field("fate", &self.fate)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a [`Faulty`] fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// As it was drawn.
+    Injected(Injected),
+    /// The inner service failed.
+    Service(E),
+}
+
+flatten!(Error: Injected);
+
+leaf_error! {
+    /// An error that was injected.
+    Injected, "injected fault"
+}

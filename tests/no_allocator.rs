@@ -8,9 +8,8 @@ use std::future::{Ready, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
-use campanile::buffer::{self, Buffer, FixedError, LocalQueue};
+use campanile::buffer::{self, FixedError, LocalQueue};
 use campanile::limit::ConcurrencyLimit;
 use campanile::limit::concurrency::{self, InvalidLimit, LocalSemaphore};
 use campanile::load_shed::{self, LoadShed};
@@ -415,9 +414,9 @@ impl Drop for Ended<'_> {
 #[cfg(feature = "critical-section")]
 mod in_a_static {
     use std::future::{Ready, ready};
-    use std::task::Context;
+    use std::task::{Context, Poll};
 
-    use campanile::buffer::StaticQueue;
+    use campanile::buffer::{Buffer, StaticQueue};
     use campanile::limit::concurrency::StaticSemaphore;
     use futures::executor::block_on;
 

@@ -266,7 +266,7 @@ fn each_of_many_services_that_are_ready_is_asked_once() {
     for n in [63, 64, 65, 200] {
         let (services, all) = switches(n);
         all.iter().for_each(|shared| shared.turn_on());
-        let mut steer = Steer::<_, _, u32>::with_services(services, by_index);
+        let mut steer = Steer::<_, _, u32, _>::with_services(services, by_index);
         assert!(WakeCount::new().poll_ready(&mut steer).is_ready());
         assert!(polls(&all).iter().all(|polls| *polls == 1));
     }

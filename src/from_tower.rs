@@ -27,10 +27,11 @@
 //! - **Errors.** tower's middleware mostly answers with a `BoxError`. Here each has an enum of its own around the
 //!   error of the service inside, such as [`timeout::Error`], and nothing is boxed unless asked for: a `match` sees
 //!   each case. By `?`, `BoxError::from` or [`err_into`] it becomes a `BoxError` as tower gives one, in which
-//!   `is::<Elapsed>()` finds what it finds there. See [`error`](crate::error). What wants the error itself to be a `BoxError`, such as another middleware of tower's
-//!   around it, gets one by `map_err(BoxError::from)`.
+//!   `is::<Elapsed>()` finds what it finds there. See [`error`](crate::error). tower's own middleware goes around
+//!   it as it is, since that asks for `Into<BoxError>`.
 //! - **Parameters.** At the root of this crate a type that needs an executor or a timer has a parameter for it. In a
-//!   runtime's module that is filled in, and what is left are tower's parameters.
+//!   runtime's module that is filled in, and what is left are tower's parameters, except where a
+//!   row below says otherwise. What else there is to choose has defaults.
 //! - **Constructors.** `new` in a runtime's module is not `const` where it takes the runtime's default, as with
 //!   [`TimeoutLayer::new`], [`BufferLayer::new`] and `ServiceBuilder::new`. Nor does it ask the runtime for
 //!   anything, so it works outside of it, but for a [`Buffer`], which starts its worker. `with_timer` and

@@ -798,6 +798,7 @@ fn a_service_can_be_kept_ready() {
 #[test]
 fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
     let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
     let layer = BufferLayer::with_executor(1, Threads).keep_ready();
     let mut buffer = layer.layer(service);
     handle.fail(Failure("gone"));

@@ -461,6 +461,19 @@ fn a_response_that_panics_is_lost_and_no_other() {
 }
 
 #[test]
+fn the_task_that_polled_last_is_woken() {
+    let desk = Desk::default();
+    let mut responses = pin!(desk.clone().call_all(stream::iter([1])));
+    let (before, now) = (WakeCount::new(), WakeCount::new());
+    for wakes in [&before, &now] {
+        assert!(poll(responses.as_mut(), wakes).is_pending());
+    }
+    desk.wake(1, Some(Ok(7)));
+    assert_eq!((before.get(), now.get()), (0, 1));
+    assert_eq!(poll(responses, &now), Poll::Ready(Some(Ok(7))));
+}
+
+#[test]
 fn dropping_the_stream_drops_all_that_is_under_way() {
     let desk = Desk::default();
     let mut stream = Box::pin(desk.clone().call_all(stream::iter(0..)).unordered());

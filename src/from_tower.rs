@@ -27,10 +27,11 @@
 //! - **Errors.** tower's middleware mostly answers with a `BoxError`. Here each has an enum of its own around the
 //!   error of the service inside, such as [`timeout::Error`], and nothing is boxed unless asked for: a `match` sees
 //!   each case. By `?`, `BoxError::from` or [`err_into`] it becomes a `BoxError` as tower gives one, in which
-//!   `is::<Elapsed>()` finds what it finds there. See [`error`](crate::error). What wants the error itself to be a `BoxError`, such as another middleware of tower's
-//!   around it, gets one by `map_err(BoxError::from)`.
+//!   `is::<Elapsed>()` finds what it finds there. See [`error`](crate::error). tower's own middleware goes around
+//!   it as it is, since that asks for `Into<BoxError>`.
 //! - **Parameters.** At the root of this crate a type that needs an executor or a timer has a parameter for it. In a
-//!   runtime's module that is filled in, and what is left are tower's parameters.
+//!   runtime's module that is filled in, and what is left are tower's parameters, except where a
+//!   row below says otherwise. What else there is to choose has defaults.
 //! - **Constructors.** `new` in a runtime's module is not `const` where it takes the runtime's default, as with
 //!   [`TimeoutLayer::new`], [`BufferLayer::new`] and `ServiceBuilder::new`. Nor does it ask the runtime for
 //!   anything, so it works outside of it, but for a [`Buffer`], which starts its worker. `with_timer` and
@@ -115,6 +116,16 @@
 //! | `util::future` | [`util::future`] | |
 //! | `util::rng::{Rng, HasherRng}` | [`util::rng`] | [`Rng::next_range`] has no bias, and an empty range gives its start. [`SplitMix64`] is new, for cores without std. |
 //!
+//! # Tests
+//!
+//! | tower-test | here | what differs and why |
+//! |---|---|---|
+//! | `mock::{pair, spawn, spawn_with, spawn_layer, Mock, Handle, SendResponse, Spawn}` | [`testing::mock`] | No tokio. The error can be a type of one's own, as those of the middleware are. |
+//! | `mock::error::Closed` | `testing::mock::Closed` | What a mock fails with whose handle is gone. |
+//! | `assert_request_eq!` | [`testing::assert_request_eq!`] | The path. |
+//!
+//! New in [`testing`]: a runtime with virtual time, a probe of the contract of [`Service`], and an injector of faults.
+//!
 //! [`timeout::Error`]: crate::timeout::Error
 //! [`err_into`]: crate::builder::ServiceBuilder::err_into
 //! [`TimeoutLayer::new`]: crate::timeout::TimeoutLayer::new
@@ -189,6 +200,9 @@
 //! [`util`]: crate::util
 //! [`ErrInto`]: crate::util::ErrInto
 //! [`util::boxed`]: crate::util::boxed
+//! [`testing`]: crate::testing
+//! [`testing::mock`]: crate::testing::mock
+//! [`testing::assert_request_eq!`]: crate::testing::assert_request_eq
 //! [`UnsyncBoxCloneService`]: crate::util::UnsyncBoxCloneService
 //! [`Either`]: crate::util::Either
 //! [`option_layer`]: crate::util::option_layer

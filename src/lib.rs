@@ -95,7 +95,8 @@
         feature = "critical-section",
         feature = "futures-channel",
         feature = "smol",
-        feature = "std"
+        feature = "std",
+        feature = "testing"
     )),
     allow(rustdoc::broken_intra_doc_links)
 )]

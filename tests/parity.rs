@@ -84,6 +84,27 @@ mod on_smol {
     mod util;
 }
 
+#[cfg(feature = "testing")]
+#[path = "parity"]
+mod on_sim {
+    use campanile::limit::concurrency::Semaphore;
+    use campanile::testing as tower;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        let runtime = campanile::testing::Runtime::new(1);
+        runtime.block_on(future).unwrap()
+    }
+
+    fn semaphore(permits: usize) -> Semaphore {
+        Semaphore::new(permits)
+    }
+
+    mod additions;
+    mod rooms;
+    mod stack;
+    mod util;
+}
+
 #[cfg(feature = "async-std")]
 #[path = "parity"]
 mod on_async_std {
@@ -99,4 +120,30 @@ mod on_async_std {
     mod rooms;
     mod stack;
     mod util;
+}
+
+/// Middleware of both in one stack: what is asked of an error is that it converts into a `BoxError`.
+#[cfg(feature = "tokio")]
+#[test]
+fn middleware_of_both_goes_into_one_stack() {
+    use ::tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+    use campanile::timeout::Elapsed;
+
+    let stack = || {
+        ServiceBuilder::new()
+            .load_shed()
+            .layer(campanile::tokio::buffer::BufferLayer::new(4))
+            .timeout(LONG)
+            .layer(campanile::tokio::timeout::TimeoutLayer::new(
+                Duration::from_nanos(1),
+            ))
+            .concurrency_limit(1)
+    };
+    on_a_thread_of_tokio(async {
+        assert_eq!(stack().service_fn(double).oneshot(1).await.unwrap(), 2);
+        let late = stack().service(service_fn(|_: u32| {
+            std::future::pending::<Result<u32, Infallible>>()
+        }));
+        assert!(BoxError::from(late.oneshot(1).await.unwrap_err()).is::<Elapsed>());
+    });
 }

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 
 use super::Queue;
 use crate::sync::gate::Place;
-use crate::sync::queue::{Channel, End, OnHeap, Refusal};
+use crate::sync::queue::{Channel, End, HeapQueue, Refusal};
 use crate::sync::slab::Index;
 
 pin_project! {
@@ -19,7 +19,7 @@ pin_project! {
     ///
     /// Dropped, it takes its request out of the queue, or drops the response's future.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct ResponseFuture<Request, F, E, Q = OnHeap<Request, F, E>>
+    pub struct ResponseFuture<Request, F, E, Q = HeapQueue<Request, F, E>>
     where
         Q: Queue,
     {
@@ -191,13 +191,13 @@ impl<Q: Queue> Drop for Message<Q> {
 /// Waits until a buffer has drained: see [`Buffer::shutdown`](super::Buffer::shutdown).
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Shutdown<Request, F, E> {
-    queue: OnHeap<Request, F, E>,
+    queue: HeapQueue<Request, F, E>,
     place: Place,
 }
 
 impl<Request, F, E> Shutdown<Request, F, E> {
     #[cfg(feature = "std")]
-    pub(super) const fn new(queue: OnHeap<Request, F, E>) -> Self {
+    pub(super) const fn new(queue: HeapQueue<Request, F, E>) -> Self {
         Self {
             queue,
             place: Place::Outside,

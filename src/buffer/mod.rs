@@ -109,10 +109,7 @@ use core::marker::PhantomData;
 use core::task::{Context, Poll, ready};
 
 use crate::sync::gate::Place;
-use crate::sync::heap::shared;
-#[cfg(feature = "std")]
-use crate::sync::queue::on_heap;
-use crate::sync::queue::{Channel, End, OnHeap, Refusal};
+use crate::sync::queue::{Channel, End, Refusal};
 #[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
@@ -126,9 +123,9 @@ pub use self::error::{
 };
 pub use self::future::{ResponseFuture, Shutdown};
 pub use self::worker::Worker;
-pub use crate::sync::queue::LocalQueue;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::queue::StaticQueue;
+pub use crate::sync::queue::{HeapQueue, LocalQueue};
 
 /// A layer of [`Buffer`], whose workers run on an `X`.
 pub struct BufferLayer<Request, X> {
@@ -245,7 +242,7 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 /// such as `campanile::smol::buffer::Buffer<Request, F>`.
 ///
 /// See the [module](self) for an example.
-pub struct Buffer<Request, F, E, X = NoRuntime, Q = OnHeap<Request, F, E>>
+pub struct Buffer<Request, F, E, X = NoRuntime, Q = HeapQueue<Request, F, E>>
 where
     Q: Queue,
 {
@@ -313,7 +310,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
         S: Service<Request, Future = F, Error = E>,
     {
         InvalidBound::assert(bound);
-        pair_in(service, on_heap(bound))
+        pair_in(service, HeapQueue::new(bound))
     }
 
     /// Accepts no more requests, from any handle, and waits until the worker has served those that
@@ -511,7 +508,7 @@ impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
     }
 }
 
-/// Where the requests of a buffer wait: on the heap, or in a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
+/// Where the requests of a buffer wait: in a [`HeapQueue`], a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
 pub trait Queue: Channel {
     /// How a buffer with this queue fails.
     type Error: From<Self::Fault>;
@@ -523,11 +520,11 @@ pub trait Queue: Channel {
     fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
 }
 
-impl<Request, F, E> Queue for OnHeap<Request, F, E> {
+impl<Request, F, E> Queue for HeapQueue<Request, F, E> {
     type Error = Error<E>;
 
     fn share(&self, error: E) -> Self::Failure {
-        shared(self, error)
+        self.shared(error)
     }
 
     fn error(refusal: Refusal<Self::Failure>) -> Error<E> {

@@ -9,7 +9,7 @@ use core::task::{Context, Poll, ready};
 
 use super::Queue;
 use crate::Service;
-use crate::sync::queue::{End, OnHeap, Work};
+use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
 
@@ -25,7 +25,7 @@ const REQUESTS_PER_POLL: u32 = 32;
 pub struct Worker<
     S: Service<Request>,
     Request,
-    Q = OnHeap<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
+    Q = HeapQueue<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
 > where
     Q: Queue,
 {

@@ -13,10 +13,11 @@
 //! when a buffer is made, or when a timeout's future is first pending. Outside of a runtime tokio
 //! panics then, at the caller's line. A [`Handle`] needs no context.
 //!
-//! A concurrency limit can share a [`Semaphore`](::tokio::sync::Semaphore) with the rest of an
+//! A concurrency limit can share a [`tokio::sync::Semaphore`] with the rest of an
 //! application: see [`SemaphorePermit`].
 //!
 //! [`tokio::spawn`]: ::tokio::spawn
+//! [`tokio::sync::Semaphore`]: ::tokio::sync::Semaphore
 //! [`tokio::task::spawn_local`]: ::tokio::task::spawn_local
 
 mod semaphore;

@@ -147,13 +147,9 @@ type StateOf<Q> = State<
     <Q as Channel>::Storage,
 >;
 
-/// A queue on the heap, that all who use it have a pointer to.
-pub(crate) type OnHeap<T, R, E> = Heap<State<T, R, Shared<E>, Growing>>;
-
-/// A queue of `bound` messages with one handle.
-#[cfg(feature = "std")]
-pub(crate) fn on_heap<T, R, E>(bound: usize) -> OnHeap<T, R, E> {
-    super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new()))
+/// The queue of a buffer on the heap, where all that use it have a pointer to it.
+pub struct HeapQueue<Request, F, E> {
+    state: Heap<State<Request, F, Shared<E>, Growing>>,
 }
 
 /// The queue of a buffer without an allocator, in a `static`: for `N` requests, and `N` more that wait for room.
@@ -169,6 +165,29 @@ pub struct StaticQueue<Request, F, E, const N: usize> {
 /// See [`buffer`](crate::buffer#without-an-allocator).
 pub struct LocalQueue<Request, F, E, const N: usize> {
     state: RefCell<State<Request, F, E, Inline<N>>>,
+}
+
+impl<Request, F, E> HeapQueue<Request, F, E> {
+    /// An empty queue for `bound` messages, with one handle.
+    #[cfg(feature = "std")]
+    pub(crate) fn new(bound: usize) -> Self {
+        Self {
+            state: super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new())),
+        }
+    }
+
+    /// Shares `value` as the state is shared.
+    pub(crate) fn shared<T>(&self, value: T) -> Shared<T> {
+        super::heap::shared(&self.state, value)
+    }
+}
+
+impl<Request, F, E> Clone for HeapQueue<Request, F, E> {
+    fn clone(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+        }
+    }
 }
 
 #[cfg(feature = "critical-section")]
@@ -208,6 +227,12 @@ impl<Request, F, E: Copy, const N: usize> Default for LocalQueue<Request, F, E, 
     }
 }
 
+impl<Request, F, E> fmt::Debug for HeapQueue<Request, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeapQueue").finish_non_exhaustive()
+    }
+}
+
 #[cfg(feature = "critical-section")]
 impl<Request, F, E, const N: usize> fmt::Debug for StaticQueue<Request, F, E, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -221,7 +246,7 @@ impl<Request, F, E, const N: usize> fmt::Debug for LocalQueue<Request, F, E, N> 
     }
 }
 
-impl<T, R, E> Channel for OnHeap<T, R, E> {
+impl<T, R, E> Channel for HeapQueue<T, R, E> {
     type Message = T;
     type Answer = R;
     type Fault = E;
@@ -229,7 +254,7 @@ impl<T, R, E> Channel for OnHeap<T, R, E> {
     type Storage = Growing;
 
     fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Shared<E>, Growing>) -> O) -> O {
-        Lock::with(self, f)
+        self.state.with(f)
     }
 }
 

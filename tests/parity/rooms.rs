@@ -631,3 +631,30 @@ fn timeout() {
         assert!(BoxError::from(late.oneshot(()).await.unwrap_err()).is::<Elapsed>());
     });
 }
+
+#[test]
+fn defaults() {
+    use tower::load_shed::{LoadShedLayer, error::Overloaded};
+
+    block_on(async {
+        assert_eq!(
+            LoadShedLayer::default()
+                .layer(named())
+                .oneshot(1)
+                .await
+                .unwrap(),
+            2
+        );
+        let layer = tower::spawn_ready::SpawnReadyLayer::default();
+        assert_eq!(layer.layer(named()).oneshot(1).await.unwrap(), 2);
+        let mut cache = tower::ready_cache::ReadyCache::<u32, Named, u32>::default();
+        cache.push(1, named());
+        assert_eq!(cache.len(), 1);
+    });
+    type Layer = tower::balance::p2c::MakeBalanceLayer<Named, u32>;
+    assert!(format!("{:?}", Layer::default()).starts_with("MakeBalanceLayer"));
+    assert_eq!(
+        Overloaded::default().to_string(),
+        Overloaded::new().to_string()
+    );
+}

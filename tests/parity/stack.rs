@@ -68,6 +68,9 @@ fn root() {
     block_on(async {
         let mut service = ServiceBuilder::new().service(service_fn(double));
         assert_eq!(service.ready().await.unwrap().call(1).await, Ok(2));
+        let builder: tower::builder::ServiceBuilder<Identity> = ServiceBuilder::new();
+        let service = tower::layer::Layer::layer(&builder, service_fn(double));
+        assert_eq!(tower::util::ServiceExt::oneshot(service, 1).await, Ok(2));
     });
 }
 

@@ -21,7 +21,7 @@ impl Permits for Arc<Semaphore> {
     }
 }
 
-/// A claim to a permit of a [`tokio::sync::Semaphore`](Semaphore). Waiting for one allocates; taking one does not.
+/// A claim to a permit of tokio's [`Semaphore`]. Waiting for one allocates; taking one does not.
 ///
 /// ```
 /// use campanile::limit::ConcurrencyLimit;

@@ -4,9 +4,11 @@ use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use core::task::{Context, Poll, Waker};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::primitives::atomic::{AtomicBool, Ordering::AcqRel};
+use crate::sync::primitives::{Mutex, MutexGuard};
 
 /// Futures under way together, of which those are polled that were woken.
 ///

@@ -235,19 +235,6 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
 }
 
 #[test]
-fn the_worker_ends_when_what_it_was_to_serve_is_given_up() {
-    loom::model(|| {
-        let alive = Arc::default();
-        let (mut buffer, worker) = answering(1);
-        let response = buffer.call(Request::new(&alive));
-        drop(buffer);
-        let _ = poll_once(response);
-        join([worker]);
-        assert_eq!(alive.load(SeqCst), 0);
-    });
-}
-
-#[test]
 fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
     loom::model(|| {
         let alive = Arc::default();
@@ -336,6 +323,20 @@ fn a_worker_that_waits_for_its_service_is_woken_by_it() {
         send(&mut buffer, &alive).unwrap();
         drop(buffer);
         join([opens, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = buffer::pair(Gated(Gate::new()), 1);
+        let worker = thread::spawn(|| block_on(worker));
+        let response = buffer.call(Request::new(&alive));
+        drop(buffer);
+        let _ = poll_once(response);
+        join([worker]);
         assert_eq!(alive.load(SeqCst), 0);
     });
 }

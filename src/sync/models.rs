@@ -254,6 +254,26 @@ fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
 }
 
 #[test]
+fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) =
+            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let send_in_vain = || {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+            })
+        };
+        let senders = [send_in_vain(), send_in_vain()];
+        drop(worker);
+        join(senders);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
 fn a_shutdown_is_heard_by_the_worker_and_its_end_by_who_waits() {
     loom::model(|| {
         let alive = Arc::default();

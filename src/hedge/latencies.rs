@@ -1,11 +1,13 @@
 use core::fmt;
-use core::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use core::sync::atomic::AtomicU32;
 
 use super::delay::Percentile;
-use crate::{Instant, sync::word::Word};
+use crate::Instant;
+use crate::sync::primitives::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use crate::sync::word::Word;
 
 /// What a period's latencies say about when to hedge in the next.
 ///
@@ -16,6 +18,7 @@ use crate::{Instant, sync::word::Word};
 /// other, or be lost; the delay is one word, and always one that was worked out as a whole.
 pub(super) struct Latencies {
     settings: Percentile,
+    // Core's also in the models, for which they would be too many.
     halves: [[AtomicU32; BUCKETS]; 2],
     // Which half counts.
     current: AtomicUsize,
@@ -64,7 +67,7 @@ const fn upper_edge(bucket: usize) -> u64 {
 }
 
 impl Latencies {
-    pub(super) const fn new(settings: Percentile) -> Self {
+    pub(super) fn new(settings: Percentile) -> Self {
         Self {
             settings,
             halves: [const { [const { AtomicU32::new(0) }; BUCKETS] }; 2],
@@ -314,5 +317,39 @@ mod tests {
             .sum();
         assert!(total <= 8_000);
         assert!(!all.rotating.load(Relaxed));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn a_period_is_read_once_whoever_sees_its_end() {
+        loom::model(|| {
+            let all = Arc::new(Latencies::new(Percentile {
+                min_data_points: 1,
+                millionths: 1_000_000,
+                period: 100,
+            }));
+            // The first period begins.
+            all.delay_at(Instant::from_nanos(1_000));
+            all.record(1_000_000);
+            let threads: Vec<_> = (0..2)
+                .map(|_| {
+                    let all = all.clone();
+                    loom::thread::spawn(move || all.delay_at(Instant::from_nanos(1_100)))
+                })
+                .collect();
+            let delay = Some(upper_edge(bucket(1_000_000)));
+            for thread in threads {
+                let seen = thread.join().unwrap();
+                assert!(seen.is_none() || seen == delay);
+            }
+            assert_eq!(all.delay(), delay);
+        });
     }
 }

@@ -1,9 +1,10 @@
 use core::mem::{replace, swap};
 use core::task::{Context, Poll, Waker};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use super::Gone;
 use crate::sync::is_attempt;
+use crate::sync::primitives::{Mutex, MutexGuard};
 
 /// What a service goes through on its way to the task and back.
 ///

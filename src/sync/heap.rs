@@ -5,7 +5,8 @@
 #[cfg(feature = "std")]
 mod place {
     use alloc::sync::Arc;
-    use std::sync::Mutex;
+
+    use crate::sync::primitives::Mutex;
 
     /// A state on the heap, under a lock.
     pub(crate) type Heap<T> = Arc<Mutex<T>>;

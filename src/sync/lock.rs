@@ -23,7 +23,7 @@ impl<T> Lock<T> for RefCell<T> {
 
 /// Between threads.
 #[cfg(feature = "std")]
-impl<T> Lock<T> for std::sync::Mutex<T> {
+impl<T> Lock<T> for super::primitives::Mutex<T> {
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         // Nothing panics inside, so that a lock which is poisoned all the same guards a state that is whole.
         f(&mut self

@@ -9,6 +9,9 @@ pub(crate) mod counter;
 pub(crate) mod gate;
 pub(crate) mod heap;
 pub(crate) mod lock;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
+pub(crate) mod primitives;
 pub(crate) mod queue;
 pub(crate) mod semaphore;
 pub(crate) mod slab;

@@ -6,9 +6,11 @@
 use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Waker;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use super::primitives::atomic::{AtomicBool, Ordering};
+use super::primitives::{Mutex, MutexGuard};
 
 /// Who was woken, each by its `I`, and who is to hear of it.
 pub(crate) struct Wakes<I> {

@@ -2,7 +2,7 @@
 
 #[cfg(target_has_atomic = "64")]
 mod imp {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use crate::sync::primitives::atomic::{AtomicU64, Ordering::Relaxed};
 
     #[derive(Debug)]
     pub(crate) struct Word(AtomicU64);

@@ -1,0 +1,597 @@
+//! Models of what threads share: loom runs each in all the orders in which its threads may take turns, and with all the
+//! values that a relaxed load may see. `ci/loom` runs them.
+//!
+//! What must be found at the end is asserted, and a wake-up that is lost leaves a thread that waits for ever, which
+//! loom reports as a deadlock. What a model only counts by is core's, so that loom does not try its orders.
+
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use alloc::vec::Vec;
+use core::convert::Infallible;
+use core::future::{Pending, Ready, pending, poll_fn, ready};
+use core::pin::pin;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+
+use loom::sync::Notify;
+use loom::thread::{self, JoinHandle};
+
+use super::attempt;
+use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
+use super::semaphore::Permit;
+use super::wakes::Wakes;
+use super::word::Word;
+use crate::buffer::{self, Buffer, Error};
+use crate::limit::RateLimit;
+use crate::limit::concurrency::Semaphore;
+use crate::limit::rate::{Limiter, Rate};
+use crate::retry::budget::{Budget, TpsBudget};
+use crate::spawn_ready::SpawnReady;
+use crate::{Executor, Instant, Service, Timer, service_fn};
+
+/// A thread that waits.
+#[derive(Default)]
+struct Bell(Notify);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.notify();
+    }
+}
+
+/// Polls to the end. It waits for nothing but its waker; loom also tries a poll that nobody asked for.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(bell.clone());
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => bell.0.wait(),
+        }
+    }
+}
+
+/// Polls once, with a waker that others wake in vain.
+fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    let waker = Waker::from(Arc::new(Bell::default()));
+    pin!(future).poll(&mut Context::from_waker(&waker))
+}
+
+/// Joins all.
+fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+// The semaphore.
+
+async fn acquire(permit: &mut Permit) {
+    poll_fn(|cx| permit.poll_acquire(cx)).await.unwrap();
+}
+
+fn use_permit(semaphore: &Semaphore) {
+    let mut permit = Permit::new(semaphore.clone());
+    block_on(acquire(&mut permit));
+}
+
+#[test]
+fn a_permit_goes_from_one_to_the_next() {
+    loom::model(|| {
+        let semaphore = Semaphore::new(1);
+        let inside = Arc::new(AtomicUsize::new(0));
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let (semaphore, inside) = (semaphore.clone(), inside.clone());
+                thread::spawn(move || {
+                    let mut permit = Permit::new(semaphore);
+                    block_on(acquire(&mut permit));
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
+                    // Others may run here.
+                    thread::yield_now();
+                    inside.fetch_sub(1, SeqCst);
+                })
+            })
+            .collect();
+        join(threads);
+        assert_eq!(semaphore.available_permits(), 1);
+    });
+}
+
+#[test]
+fn a_permit_granted_to_who_goes_away_is_passed_on() {
+    loom::model(|| {
+        let semaphore = Semaphore::new(1);
+        let mut held = Permit::new(semaphore.clone());
+        assert!(poll_once(acquire(&mut held)).is_ready());
+        let cancelled = {
+            let semaphore = semaphore.clone();
+            thread::spawn(move || {
+                let mut permit = Permit::new(semaphore);
+                let _ = poll_once(acquire(&mut permit));
+            })
+        };
+        let waits = {
+            let semaphore = semaphore.clone();
+            thread::spawn(move || use_permit(&semaphore))
+        };
+        held.release();
+        join([cancelled, waits]);
+        assert_eq!(semaphore.available_permits(), 1);
+    });
+}
+
+#[test]
+fn who_only_tries_takes_no_permit_from_who_waits() {
+    loom::model(|| {
+        let semaphore = Semaphore::new(1);
+        let mut held = Permit::new(semaphore.clone());
+        assert!(poll_once(acquire(&mut held)).is_ready());
+        let tries = {
+            let semaphore = semaphore.clone();
+            thread::spawn(move || {
+                let mut permit = Permit::new(semaphore);
+                let _ = attempt(|cx| permit.poll_acquire(cx));
+            })
+        };
+        let waits = {
+            let semaphore = semaphore.clone();
+            thread::spawn(move || use_permit(&semaphore))
+        };
+        held.release();
+        join([tries, waits]);
+        assert_eq!(semaphore.available_permits(), 1);
+    });
+}
+
+// The queue, as a buffer.
+
+/// A request that is counted until it is dropped.
+struct Request(Arc<AtomicUsize>);
+
+impl Request {
+    fn new(alive: &Arc<AtomicUsize>) -> Self {
+        alive.fetch_add(1, SeqCst);
+        Self(alive.clone())
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+type Answer = Ready<Result<(), Infallible>>;
+type Handle = Buffer<Request, Answer, Infallible>;
+
+/// A buffer whose service answers at once, and its worker on a thread of its own.
+fn answering(bound: usize) -> (Handle, JoinHandle<()>) {
+    let (buffer, worker) = buffer::pair(service_fn(|_: Request| ready(Ok(()))), bound);
+    (buffer, thread::spawn(|| block_on(worker)))
+}
+
+/// Sends a request, which waits in the response future for room.
+fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Result<(), Error<Infallible>> {
+    block_on(buffer.call(Request::new(alive)))
+}
+
+#[test]
+fn a_worker_that_goes_idle_is_woken_for_a_request_and_when_the_last_handle_goes() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = answering(1);
+        send(&mut buffer, &alive).unwrap();
+        drop(buffer);
+        join([worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn the_last_of_two_handles_ends_the_worker() {
+    loom::model(|| {
+        let (buffer, worker) = answering(1);
+        let other = buffer.clone();
+        let other = thread::spawn(move || drop(other));
+        drop(buffer);
+        join([other, worker]);
+    });
+}
+
+#[test]
+fn senders_that_wait_for_room_get_it() {
+    let mut model = loom::model::Builder::new();
+    // With one more it takes minutes.
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = answering(1);
+        let other = {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || send(&mut buffer, &alive).unwrap())
+        };
+        send(&mut buffer, &alive).unwrap();
+        drop(buffer);
+        join([other, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_request_given_up_at_any_point_gives_its_room_back() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = answering(1);
+        // Dropped while it is in the queue, with the worker, or answered.
+        let _ = poll_once(buffer.call(Request::new(&alive)));
+        send(&mut buffer, &alive).unwrap();
+        drop(buffer);
+        join([worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) =
+            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        let other = {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+            })
+        };
+        let worker = thread::spawn(|| drop(worker));
+        assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+        join([other, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) =
+            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let send_in_vain = || {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+            })
+        };
+        let senders = [send_in_vain(), send_in_vain()];
+        drop(worker);
+        join(senders);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_shutdown_is_heard_by_the_worker_and_its_end_by_who_waits() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = answering(1);
+        let other = {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                let sent = send(&mut buffer, &alive);
+                assert!(matches!(sent, Ok(()) | Err(Error::Closed(_))));
+            })
+        };
+        block_on(buffer.shutdown());
+        assert!(send(&mut buffer, &alive).is_err());
+        join([other, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+/// A service that is ready once the `gate` is open.
+struct Gated(Arc<Gate>);
+
+struct Gate {
+    is_open: AtomicBool,
+    waker: loom::future::AtomicWaker,
+}
+
+impl Gate {
+    fn new() -> Arc<Self> {
+        let waker = loom::future::AtomicWaker::new();
+        let is_open = AtomicBool::new(false);
+        Arc::new(Self { is_open, waker })
+    }
+
+    fn open(&self) {
+        self.is_open.store(true, Relaxed);
+        self.waker.wake();
+    }
+}
+
+impl Service<Request> for Gated {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.waker.register_by_ref(cx.waker());
+        if self.0.is_open.load(Relaxed) {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn call(&mut self, _: Request) -> Answer {
+        ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_worker_that_waits_for_its_service_is_woken_by_it() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let gate = Gate::new();
+        let (mut buffer, worker) = buffer::pair(Gated(gate.clone()), 1);
+        let worker = thread::spawn(|| block_on(worker));
+        let opens = thread::spawn(move || gate.open());
+        send(&mut buffer, &alive).unwrap();
+        drop(buffer);
+        join([opens, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = buffer::pair(Gated(Gate::new()), 1);
+        let worker = thread::spawn(|| block_on(worker));
+        let response = buffer.call(Request::new(&alive));
+        drop(buffer);
+        let _ = poll_once(response);
+        join([worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+// The slot of `SpawnReady`.
+
+struct Threads;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Threads {
+    fn execute(&self, future: F) {
+        thread::spawn(|| block_on(future));
+    }
+}
+
+#[test]
+fn a_service_comes_back_from_its_task_and_the_task_ends() {
+    loom::model(|| {
+        let gate = Gate::new();
+        let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
+        let opens = thread::spawn(move || gate.open());
+        block_on(poll_fn(|cx| service.poll_ready(cx))).unwrap();
+        let _ = service.call(Request::new(&Arc::default()));
+        join([opens]);
+        // And loom waits for the task.
+    });
+}
+
+#[test]
+fn a_handle_that_goes_takes_its_task_with_it() {
+    loom::model(|| {
+        let mut service = SpawnReady::with_executor(Gated(Gate::new()), Threads);
+        let _ = poll_once(poll_fn(|cx| service.poll_ready(cx)));
+        drop(service);
+    });
+}
+
+// Wakers of parts.
+
+/// Two threads tell of something and wake `nodes`; the task goes by what was told before.
+fn all_wakes_are_heard(parts: usize) {
+    let mut wakes = Wakes::new();
+    let nodes: Vec<_> = (0..parts).map(|id| wakes.node(id)).collect();
+    let told: Vec<_> = (0..2).map(|_| Arc::new(AtomicBool::new(false))).collect();
+    let threads: Vec<_> = (0..2)
+        .map(|n| {
+            let (waker, told) = (Waker::from(nodes[n % parts].clone()), told[n].clone());
+            thread::spawn(move || {
+                told.store(true, Relaxed);
+                waker.wake();
+            })
+        })
+        .collect();
+    let mut heard = [false; 2];
+    block_on(poll_fn(|cx| {
+        loop {
+            if wakes.any() {
+                let mut woken = wakes.collect();
+                for part in woken.drain(..) {
+                    nodes[part].unqueue();
+                    for n in (0..2).filter(|n| n % parts == part) {
+                        heard[n] |= told[n].load(Relaxed);
+                    }
+                }
+                wakes.give_back(woken);
+            }
+            if heard == [true; 2] {
+                return Poll::Ready(());
+            }
+            if wakes.register(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }));
+    join(threads);
+}
+
+#[test]
+fn a_part_that_two_wake_is_polled_after_both() {
+    loom::model(|| all_wakes_are_heard(1));
+}
+
+#[test]
+fn two_parts_that_are_woken_are_polled_both() {
+    loom::model(|| all_wakes_are_heard(2));
+}
+
+// Words. Each is used first by the thread that made it, as `primitives` asks for.
+
+#[test]
+fn no_update_of_a_word_is_lost() {
+    loom::model(|| {
+        let word = Arc::new(Word::new(7));
+        word.store(0);
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let word = word.clone();
+                thread::spawn(move || assert!(word.update(|n| Some(n + 1))))
+            })
+            .collect();
+        assert!(word.update(|n| Some(n + 1)));
+        join(threads);
+        assert_eq!(word.load(), 3);
+    });
+}
+
+/// A clock that stands still.
+#[derive(Clone, Copy)]
+struct Still;
+
+impl Timer for Still {
+    type Sleep = Pending<()>;
+    type Alarm = Pending<()>;
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(10_000_000_000)
+    }
+
+    fn sleep_until(&self, _: Instant) -> Pending<()> {
+        pending()
+    }
+
+    fn alarm_until(&self, _: Instant) -> Pending<()> {
+        pending()
+    }
+}
+
+/// Takes a token, if there is one, and gives it back where it is not to be spent.
+fn take_token(limiter: &Arc<Limiter>, spend: bool) -> bool {
+    let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
+    let mut limit = RateLimit::with_limiter(inner, limiter.clone(), Still);
+    let is_ready = attempt(|cx| limit.poll_ready(cx)).is_ready();
+    if is_ready && spend {
+        drop(limit.call(()));
+    }
+    is_ready
+}
+
+/// Two threads run `take`, and then it is run until it has nothing more: says how often it had.
+fn taken_by_all(take: impl Fn() -> bool + Clone + Send + 'static) -> usize {
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let take = take.clone();
+            thread::spawn(move || usize::from(take()))
+        })
+        .collect();
+    let by_threads: usize = threads.into_iter().map(|it| it.join().unwrap()).sum();
+    by_threads + core::iter::repeat_with(take).take_while(|it| *it).count()
+}
+
+fn every_token_is_taken_once(rate: Rate) {
+    let limiter = Arc::new(Limiter::new(rate));
+    assert!(take_token(&limiter, true));
+    let tokens = taken_by_all(move || take_token(&limiter, true));
+    assert_eq!(tokens, 1);
+}
+
+/// One token for the threads, after the first.
+const TWO: Rate = Rate::new(2, Duration::from_secs(1));
+
+#[test]
+fn a_rate_limit_gives_each_token_to_one() {
+    loom::model(|| every_token_is_taken_once(TWO));
+}
+
+#[test]
+fn a_fixed_window_gives_each_token_to_one() {
+    loom::model(|| every_token_is_taken_once(TWO.fixed_window()));
+}
+
+fn a_token_comes_back_once(rate: Rate) {
+    let limiter = Arc::new(Limiter::new(rate));
+    assert!(take_token(&limiter, true));
+    let returns = {
+        let limiter = limiter.clone();
+        thread::spawn(move || {
+            take_token(&limiter, false);
+        })
+    };
+    let mut spent = usize::from(take_token(&limiter, true));
+    join([returns]);
+    while take_token(&limiter, true) {
+        spent += 1;
+    }
+    assert_eq!(spent, 1);
+}
+
+#[test]
+fn a_rate_limit_gets_a_token_back_once() {
+    loom::model(|| a_token_comes_back_once(TWO));
+}
+
+#[test]
+fn a_fixed_window_gets_a_token_back_once() {
+    loom::model(|| a_token_comes_back_once(TWO.fixed_window()));
+}
+
+const TTL: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_retry_in_reserve_is_withdrawn_once() {
+    loom::model(|| {
+        let budget = Arc::new(TpsBudget::with_timer(TTL, 2, 0.0, Still));
+        assert!(budget.withdraw());
+        assert_eq!(taken_by_all(move || budget.withdraw()), 1);
+    });
+}
+
+#[test]
+fn a_retry_that_was_paid_in_is_withdrawn_once() {
+    loom::model(|| {
+        let budget = Arc::new(TpsBudget::with_timer(TTL, 0, 1.0, Still));
+        assert!(!budget.withdraw());
+        budget.deposit();
+        assert_eq!(taken_by_all(move || budget.withdraw()), 1);
+    });
+}
+
+#[test]
+fn deposits_at_once_add_up() {
+    loom::model(|| {
+        let budget = Arc::new(TpsBudget::with_timer(TTL, 0, 0.5, Still));
+        assert!(!budget.withdraw());
+        budget.deposit();
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let budget = budget.clone();
+                thread::spawn(move || budget.deposit())
+            })
+            .collect();
+        let mut withdrawn = usize::from(budget.withdraw());
+        join(threads);
+        budget.deposit();
+        while budget.withdraw() {
+            withdrawn += 1;
+        }
+        assert_eq!(withdrawn, 2);
+    });
+}

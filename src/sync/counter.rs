@@ -5,14 +5,14 @@
 
 #[cfg(feature = "std")]
 mod imp {
-    use core::sync::atomic::{
+    use core::task::{Context, Poll};
+
+    use crate::sync::gate::{Full, Gate, Place};
+    use crate::sync::primitives::Mutex;
+    use crate::sync::primitives::atomic::{
         AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     };
-    use core::task::{Context, Poll};
-    use std::sync::Mutex;
-
-    use crate::sync::gate::{Full, Gate, Place};
     use crate::sync::slab::{Growing, Slab};
     use crate::sync::{is_attempt, lock::Lock, with_waker};
 
@@ -30,7 +30,7 @@ mod imp {
     }
 
     impl Counter {
-        pub(crate) const fn new(permits: usize) -> Self {
+        pub(crate) fn new(permits: usize) -> Self {
             let most = LINE - 1;
             Self {
                 free: AtomicUsize::new(if permits < most { permits } else { most }),

@@ -54,6 +54,10 @@
 //! `use campanile::smol as tower;` makes code compile that was written for tower. [`runtime`] has the table of
 //! adapters, and how to write one. To use middleware that needs a runtime without one is a compile error.
 //!
+//! # From tower
+//!
+//! [`from_tower`] has each of tower's names, what it is here, and what differs and why.
+//!
 //! # Errors
 //!
 //! Each middleware has an enum of its own around the error of the service inside: see [`mod@error`] for how a
@@ -66,7 +70,7 @@
 //!   heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
-//! - `tokio`, `smol`, `async-std`, `futures-timer`: an adapter each.
+//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
@@ -85,6 +89,17 @@
     clippy::std_instead_of_core
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The docs link to what any feature adds. `ci/doc` checks the links, with all of them.
+#![cfg_attr(
+    not(all(
+        feature = "critical-section",
+        feature = "futures-channel",
+        feature = "smol",
+        feature = "std",
+        feature = "testing"
+    )),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
@@ -103,6 +118,7 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+pub mod from_tower;
 // The state that handles share is behind an `Arc`, and has words of 64 bits.
 #[cfg(all(
     feature = "alloc",

@@ -149,6 +149,11 @@ leaf_error! {
     Overloaded, "service overloaded"
 }
 
+/// The response future, at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}
+
 /// The failures of this middleware, at the path where tower has them.
 pub mod error {
     pub use super::Overloaded;

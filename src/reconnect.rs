@@ -424,7 +424,7 @@ where
     where
         S: Service<Request>,
     {
-        // One attempt may fail per poll, or a backoff of no time would be none.
+        // One attempt may fail per poll, or a backoff of no time, or with an alarm that is early, would be a loop.
         let mut has_failed = false;
         loop {
             match &mut self.state {
@@ -494,30 +494,28 @@ where
                 State::Waiting { until, armed } => {
                     // The clock decides, and the alarm wakes: tokio's is pending, whatever the time, in a
                     // task that has used up its share of a poll.
-                    if self.timer.now() >= *until {
-                        if has_failed {
-                            cx.waker().wake_by_ref();
+                    if self.timer.now() < *until {
+                        // Who only tries, or is promised a call, does not wait.
+                        if is_attempt(cx) || self.refusal.is_some() {
                             return Poll::Pending;
                         }
-                        self.state = State::Idle;
-                        continue;
+                        let alarm = match &mut self.alarm {
+                            Some(alarm) => {
+                                if !*armed {
+                                    self.timer.reset(alarm, *until);
+                                }
+                                alarm
+                            }
+                            none => none.insert(self.timer.alarm_until(*until)),
+                        };
+                        *armed = true;
+                        ready!(Pin::new(alarm).poll(cx));
                     }
-                    // Who only tries, or is promised a call, does not wait.
-                    if is_attempt(cx) || self.refusal.is_some() {
+                    self.state = State::Idle;
+                    if has_failed {
+                        cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    let alarm = match &mut self.alarm {
-                        Some(alarm) => {
-                            if !*armed {
-                                self.timer.reset(alarm, *until);
-                            }
-                            alarm
-                        }
-                        none => none.insert(self.timer.alarm_until(*until)),
-                    };
-                    *armed = true;
-                    ready!(Pin::new(alarm).poll(cx));
-                    self.state = State::Idle;
                 }
                 State::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
             }

@@ -237,14 +237,32 @@ impl Readiness {
             Phase::Ready => return Poll::Ready(Ok(())),
             Phase::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
         }
+        let polled = match services.get_mut(self.start) {
+            // After a call there is one to ask.
+            Some(called) if self.start == self.end => ready!(called.poll_ready(cx)),
+            _ => ready!(self.poll_windows(services, cx)),
+        };
+        Poll::Ready(match polled {
+            Ok(()) => {
+                self.phase = Phase::Ready;
+                Ok(())
+            }
+            Err(error) => {
+                self.phase = Phase::Failed;
+                Err(Error::Service(error))
+            }
+        })
+    }
+
+    fn poll_windows<S: Service<Req>, Req>(
+        &mut self,
+        services: &mut [S],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>> {
         let end = self.end.min(services.len());
         loop {
-            if let Err(error) = ready!(self.poll_window(services, cx)) {
-                self.phase = Phase::Failed;
-                return Poll::Ready(Err(Error::Service(error)));
-            }
+            ready!(self.poll_window(services, cx))?;
             if self.start >= end {
-                self.phase = Phase::Ready;
                 return Poll::Ready(Ok(()));
             }
             self.bits = u64::MAX >> (u64::BITS as usize).saturating_sub(end - self.start);

@@ -456,6 +456,11 @@ leaf_error! {
     Elapsed, "request timed out"
 }
 
+/// The response future of a [`Timeout`], at the path where tower has it.
+pub mod future {
+    pub use super::ResponseFuture;
+}
+
 /// The failures of this middleware, at the path where tower has them.
 pub mod error {
     pub use super::Elapsed;

@@ -310,6 +310,22 @@ mod choice {
     }
 
     #[test]
+    fn who_waits_is_woken_when_one_poll_is_not_enough_to_find_who_is_still_ready() {
+        let wakes = WakeCount::new();
+        let all = sites(&[1; 300]);
+        let mut balance = listed(&all);
+        while balance.ready_len() < all.len() {
+            let _ = wakes.poll_ready(&mut balance);
+        }
+        all.iter().for_each(|site| site.mood.set(Mood::Busy));
+        let woken = wakes.get();
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        assert_eq!((balance.ready_len(), wakes.get()), (44, woken + 1));
+        assert!(wakes.poll_ready(&mut balance).is_pending());
+        assert_eq!((balance.ready_len(), wakes.get()), (0, woken + 1));
+    }
+
+    #[test]
     fn only_the_chosen_and_the_woken_are_polled() {
         let sites = sites(&[1; 100]);
         let mut balance = listed(&sites);
@@ -369,6 +385,21 @@ mod discovery {
         assert_eq!((newcomer.polls.get(), balance.ready_len()), (1, 1));
         balance.call(1).now_or_never().unwrap().unwrap();
         assert_eq!(calls(&sites), [0, 1]);
+    }
+
+    #[test]
+    fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_ready() {
+        let wakes = WakeCount::new();
+        let (feed, mut balance) = fed();
+        let sites = sites(&[1, 9, 20]);
+        insert(&feed, 0, &sites[0]);
+        insert(&feed, 1, &sites[1]);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        remove(&feed, 0);
+        insert(&feed, 2, &sites[2]);
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(calls(&sites), [0, 1, 0]);
     }
 
     #[test]
@@ -669,6 +700,16 @@ mod failures {
         assert_eq!(answer(&mut service), Ok(1));
         assert_eq!(calls(&sites), [1, 1]);
         assert_eq!(wakes.get(), 0);
+
+        // Nor are those forgotten whom a try found ready before.
+        sites[1].mood.set(Mood::Ready);
+        found(wakes.poll_ready(&mut service)).unwrap();
+        assert_eq!(service.get_ref().ready_len(), 2);
+        sites.iter().for_each(|site| site.mood.set(Mood::Busy));
+        found(wakes.poll_ready(&mut service)).unwrap();
+        assert_eq!(service.get_ref().ready_len(), 0);
+        sites.iter().for_each(|site| site.mood.set(Mood::Ready));
+        assert_eq!(answer(&mut service), Ok(1));
     }
 
     /// Of many that are not ready, a try asks a few when it has somebody to offer, and all in turn.
@@ -789,6 +830,36 @@ mod quarantine {
         assert!(!service.is_set_aside());
         run(&mut service, &[true]);
         aside(&mut service, 100);
+    }
+
+    #[test]
+    fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
+        let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+        let (service, mut handle) = mock::<u32, u32>();
+        let mut service = layer(&timer).consecutive_failures(2).layer(service);
+        let mut respond = |service: &mut Quarantine<Mock<u32, u32>, _, Maker>, results: &[bool]| {
+            let call = |_| {
+                found(wakes.poll_ready(service)).unwrap();
+                service.call(1)
+            };
+            let mut responses: Vec<_> = results.iter().map(call).collect();
+            for (works, response) in results.iter().zip(&mut responses) {
+                let (_, responder) = handle.try_next().unwrap();
+                match works {
+                    true => responder.send(1),
+                    false => responder.fail(BROKEN),
+                }
+                assert_eq!(found(wakes.poll(response)).is_ok(), *works);
+            }
+        };
+        respond(&mut service, &[false, false]);
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        timer.advance(100 * MS);
+        // Both under way together, and nobody asks for readiness in between.
+        respond(&mut service, &[true, false]);
+        assert!(!service.is_set_aside());
+        respond(&mut service, &[false]);
+        assert!(service.is_set_aside());
     }
 
     #[test]

@@ -798,6 +798,7 @@ fn a_service_can_be_kept_ready() {
 #[test]
 fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
     let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
     let layer = BufferLayer::with_executor(1, Threads).keep_ready();
     let mut buffer = layer.layer(service);
     handle.fail(Failure("gone"));
@@ -818,6 +819,10 @@ fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
 
     let service = service_fn(|n: u32| -> Boxed { Box::pin(async move { Ok(n + 1) }) });
     let (buffer, worker) = buffer::pair(service, 1);
+    #[expect(
+        clippy::redundant_async_block,
+        reason = "what is inside of an async block is what has to be `Send`"
+    )]
     let worker = is_send(async move { worker.await });
     let task = is_send(async move {
         let mut buffer = buffer.clone();

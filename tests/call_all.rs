@@ -6,6 +6,7 @@ mod common;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -423,6 +424,53 @@ fn the_order_can_be_given_up_at_any_time() {
         );
     }
     assert_eq!(poll(Pin::new(&mut stream), &wakes), Poll::Ready(None));
+}
+
+#[test]
+fn a_response_that_panics_is_lost_and_no_other() {
+    fn check<St: Stream<Item = Result<u32, Infallible>>>(responses: St) {
+        let mut responses = pin!(responses);
+        let wakes = WakeCount::new();
+        let (mut found, mut panics) = (Vec::new(), 0);
+        for _ in 0..20 {
+            let polled = catch_unwind(AssertUnwindSafe(|| poll(responses.as_mut(), &wakes)));
+            match polled {
+                Err(_) => panics += 1,
+                Ok(Poll::Ready(Some(response))) => found.push(response.unwrap()),
+                Ok(Poll::Ready(None)) => break,
+                Ok(Poll::Pending) => {}
+            }
+        }
+        assert_eq!((found, panics), (vec![0, 2, 3, 4], 1));
+        assert_eq!(poll(responses, &wakes), Poll::Ready(None));
+    }
+
+    let service = service_fn(async |n: u32| {
+        if n == 1 {
+            resume_unwind(Box::new("a response"));
+        }
+        Ok(n)
+    });
+    check(service.call_all(stream::iter(0..5)).concurrency(2));
+    check(
+        service
+            .call_all(stream::iter(0..5))
+            .concurrency(2)
+            .unordered(),
+    );
+}
+
+#[test]
+fn the_task_that_polled_last_is_woken() {
+    let desk = Desk::default();
+    let mut responses = pin!(desk.clone().call_all(stream::iter([1])));
+    let (before, now) = (WakeCount::new(), WakeCount::new());
+    for wakes in [&before, &now] {
+        assert!(poll(responses.as_mut(), wakes).is_pending());
+    }
+    desk.wake(1, Some(Ok(7)));
+    assert_eq!((before.get(), now.get()), (0, 1));
+    assert_eq!(poll(responses, &now), Poll::Ready(Some(Ok(7))));
 }
 
 #[test]

@@ -353,6 +353,74 @@ mod shared_with_the_application {
     }
 }
 
+#[cfg(feature = "tokio")]
+mod shared_with_tokio {
+    use super::*;
+    use campanile::tokio::{SemaphoreClosed, SemaphoreError};
+    use tokio::sync::Semaphore;
+
+    #[test]
+    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
+        let mut waiting = holder.clone();
+        make_ready(&mut holder);
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut waiting).is_pending());
+        make_ready(&mut LoadShed::new(&mut waiting));
+        drop(holder);
+        assert_eq!(wakes.get(), 1);
+        // The permit was given to who waits; it is there for an attempt, too.
+        let mut shedding = LoadShed::new(waiting);
+        make_ready(&mut shedding);
+        assert!(spawn(shedding.call(1)).poll().is_pending());
+    }
+
+    #[test]
+    fn permits_are_taken_waited_for_and_returned() {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let (service, mut handle) = mock::<u32, u32>();
+        let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+        let elsewhere = semaphore.try_acquire().unwrap();
+        // First, so that it would take the permit if it were in the line.
+        let mut shedding = LoadShed::new(limit.clone());
+        make_ready(&mut shedding);
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut limit).is_pending());
+        let mut gone = limit.clone();
+        assert!(WakeCount::new().poll_ready(&mut gone).is_pending());
+        drop(gone);
+        drop(elsewhere);
+        assert_eq!(wakes.get(), 1);
+        ready(wakes.poll_ready(&mut limit)).unwrap();
+        let mut response = spawn(limit.call(1));
+        assert!(response.poll().is_pending());
+        assert_eq!(semaphore.available_permits(), 0);
+        handle.try_next().unwrap().1.send(2);
+        assert_eq!(ready(response.poll()), Ok(2));
+        assert_eq!(semaphore.available_permits(), 1);
+        drop(shedding);
+    }
+
+    #[test]
+    fn a_closed_semaphore_is_an_error() {
+        let semaphore = Arc::new(Semaphore::new(1));
+        let (service, _handle) = mock::<u32, u32>();
+        let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+        let _elsewhere = semaphore.try_acquire().unwrap();
+        let mut waiting = limit.clone();
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut waiting).is_pending());
+        semaphore.close();
+        assert_eq!(wakes.get(), 1);
+        for limit in [&mut limit, &mut waiting] {
+            make_ready(limit);
+            let closed = SemaphoreError::Closed(SemaphoreClosed::new());
+            assert_eq!(ready(spawn(limit.call(1)).poll()), Err(closed));
+        }
+    }
+}
+
 async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
     let now = Arc::new(AtomicUsize::new(0));
     let most = Arc::new(AtomicUsize::new(0));

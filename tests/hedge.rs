@@ -486,6 +486,47 @@ fn an_attempt_counts_once() {
 }
 
 #[test]
+fn an_attempt_counts_until_there_is_an_answer_and_not_until_it_is_dropped() {
+    for hedge_wins in [false, true] {
+        let timer = ManualTimer::new();
+        let (inner, mut handle) = mock::<u32, u32>();
+        let second = Duration::from_secs(1);
+        let delay = Delay::percentile(1, 1.0, second);
+        let mut service = Hedge::with_timer(inner, CloneByClone, delay, timer.clone());
+        service.seed([MS]);
+        timer.advance(second);
+        let mut response = spawn(ready_call(&mut service));
+        assert!(response.poll().is_pending());
+        timer.advance(20 * MS);
+        assert!(response.poll().is_pending());
+        let (first, second_attempt) = (handle.try_next().unwrap(), handle.try_next().unwrap());
+        let (winner, _other) = if hedge_wins {
+            (second_attempt, first)
+        } else {
+            (first, second_attempt)
+        };
+        winner.1.send(1);
+        assert!(response.poll().is_ready());
+        timer.advance(500 * MS);
+        drop(response);
+        timer.advance(second);
+        drop(ready_call(&mut service));
+        let delay = service.delay().unwrap();
+        assert!(delay >= 20 * MS && delay < 22 * MS, "{delay:?}");
+    }
+}
+
+#[test]
+fn a_budget_saves_up_ten_hedges_and_no_more() {
+    let budget = ShareBudget::new(0.4);
+    let drain = || std::iter::from_fn(|| budget.withdraw().then_some(())).count();
+    (0..100).for_each(|_| budget.deposit());
+    assert_eq!(drain(), 10);
+    (0..100).for_each(|_| budget.deposit());
+    assert_eq!(drain(), 10);
+}
+
+#[test]
 fn hedges_are_at_most_the_share_that_the_budget_allows() {
     let hour = Duration::from_secs(3600);
     let budgets = [

@@ -4,12 +4,12 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Ready, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
-use campanile::buffer::{self, Buffer, FixedError, LocalQueue};
+use campanile::buffer::{self, FixedError, LocalQueue};
 use campanile::limit::ConcurrencyLimit;
 use campanile::limit::concurrency::{self, InvalidLimit, LocalSemaphore};
 use campanile::load_shed::{self, LoadShed};
@@ -136,6 +136,57 @@ fn a_queue_is_for_one_buffer() {
     assert_eq!(error.to_string(), "the queue has a buffer already");
     drop((buffer, worker));
     buffer::try_pair_in(service, &queue).unwrap_err();
+}
+
+#[test]
+fn a_queue_whose_handles_are_gone_is_not_for_another_buffer() {
+    let queue = LocalQueue::<_, _, _, 1>::new();
+    let (service, handle) = mock::<u32, u32>();
+    let (buffer, worker) = buffer::try_pair_in(service.clone(), &queue).unwrap();
+    drop(buffer);
+    // The worker has not seen it yet, and still has the queue.
+    assert!(buffer::try_pair_in(service, &queue).is_err());
+    assert!(spawn(worker).poll().is_ready());
+    assert_eq!(handle.alive(), 0);
+}
+
+/// Calls a service with a request that is given up meanwhile, while another waits for room. Then the service panics,
+/// or answers. Gives what the other finds, which has to be woken once.
+#[track_caller]
+fn give_up_in_the_call(panics: bool) -> Result<(), FixedError<Failure>> {
+    type Response<'a> = buffer::ResponseFuture<u32, Ready<Answer>, Failure, &'a Queue>;
+    type Queue = LocalQueue<u32, Ready<Answer>, Failure, 1>;
+    type Answer = Result<u32, Failure>;
+    let queue = Queue::new();
+    let given_up: Rc<RefCell<Option<Pin<Box<Response<'_>>>>>> = Rc::default();
+    let response = given_up.clone();
+    let service = service_fn(move |n: u32| {
+        response.take();
+        if panics {
+            std::panic::resume_unwind(Box::new("call"));
+        }
+        std::future::ready(Ok(n))
+    });
+    let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
+    let mut worker = spawn(worker);
+    make_ready(&mut buffer);
+    given_up.replace(Some(Box::pin(buffer.call(1))));
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut buffer).is_pending());
+    let worked = catch_unwind(AssertUnwindSafe(|| worker.poll()));
+    assert_eq!((worked.is_err(), wakes.get()), (panics, 1));
+    ready(wakes.poll_ready(&mut buffer))
+}
+
+#[test]
+fn room_of_a_request_that_is_given_up_in_the_call_goes_to_who_waits_for_it() {
+    assert_eq!(give_up_in_the_call(false), Ok(()));
+}
+
+#[test]
+fn a_panic_with_a_request_that_was_given_up_wakes_who_waits_for_room() {
+    let error = give_up_in_the_call(true).unwrap_err();
+    assert!(matches!(error, FixedError::Panicked(_)), "{error:?}");
 }
 
 #[test]
@@ -377,9 +428,9 @@ impl Drop for Ended<'_> {
 #[cfg(feature = "critical-section")]
 mod in_a_static {
     use std::future::{Ready, ready};
-    use std::task::Context;
+    use std::task::{Context, Poll};
 
-    use campanile::buffer::StaticQueue;
+    use campanile::buffer::{Buffer, StaticQueue};
     use campanile::limit::concurrency::StaticSemaphore;
     use futures::executor::block_on;
 

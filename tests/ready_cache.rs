@@ -497,6 +497,22 @@ fn a_service_that_wakes_itself_makes_no_loop() {
 }
 
 #[test]
+fn services_that_wake_themselves_are_asked_in_turn() {
+    let probes = probes(600, Mood::Busy);
+    for probe in &probes {
+        probe.on_poll.set(OnPoll::WakeItself);
+    }
+    let mut cache = cache_of(&probes);
+    let wakes = WakeCount::new();
+    for _ in 0..30 {
+        assert!(poll(&mut cache, &wakes).is_pending());
+    }
+    let polls: Vec<u32> = probes.iter().map(|probe| probe.take_polls()).collect();
+    let (least, most) = (polls.iter().min().unwrap(), polls.iter().max().unwrap());
+    assert!(least + 2 >= *most, "from {least} to {most} times");
+}
+
+#[test]
 fn the_task_that_polled_last_is_woken() {
     let (first, second) = (WakeCount::new(), WakeCount::new());
     let all = probes(1, Mood::Busy);

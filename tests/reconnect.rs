@@ -557,6 +557,44 @@ fn the_clock_ends_the_backoff_also_when_the_alarm_does_not() {
     }
 }
 
+/// A timer whose alarms are always early.
+#[derive(Clone)]
+struct Hasty(ManualTimer);
+
+impl Timer for Hasty {
+    type Sleep = Ready<()>;
+    type Alarm = Ready<()>;
+
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn sleep_until(&self, _: Instant) -> Self::Sleep {
+        ready(())
+    }
+
+    fn alarm_until(&self, _: Instant) -> Self::Alarm {
+        ready(())
+    }
+}
+
+#[test]
+fn an_alarm_that_is_early_makes_no_loop() {
+    let timer = Hasty(ManualTimer::new());
+    let eager = Eager {
+        refuses: true,
+        ..Eager::default()
+    };
+    let attempts = eager.attempts.clone();
+    let mut service = Reconnect::with_backoff(eager, (), backoff(timer.clone()), timer)
+        .connect_errors(ConnectErrors::Nowhere);
+    let wakes = WakeCount::new();
+    for n in 1..4 {
+        assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
+        assert_eq!((attempts.get(), wakes.get()), (n, n as usize));
+    }
+}
+
 #[test]
 fn a_layer_makes_services_apart() {
     let timer = ManualTimer::new();

@@ -266,6 +266,20 @@ fn an_executor_that_drops_the_task_closes_it() {
 }
 
 #[test]
+fn an_executor_that_drops_the_task_before_it_has_taken_the_service_closes_it() {
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    assert!(set.poll().is_ready());
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    let woken = set.wakes.get();
+    set.executor.stop();
+    assert_eq!((set.wakes.get(), set.handle.alive()), (woken + 1, 0));
+    set.assert_ended(&Error::Closed(Closed::new()));
+}
+
+#[test]
 fn a_service_that_the_task_does_not_have_survives_the_executor() {
     // It is on its way back.
     let mut set = Set::waiting();
@@ -325,12 +339,58 @@ fn a_panic_in_the_task_is_told_apart() {
     common::panics_at(|| assert!(executor.poll().is_ready()));
     assert_eq!((wakes.get(), Rc::strong_count(&alive)), (1, 1));
     // Whoever caught it may poll the task again.
-    assert!(catch_unwind(AssertUnwindSafe(|| executor.poll())).is_ok());
+    assert!(
+        catch_unwind(AssertUnwindSafe(|| executor.poll())).is_ok_and(|polled| polled.is_ready())
+    );
     for _ in 0..3 {
         let panicked = || Error::Panicked(Panicked::new());
         assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Err(panicked())));
         assert_eq!(service.call(1).now_or_never(), Some(Err(panicked())));
     }
+}
+
+/// Drops its `SpawnReady` when it is asked for the second time, which is in the task, and is ready.
+struct Leaver {
+    owner: Rc<RefCell<Option<SpawnReady<Leaver, Failure, ByHand>>>>,
+    polls: u32,
+    _alive: Rc<()>,
+}
+
+impl Service<u32> for Leaver {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.polls += 1;
+        if self.polls == 1 {
+            return Poll::Pending;
+        }
+        self.owner.take();
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        ready(Ok(n))
+    }
+}
+
+#[test]
+fn a_service_that_is_ready_when_the_handle_has_just_gone_is_dropped() {
+    let executor = ByHand::default();
+    let (owner, alive) = (Rc::new(RefCell::default()), Rc::new(()));
+    let leaver = Leaver {
+        owner: owner.clone(),
+        polls: 0,
+        _alive: alive.clone(),
+    };
+    let mut service = SpawnReady::with_executor(leaver, executor.clone());
+    assert!(WakeCount::new().poll_ready(&mut service).is_pending());
+    owner.replace(Some(service));
+    assert!(executor.poll().is_pending());
+    assert_eq!(Rc::strong_count(&alive), 1);
+    assert!(executor.is_woken());
+    assert!(executor.poll().is_ready());
 }
 
 #[test]

@@ -262,6 +262,17 @@ fn there_may_be_more_services_than_bits_in_a_word() {
 }
 
 #[test]
+fn each_of_many_services_that_are_ready_is_asked_once() {
+    for n in [63, 64, 65, 200] {
+        let (services, all) = switches(n);
+        all.iter().for_each(|shared| shared.turn_on());
+        let mut steer = Steer::<_, _, u32, _>::with_services(services, by_index);
+        assert!(WakeCount::new().poll_ready(&mut steer).is_ready());
+        assert!(polls(&all).iter().all(|polls| *polls == 1));
+    }
+}
+
+#[test]
 fn a_poll_that_only_tries_waits_with_nobody() {
     let (services, all) = switches(2);
     let mut service = LoadShed::new(Steer::with_services(services, by_index));

@@ -256,7 +256,7 @@ fn a_worker_is_known_by_its_type_and_by_the_line_that_made_it() {
         panic!("it is no deadlock");
     };
     let worker = &deadlock.tasks()[0];
-    assert_eq!(worker.name(), Some("campanile::buffer::Worker"));
+    assert_eq!(worker.name(), Some("campanile::buffer::worker::Worker"));
     let location = worker.location();
     assert_eq!((location.file(), location.line()), (file!(), line));
     drop(buffer);

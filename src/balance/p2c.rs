@@ -6,7 +6,8 @@
 //! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
 //!
 //! When the loads stay the same and no two are equal, the endpoint with the `k`-th lowest load of `n` gets
-//! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`.
+//! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst
+//! of `n` are both bad, one request in `n (n - 1) / 2` has but these to choose from: 1 in 6 with 4 endpoints.
 //!
 //! # What happens to an endpoint
 //!
@@ -138,6 +139,8 @@ where
     }
 
     /// Draws on with a seed from `rng`: the same seed makes the same choices.
+    ///
+    /// That is all it seeds: the jitter of a backoff, as of the quarantine's, has a generator of its own.
     #[must_use]
     pub fn seed<R: Rng>(mut self, mut rng: R) -> Self {
         self.rng = SplitMix64::new(rng.next_u64());

@@ -254,12 +254,28 @@ mod tests {
     }
 
     #[test]
-    fn the_first_period_begins_with_the_first_call_on_a_clock_that_is_younger() {
+    fn what_an_earlier_period_counted_is_forgotten() {
         let all = latencies(1, 1_000_000, 100);
-        assert_eq!(all.delay_at(at(3)), None);
-        all.record(1_000_000);
-        assert_eq!(all.delay_at(at(102)), None);
-        assert!(all.delay_at(at(103)).is_some());
+        assert_eq!(all.delay_at(at(1_000)), None);
+        for (n, sample) in [3_000_000, 1_000_000, 2_000_000, 1_000_000]
+            .into_iter()
+            .enumerate()
+        {
+            all.record(sample);
+            let delay = all.delay_at(at(1_100 + 100 * n as u64));
+            assert_eq!(delay, Some(upper_edge(bucket(sample))));
+        }
+    }
+
+    #[test]
+    fn the_first_period_begins_with_the_first_call_on_a_clock_that_has_just_begun_too() {
+        for first in [0, 1, 99] {
+            let all = latencies(1, 1_000_000, 100);
+            assert_eq!(all.delay_at(at(first)), None);
+            all.record(1_000_000);
+            assert_eq!(all.delay_at(at(first + 98)), None);
+            assert!(all.delay_at(at(first.max(1) + 100)).is_some());
+        }
     }
 
     #[test]

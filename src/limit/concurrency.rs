@@ -18,7 +18,8 @@
 //! A [`StaticSemaphore`] is shared by tasks and interrupts (feature `critical-section`; the application brings the
 //! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` who wait. A request beyond that is not
 //! queued: its handle is ready, and its response is [`Error::Overflow`], at once and for this request alone, unless a
-//! permit has come free by then. With as many places as there are handles that never happens.
+//! permit has come free by then. The inner service is called all the same, and its future dropped before it is polled.
+//! With as many places as there are handles that never happens.
 //!
 //! ```
 //! # #[cfg(feature = "critical-section")] {
@@ -72,7 +73,7 @@ use crate::sync::gate::Full;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::{Layer, Service};
+use crate::{Layer, Service, load::Load};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
 #[cfg(feature = "std")]
@@ -338,6 +339,15 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
     }
 }
 
+/// The load of the service inside.
+impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
+    }
+}
+
 /// A [`ConcurrencyLimit`] that gives the permit along with the response:
 /// see [`with_permit`](ConcurrencyLimit::with_permit).
 #[derive(Clone, Debug)]
@@ -481,7 +491,7 @@ pub mod future {
 }
 
 /// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
-/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`.
+/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
 pub trait Permits: Clone {
     /// How a service lays claim to one of them.
     type Claim: Claim;

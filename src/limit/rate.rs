@@ -76,7 +76,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::sync::{is_attempt, word::Word};
-use crate::{Instant, Layer, Service, Timer};
+use crate::{Instant, Layer, Service, Timer, load::Load};
 
 /// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
@@ -285,6 +285,15 @@ where
         let Token { limiter, timer, .. } = &self.token;
         Self::with_limiter(self.inner.clone(), limiter.clone(), timer.clone())
             .wait_at_most(self.patience)
+    }
+}
+
+/// The load of the service inside.
+impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.inner.load()
     }
 }
 
@@ -634,9 +643,14 @@ impl Limiter {
 
     /// Where the window of `nanos` begins.
     fn window(&self, nanos: u64) -> u64 {
-        // The first to ask sets it, and all others find what it has set.
-        let first = nanos.max(1);
-        let origin = self.origin.replace(0, first).err().unwrap_or(first);
+        let origin = match self.origin.load() {
+            // The first to ask sets it, and all others find what it has set.
+            0 => {
+                let first = nanos.max(1);
+                self.origin.replace(0, first).err().unwrap_or(first)
+            }
+            origin => origin,
+        };
         let since = nanos.saturating_sub(origin);
         origin + (since - since % self.rate.per)
     }

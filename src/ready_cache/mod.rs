@@ -68,7 +68,7 @@ pub struct ReadyCache<K, S, Req> {
     // Dropped before the services, so that what they wake while they are dropped wakes nobody.
     wakes: Wakes<Ticket>,
     // Where the last try ended.
-    turn: usize,
+    turn: u32,
     slots: Vec<Slot<K, S>>,
     vacant: Vec<usize>,
     // The slots in use: first the ready ones, then those that are to be polled, then those that wait to be
@@ -78,6 +78,8 @@ pub struct ReadyCache<K, S, Req> {
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
+    // The last poll did not get to all that were due.
+    is_behind: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
@@ -311,6 +313,7 @@ where
             order: Vec::new(),
             ready: 0,
             due: 0,
+            is_behind: false,
             keys: HashMap::new(),
             request: PhantomData,
         }
@@ -635,7 +638,10 @@ where
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        self.collect_woken();
+        // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
+        if !self.is_behind {
+            self.collect_woken();
+        }
         while self.ready < self.due && *budget > 0 {
             *budget -= 1;
             let slot = self.order[self.ready];
@@ -645,6 +651,7 @@ where
                 Poll::Pending => self.due_to_waiting(self.ready),
             }
         }
+        self.is_behind = self.ready < self.due;
         Ok(())
     }
 
@@ -668,7 +675,7 @@ where
             } else {
                 // The next try goes on where this one ends.
                 self.turn = self.turn.wrapping_add(1);
-                first + self.turn % (self.due - first)
+                first + self.turn as usize % (self.due - first)
             };
             let slot = self.order[at];
             match self.try_slot(slot, cx) {
@@ -749,6 +756,11 @@ impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
             .field("pending", &keys(&self.order[self.ready..]))
             .finish()
     }
+}
+
+/// The cache, at the path where tower has it, too.
+pub mod cache {
+    pub use super::ReadyCache;
 }
 
 /// The failure of one service, at the path where tower has it.

@@ -79,6 +79,12 @@ impl Budget for Unlimited {
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub use tps::TpsBudget;
 
+/// The budget, at the path where tower has it, too.
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+pub mod tps_budget {
+    pub use super::TpsBudget;
+}
+
 /// Why there is no budget with these arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

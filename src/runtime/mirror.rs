@@ -197,6 +197,12 @@ macro_rules! mirror {
                 /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
                 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
+
+                /// The budget, at the path where tower has it, too.
+                #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+                pub mod tps_budget {
+                    pub use super::TpsBudget;
+                }
             }
         }
 
@@ -226,6 +232,14 @@ macro_rules! mirror {
             pub type Deadline<S> = $crate::timeout::Deadline<S, $runtime>;
             /// [`DeadlineLayer`](crate::timeout::DeadlineLayer) on this runtime.
             pub type DeadlineLayer = $crate::timeout::DeadlineLayer<$runtime>;
+
+            /// The response future, at the path where tower has it.
+            pub mod future {
+                use super::*;
+
+                /// [`ResponseFuture`](crate::timeout::ResponseFuture) on this runtime.
+                pub type ResponseFuture<F> = $crate::timeout::ResponseFuture<F, $runtime>;
+            }
         }
 
         /// [`util`](crate::util) on this runtime.

@@ -191,12 +191,14 @@ pub(crate) mod std_clock {
 
     pub(crate) fn to_std(moment: Instant) -> std::time::Instant {
         let epoch = epoch();
+        if moment < EPOCH {
+            let before = EPOCH.saturating_duration_since(moment);
+            return epoch.checked_sub(before).unwrap_or(epoch);
+        }
         let after = moment.saturating_duration_since(EPOCH);
-        let before = EPOCH.saturating_duration_since(moment);
         epoch
             .checked_add(after)
             .or_else(|| epoch.checked_add(FAR))
-            .and_then(|moment| moment.checked_sub(before))
             .unwrap_or(epoch)
     }
 }

@@ -13,8 +13,14 @@
 //! when a buffer is made, or when a timeout's future is first pending. Outside of a runtime tokio
 //! panics then, at the caller's line. A [`Handle`] needs no context.
 //!
+//! A concurrency limit can share a [`tokio::sync::Semaphore`] with the rest of an
+//! application: see [`SemaphorePermit`].
+//!
 //! [`tokio::spawn`]: ::tokio::spawn
+//! [`tokio::sync::Semaphore`]: ::tokio::sync::Semaphore
 //! [`tokio::task::spawn_local`]: ::tokio::task::spawn_local
+
+mod semaphore;
 
 use alloc::boxed::Box;
 use core::pin::Pin;
@@ -24,6 +30,7 @@ use ::tokio::runtime::Handle;
 use ::tokio::task::{self, LocalSet};
 use ::tokio::time::{self, Sleep};
 
+pub use self::semaphore::{SemaphoreClosed, SemaphoreError, SemaphorePermit};
 use super::{forward_timer, std_clock};
 use crate::{Executor, Instant, Timer};
 

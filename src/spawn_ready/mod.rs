@@ -20,8 +20,8 @@
 //!
 //! - It runs on any executor, also with services that are not `Send` on one that allows them.
 //! - One task and one allocation serve all waits. tower starts a task per wait.
-//! - A poll after an error, and a call without readiness, are typed errors, not panics. tower's [`SpawnReady`] is polled
-//!   in vain after its task has failed.
+//! - A poll after an error, and a call without readiness, are typed errors. tower's [`SpawnReady`] panics when it is
+//!   polled again after its task has failed, and when it is called while that task runs.
 //! - The error is an enum, [`Error`], and its type is a parameter of the service's and the layer's, as the request's is
 //!   with a buffer. It is inferred.
 //!

@@ -8,8 +8,7 @@ use super::slab::{Index, List, Slab, Storage};
 ///
 /// The state of a semaphore without its lock. It never wakes or drops a waker itself: what is to be
 /// woken or dropped is handed out, for the caller to see to once it has let go of the lock.
-#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
-pub struct Gate<S: Storage> {
+pub(crate) struct Gate<S: Storage> {
     permits: usize,
     waiters: Slab<Waiter, S>,
     line: List,
@@ -35,7 +34,7 @@ pub enum Place {
 
 /// The line of those who wait is full, and there was no place for one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub struct Full;
 
 impl<S: Storage> Gate<S> {
     pub(crate) const fn new(permits: usize, waiters: Slab<Waiter, S>) -> Self {
@@ -48,6 +47,18 @@ impl<S: Storage> Gate<S> {
 
     pub(crate) fn permits(&self) -> usize {
         self.permits
+    }
+
+    /// Takes all permits that nobody has.
+    #[cfg(feature = "std")]
+    pub(crate) fn take_permits(&mut self) -> usize {
+        take(&mut self.permits)
+    }
+
+    /// Whether nobody is in line.
+    #[cfg(feature = "std")]
+    pub(crate) fn nobody_waits(&self) -> bool {
+        self.line.is_empty()
     }
 
     /// Takes a permit, or joins the line. An [attempt](super::attempt) joins no line.

@@ -5,6 +5,7 @@
 //! nodes are on the heap or in place; a `lock` lends them to one at a time. What belongs to the user (wakers,
 //! requests, responses) is woken and dropped outside of it, always.
 
+pub(crate) mod counter;
 pub(crate) mod gate;
 pub(crate) mod heap;
 pub(crate) mod lock;

@@ -81,22 +81,24 @@ fn use_permit(semaphore: &Semaphore) {
 fn a_permit_goes_from_one_to_the_next() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
-        let inside = Arc::new(AtomicUsize::new(0));
-        let threads: Vec<_> = (0..2)
-            .map(|_| {
-                let (semaphore, inside) = (semaphore.clone(), inside.clone());
-                thread::spawn(move || {
-                    let mut permit = Permit::new(semaphore);
-                    block_on(acquire(&mut permit));
-                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
-                    // Others may run here.
-                    thread::yield_now();
-                    inside.fetch_sub(1, SeqCst);
-                })
-            })
-            .collect();
+        let count = Arc::new(Word::new(7));
+        count.store(0);
+        // Whoever has the permit counts on from where the one before has stopped.
+        let count_on = {
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            move || {
+                let mut permit = Permit::new(semaphore.clone());
+                block_on(acquire(&mut permit));
+                count.store(count.load() + 1);
+            }
+        };
+        let threads = [
+            thread::spawn(count_on.clone()),
+            thread::spawn(count_on.clone()),
+        ];
+        count_on();
         join(threads);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (3, 1));
     });
 }
 

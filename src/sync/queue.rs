@@ -124,7 +124,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
 
     /// There is no message, and there will be none.
     fn is_done(&self) -> bool {
-        self.line.is_empty() && (self.handles == 0 || !matches!(self.phase, Phase::Open))
+        self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
     /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
@@ -147,13 +147,9 @@ type StateOf<Q> = State<
     <Q as Channel>::Storage,
 >;
 
-/// A queue on the heap, that all who use it have a pointer to.
-pub(crate) type OnHeap<T, R, E> = Heap<State<T, R, Shared<E>, Growing>>;
-
-/// A queue of `bound` messages with one handle.
-#[cfg(feature = "std")]
-pub(crate) fn on_heap<T, R, E>(bound: usize) -> OnHeap<T, R, E> {
-    super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new()))
+/// The queue of a buffer on the heap, where all that use it have a pointer to it.
+pub struct HeapQueue<Request, F, E> {
+    state: Heap<State<Request, F, Shared<E>, Growing>>,
 }
 
 /// The queue of a buffer without an allocator, in a `static`: for `N` requests, and `N` more that wait for room.
@@ -169,6 +165,29 @@ pub struct StaticQueue<Request, F, E, const N: usize> {
 /// See [`buffer`](crate::buffer#without-an-allocator).
 pub struct LocalQueue<Request, F, E, const N: usize> {
     state: RefCell<State<Request, F, E, Inline<N>>>,
+}
+
+impl<Request, F, E> HeapQueue<Request, F, E> {
+    /// An empty queue for `bound` messages, with one handle.
+    #[cfg(feature = "std")]
+    pub(crate) fn new(bound: usize) -> Self {
+        Self {
+            state: super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new())),
+        }
+    }
+
+    /// Shares `value` as the state is shared.
+    pub(crate) fn shared<T>(&self, value: T) -> Shared<T> {
+        super::heap::shared(&self.state, value)
+    }
+}
+
+impl<Request, F, E> Clone for HeapQueue<Request, F, E> {
+    fn clone(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+        }
+    }
 }
 
 #[cfg(feature = "critical-section")]
@@ -208,6 +227,12 @@ impl<Request, F, E: Copy, const N: usize> Default for LocalQueue<Request, F, E, 
     }
 }
 
+impl<Request, F, E> fmt::Debug for HeapQueue<Request, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeapQueue").finish_non_exhaustive()
+    }
+}
+
 #[cfg(feature = "critical-section")]
 impl<Request, F, E, const N: usize> fmt::Debug for StaticQueue<Request, F, E, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -221,7 +246,7 @@ impl<Request, F, E, const N: usize> fmt::Debug for LocalQueue<Request, F, E, N> 
     }
 }
 
-impl<T, R, E> Channel for OnHeap<T, R, E> {
+impl<T, R, E> Channel for HeapQueue<T, R, E> {
     type Message = T;
     type Answer = R;
     type Fault = E;
@@ -229,7 +254,7 @@ impl<T, R, E> Channel for OnHeap<T, R, E> {
     type Storage = Growing;
 
     fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Shared<E>, Growing>) -> O) -> O {
-        Lock::with(self, f)
+        self.state.with(f)
     }
 }
 
@@ -297,11 +322,14 @@ pub trait Channel: Clone {
     fn drop_handle(&self) {
         wake(self.with(|state| {
             state.handles -= 1;
-            if state.handles == 0 {
-                state.worker.take()
-            } else {
-                None
+            if state.handles > 0 {
+                return None;
             }
+            // For good: a queue that was opened is not opened again.
+            if let Phase::Open = state.phase {
+                state.phase = Phase::Draining;
+            }
+            state.worker.take()
         }));
     }
 
@@ -531,21 +559,22 @@ pub trait Channel: Clone {
                 return None;
             }
             state.phase = Phase::Ended(end);
-            let (mut taken, mut abandoned) = (None, None);
-            if let Some(index) = state.taken.take() {
+            // The sender of what the worker has, or if that one is gone, whoever gets its room.
+            let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot::Taken(waker)) => taken = waker.take(),
-                    _ => abandoned = Some(state.remove(index)),
+                    Some(Slot::Taken(waker)) => waker.take(),
+                    // What was given up is an empty slot: there is nothing of the user's to drop.
+                    _ => state.remove(index).1,
                 }
-            }
-            Some((taken, abandoned, state.worker.take()))
+            });
+            Some((next, state.worker.take()))
         });
-        let Some((taken, _abandoned, worker)) = ended else {
+        let Some((next, worker)) = ended else {
             return;
         };
         drop(worker);
         let _rest = Rest(|| self.refuse_all());
-        wake(taken);
+        wake(next);
         self.refuse_all();
     }
 

@@ -5,10 +5,11 @@ use core::task::{Context, Poll};
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
+use super::counter::Counter;
 use super::gate::{Full, Gate, Place};
-use super::heap::Heap;
+use super::heap::Shared;
 use super::lock::Lock;
-use super::slab::{Growing, Inline, Slab, Storage};
+use super::slab::{Inline, Slab};
 use super::with_waker;
 
 /// A number of permits, shared by all clones: who wants one and finds none waits in line.
@@ -17,7 +18,7 @@ use super::with_waker;
 /// waited at once, and nothing else allocates.
 #[derive(Clone)]
 pub struct Semaphore {
-    gate: Heap<Gate<Growing>>,
+    counter: Shared<Counter>,
 }
 
 /// A number of permits without an allocator, shared by all who have a reference to it: for a `static`.
@@ -41,7 +42,7 @@ pub struct LocalSemaphore<const N: usize> {
 impl Semaphore {
     pub(crate) fn with_permits(permits: usize) -> Self {
         Self {
-            gate: super::heap::heap(Gate::new(permits, Slab::new())),
+            counter: Shared::new(Counter::new(permits)),
         }
     }
 }
@@ -64,11 +65,30 @@ impl<const N: usize> LocalSemaphore<N> {
     }
 }
 
-/// What each kind of semaphore shows, and how it is shared: as a `$shared`.
-macro_rules! semaphore {
-    ($(#[$meta:meta])* $name:ident$(<$n:ident>)?, $shared:ty, $storage:ty) => {
+impl Semaphore {
+    /// How many permits nobody has.
+    pub fn available_permits(&self) -> usize {
+        self.counter.free()
+    }
+}
+
+impl Handle for Semaphore {
+    #[inline]
+    fn poll(&self, place: &mut Place, cx: &Context<'_>) -> Poll<Result<(), Full>> {
+        self.counter.poll(place, cx)
+    }
+
+    #[inline]
+    fn leave(&self, place: &mut Place) {
+        self.counter.leave(place);
+    }
+}
+
+/// The semaphores whose state is a gate under a lock.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
-        impl$(<const $n: usize>)? $name$(<$n>)? {
+        impl<const N: usize> $name<N> {
             /// How many permits nobody has.
             pub fn available_permits(&self) -> usize {
                 self.gate.with(|gate| gate.permits())
@@ -76,14 +96,23 @@ macro_rules! semaphore {
         }
 
         $(#[$meta])*
-        impl$(<const $n: usize>)? Handle for $shared {
-            type Storage = $storage;
+        impl<const N: usize> Handle for &$name<N> {
+            fn poll(&self, place: &mut Place, cx: &Context<'_>) -> Poll<Result<(), Full>> {
+                with_waker(cx, |waker| self.gate.with(|gate| gate.poll(place, cx, waker)))
+            }
 
-            fn with<R>(&self, f: impl FnOnce(&mut Gate<$storage>) -> R) -> R {
-                self.gate.with(f)
+            fn leave(&self, place: &mut Place) {
+                let farewell = self.gate.with(|gate| gate.leave(place));
+                farewell.finish();
             }
         }
 
+        debug!($(#[$meta])* $name<N>);
+    };
+}
+
+macro_rules! debug {
+    ($(#[$meta:meta])* $name:ident$(<$n:ident>)?) => {
         $(#[$meta])*
         impl$(<const $n: usize>)? fmt::Debug for $name$(<$n>)? {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,22 +124,20 @@ macro_rules! semaphore {
     };
 }
 
-semaphore!(Semaphore, Semaphore, Growing);
-semaphore!(
+fixed!(
     #[cfg(feature = "critical-section")]
-    StaticSemaphore<N>,
-    &StaticSemaphore<N>,
-    Inline<N>
+    StaticSemaphore
 );
-semaphore!(LocalSemaphore<N>, &LocalSemaphore<N>, Inline<N>);
+fixed!(LocalSemaphore);
+debug!(Semaphore);
 
 /// A semaphore, however it is shared.
 pub trait Handle: Clone {
-    /// What those who wait are kept in.
-    type Storage: Storage;
+    /// Takes a permit, or joins the line: see [`Gate::poll`].
+    fn poll(&self, place: &mut Place, cx: &Context<'_>) -> Poll<Result<(), Full>>;
 
-    /// Lends the gate to `f`.
-    fn with<R>(&self, f: impl FnOnce(&mut Gate<Self::Storage>) -> R) -> R;
+    /// Goes away from wherever `place` is, and wakes who is next.
+    fn leave(&self, place: &mut Place);
 }
 
 /// A claim on a semaphore: nothing yet, a place in line, or a permit. Dropping it gives it up.
@@ -135,20 +162,18 @@ impl<S: Handle> Permit<S> {
         matches!(self.place, Place::Inside)
     }
 
+    #[inline]
     pub(crate) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Full>> {
         if self.is_held() {
             return Poll::Ready(Ok(()));
         }
-        let Self { semaphore, place } = self;
-        with_waker(cx, |waker| {
-            semaphore.with(|gate| gate.poll(place, cx, waker))
-        })
+        self.semaphore.poll(&mut self.place, cx)
     }
 
+    #[inline]
     pub(crate) fn release(&mut self) {
         if !matches!(self.place, Place::Outside) {
-            let farewell = self.semaphore.with(|gate| gate.leave(&mut self.place));
-            farewell.finish();
+            self.semaphore.leave(&mut self.place);
         }
     }
 }

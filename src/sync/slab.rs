@@ -23,6 +23,10 @@ pub trait Storage {
 }
 
 /// The nodes of a [`Slab`].
+#[allow(
+    unreachable_pub,
+    reason = "it is reached by way of `Storage`, which Rust 1.85 does not see"
+)]
 pub trait Nodes<T> {
     /// As many as there are.
     fn as_mut_slice(&mut self) -> &mut [Node<T>];

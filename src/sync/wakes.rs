@@ -136,6 +136,11 @@ impl<I> Node<I> {
         self.queued.store(true, Ordering::Relaxed);
     }
 
+    /// The part is to be polled anyway, as if it were on the list. `false` if it is there.
+    pub(crate) fn queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
     /// The part is off the list and about to be polled.
     pub(crate) fn unqueue(&self) {
         // Reads what a wake-up wrote that found the part on the list: the poll sees what led to it.

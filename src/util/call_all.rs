@@ -11,6 +11,8 @@
 //! of the requests under way still come, then the error comes ([`CallAllUnordered`] gives it at once),
 //! and then the stream ends.
 //!
+//! A response whose future panics is lost with that; the others go on.
+//!
 //! # Differences from tower
 //!
 //! - At most [`DEFAULT_CONCURRENCY`] requests are under way at once, or as

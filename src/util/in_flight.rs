@@ -1,14 +1,12 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
-use alloc::task::Wake;
 use alloc::vec::Vec;
+use core::mem::forget;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
-use std::sync::PoisonError;
 
-use crate::sync::primitives::atomic::{AtomicBool, Ordering::AcqRel};
-use crate::sync::primitives::{Mutex, MutexGuard};
+use crate::sync::wakes::{Node, Wakes};
 
 /// Futures under way together, of which those are polled that were woken.
 ///
@@ -18,66 +16,20 @@ use crate::sync::primitives::{Mutex, MutexGuard};
 pub(super) struct InFlight<F: Future> {
     slots: Vec<Slot<F>>,
     free: Vec<usize>,
-    // Taken out of the inbox, and to be polled.
+    // To be polled.
     woken: VecDeque<usize>,
     // The slots in use, in the order in which outputs go out; `None`: as they come.
     order: Option<VecDeque<usize>>,
     len: usize,
-    inbox: Arc<Inbox>,
+    wakes: Wakes<usize>,
 }
 
 struct Slot<F: Future> {
     future: Pin<Box<Option<F>>>,
     // There, and not yet its turn.
     output: Option<F::Output>,
-    note: Arc<Note>,
+    node: Arc<Node<usize>>,
     waker: Waker,
-}
-
-/// Where wakers leave their notes.
-#[derive(Default)]
-struct Inbox(Mutex<Mail>);
-
-#[derive(Default)]
-struct Mail {
-    woken: Vec<usize>,
-    // Whom to wake at the next note.
-    task: Option<Waker>,
-}
-
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Mail> {
-        // Nothing under the lock panics.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A slot's waker.
-struct Note {
-    slot: usize,
-    // In the inbox or among the `woken`.
-    sent: AtomicBool,
-    inbox: Arc<Inbox>,
-}
-
-impl Wake for Note {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.sent.swap(true, AcqRel) {
-            return;
-        }
-        let task = {
-            let mut mail = self.inbox.lock();
-            mail.woken.push(self.slot);
-            mail.task.take()
-        };
-        if let Some(task) = task {
-            task.wake();
-        }
-    }
 }
 
 impl<F: Future> InFlight<F> {
@@ -88,7 +40,7 @@ impl<F: Future> InFlight<F> {
             woken: VecDeque::new(),
             order: ordered.then(VecDeque::new),
             len: 0,
-            inbox: Arc::default(),
+            wakes: Wakes::new(),
         }
     }
 
@@ -114,25 +66,19 @@ impl<F: Future> InFlight<F> {
     pub(super) fn push(&mut self, future: F) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         if index == self.slots.len() {
-            let note = Arc::new(Note {
-                slot: index,
-                sent: AtomicBool::new(true),
-                inbox: self.inbox.clone(),
-            });
+            let node = self.wakes.node(index);
+            node.queue();
             self.slots.push(Slot {
                 future: Box::pin(Some(future)),
                 output: None,
-                waker: Waker::from(note.clone()),
-                note,
+                waker: Waker::from(node.clone()),
+                node,
             });
-            // A waker is not to allocate: there is room for a note from each.
-            let mail = &mut self.inbox.lock().woken;
-            mail.reserve(self.slots.len() - mail.len());
         } else {
             let slot = &mut self.slots[index];
             slot.future.set(Some(future));
-            if slot.note.sent.swap(true, AcqRel) {
-                // A waker of the last future's has sent a note already.
+            if !slot.node.queue() {
+                // A waker of the last future's has put it on the list already.
                 return self.count(index);
             }
         }
@@ -149,19 +95,11 @@ impl<F: Future> InFlight<F> {
 
     /// Wakes `task` from now on, and looks who was woken.
     pub(super) fn listen(&mut self, task: &Waker) {
-        let mut old = None;
-        let mut mail = self.inbox.lock();
-        let known = mail.task.as_ref().is_some_and(|old| old.will_wake(task));
-        if !known {
-            // A waker is neither cloned nor dropped under the lock.
-            drop(mail);
-            let task = task.clone();
-            mail = self.inbox.lock();
-            old = mail.task.replace(task);
+        while !self.wakes.register(task) {
+            let mut woken = self.wakes.collect();
+            self.woken.extend(woken.drain(..));
+            self.wakes.give_back(woken);
         }
-        self.woken.extend(mail.woken.drain(..));
-        drop(mail);
-        drop(old);
     }
 
     /// The next output whose turn it is. Adds its polls to `polls`, up to `most`.
@@ -174,10 +112,11 @@ impl<F: Future> InFlight<F> {
                 return None;
             }
             let index = self.woken.pop_front()?;
-            let slot = &mut self.slots[index];
-            // Before the poll: what happens from here on is worth another note. What has happened
+            let guard = Polling { all: self, index };
+            let slot = &mut guard.all.slots[index];
+            // Before the poll: what happens from here on puts it on the list again. What has happened
             // before is seen, by the ordering.
-            slot.note.sent.swap(false, AcqRel);
+            slot.node.unqueue();
             if let Some(future) = slot.future.as_mut().as_pin_mut() {
                 *polls += 1;
                 if let Poll::Ready(output) = future.poll(&mut Context::from_waker(&slot.waker)) {
@@ -185,6 +124,7 @@ impl<F: Future> InFlight<F> {
                     slot.output = Some(output);
                 }
             }
+            forget(guard);
             if self.order.is_none() {
                 if let Some(output) = self.take(index) {
                     return Some(output);
@@ -209,10 +149,21 @@ impl<F: Future> InFlight<F> {
     }
 }
 
-impl<F: Future> Drop for InFlight<F> {
+/// While a future is polled: if it panics, it is no longer under way. To be forgotten when it has been polled.
+struct Polling<'a, F: Future> {
+    all: &'a mut InFlight<F>,
+    index: usize,
+}
+
+impl<F: Future> Drop for Polling<'_, F> {
+    #[cold]
     fn drop(&mut self) {
-        // Wakers that are left somewhere have nobody to wake, and do not keep the task.
-        let task = self.inbox.lock().task.take();
-        drop(task);
+        let Self { all, index } = self;
+        if let Some(order) = &mut all.order {
+            order.retain(|slot| slot != index);
+        }
+        all.free.push(*index);
+        all.len -= 1;
+        all.slots[*index].future.set(None);
     }
 }

@@ -1,0 +1,94 @@
+//! The runtimes.
+#![cfg_attr(
+    not(all(feature = "async-std", feature = "smol")),
+    allow(dead_code, reason = "only wall clock is taken on more than one")
+)]
+
+use std::future::Future;
+
+/// Where a room runs.
+pub(crate) trait Host {
+    const NAME: &'static str;
+
+    fn block_on<F>(future: F) -> F::Output
+    where
+        F: Future<Output: Send> + Send + 'static;
+
+    fn spawn<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
+    where
+        F: Future<Output: Send> + Send + 'static;
+}
+
+/// tokio on the thread that asks.
+pub(crate) struct CurrentThread;
+/// tokio on two threads of its own.
+pub(crate) struct TwoThreads;
+pub(crate) struct Smol;
+pub(crate) struct AsyncStd;
+
+macro_rules! host {
+    ($host:ty, $name:literal, $block_on:expr, $spawn:expr) => {
+        impl Host for $host {
+            const NAME: &'static str = $name;
+
+            fn block_on<F>(future: F) -> F::Output
+            where
+                F: Future<Output: Send> + Send + 'static,
+            {
+                $block_on(future)
+            }
+
+            fn spawn<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
+            where
+                F: Future<Output: Send> + Send + 'static,
+            {
+                $spawn(future)
+            }
+        }
+    };
+}
+
+async fn on_tokio<F>(future: F) -> F::Output
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    tokio::spawn(future).await.expect("a task panicked")
+}
+
+host!(
+    CurrentThread,
+    "tokio, one thread",
+    |future| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime
+            .enable_time()
+            .build()
+            .expect("no runtime")
+            .block_on(future)
+    },
+    on_tokio
+);
+host!(
+    TwoThreads,
+    "tokio, two threads",
+    |future| {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime
+            .worker_threads(2)
+            .enable_time()
+            .build()
+            .expect("no runtime");
+        // Not on this thread, which is none of the two.
+        runtime.block_on(on_tokio(future))
+    },
+    on_tokio
+);
+#[cfg(feature = "smol")]
+host!(Smol, "smol", smol::block_on, smol::spawn);
+#[cfg(feature = "async-std")]
+host!(
+    AsyncStd,
+    "async-std",
+    async_std::task::block_on,
+    async_std::task::spawn
+);

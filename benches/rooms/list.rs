@@ -1,0 +1,251 @@
+//! The rooms: how ours is made, and how tower's is.
+
+use std::time::Duration;
+
+use campanile::util::rng::SplitMix64;
+
+use crate::count::{Outcome, drive};
+#[cfg(all(feature = "async-std", feature = "smol"))]
+use crate::host::{AsyncStd, Smol, TwoThreads};
+use crate::host::{CurrentThread, Host};
+use crate::leaf::{Failed, Leaf, Once, Seeded, Slow, cache};
+
+/// A room, and who is to send how many requests through it.
+pub(crate) struct Room {
+    pub(crate) name: &'static str,
+    pub(crate) ours: Pair,
+    pub(crate) tower: Pair,
+    #[cfg(all(feature = "async-std", feature = "smol"))]
+    pub(crate) ours_on_two: Pair,
+    #[cfg(all(feature = "async-std", feature = "smol"))]
+    pub(crate) tower_on_two: Pair,
+    #[cfg(all(feature = "async-std", feature = "smol"))]
+    pub(crate) ours_on_smol: Pair,
+    #[cfg(all(feature = "async-std", feature = "smol"))]
+    pub(crate) ours_on_async_std: Pair,
+}
+
+/// Over a service that is ready at once, and over one that is pending once.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair {
+    pub(crate) ready: fn(u64) -> Outcome,
+    pub(crate) pending: fn(u64) -> Outcome,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SECOND: Duration = Duration::from_secs(1);
+/// So many in a second that nobody waits.
+const MANY: u64 = 1_000_000_000;
+
+macro_rules! room {
+    ($name:expr, |$leaf:ident| $ours:expr, $tower:expr) => {{
+        room!(ours_on_tokio, campanile::tokio, |$leaf| $ours);
+        #[cfg(all(feature = "async-std", feature = "smol"))]
+        room!(ours_on_smol, campanile::smol, |$leaf| $ours);
+        #[cfg(all(feature = "async-std", feature = "smol"))]
+        room!(ours_on_async_std, campanile::async_std, |$leaf| $ours);
+        room!(towers, tower, |$leaf| $tower);
+        Room {
+            name: $name,
+            ours: room!(ours_on_tokio, CurrentThread),
+            tower: room!(towers, CurrentThread),
+            #[cfg(all(feature = "async-std", feature = "smol"))]
+            ours_on_two: room!(ours_on_tokio, TwoThreads),
+            #[cfg(all(feature = "async-std", feature = "smol"))]
+            tower_on_two: room!(towers, TwoThreads),
+            #[cfg(all(feature = "async-std", feature = "smol"))]
+            ours_on_smol: room!(ours_on_smol, Smol),
+            #[cfg(all(feature = "async-std", feature = "smol"))]
+            ours_on_async_std: room!(ours_on_async_std, AsyncStd),
+        }
+    }};
+    ($function:ident, $runtime:path, |$leaf:ident| $make:expr) => {
+        #[allow(clippy::clone_on_copy, reason = "tower's builder wants references")]
+        fn $function<H: Host, const PENDING: bool>(count: u64) -> Outcome {
+            #[allow(unused_imports, reason = "not each room depends on the runtime")]
+            use $runtime as rt;
+            H::block_on(async move {
+                let $leaf = Leaf::<PENDING>;
+                let service = $make;
+                drive(service, count).await
+            })
+        }
+    };
+    ($function:ident, $host:ty) => {
+        Pair {
+            ready: $function::<$host, false>,
+            pending: $function::<$host, true>,
+        }
+    };
+}
+
+macro_rules! least_pending {
+    ($count:expr, $leaf:ident, $seed:expr) => {{
+        let endpoint = |_| {
+            let completion = rt::load::CompleteOnResponse::default();
+            rt::load::PendingRequests::new($leaf, completion)
+        };
+        let list = rt::discover::ServiceList::new::<u64>((0..$count).map(endpoint));
+        rt::balance::p2c::Balance::<_, u64>::from_rng(list, $seed)
+    }};
+}
+
+macro_rules! peak_ewma {
+    ($count:expr, $leaf:ident, $seed:expr) => {{
+        let endpoint = |_| {
+            let completion = rt::load::CompleteOnResponse::default();
+            rt::load::PeakEwma::new($leaf, Duration::from_millis(1), 1e9, completion)
+        };
+        let list = rt::discover::ServiceList::new::<u64>((0..$count).map(endpoint));
+        rt::balance::p2c::Balance::<_, u64>::from_rng(list, $seed)
+    }};
+}
+
+pub(crate) fn rooms() -> Vec<Room> {
+    vec![
+        room!("the service alone", |leaf| leaf, leaf),
+        room!(
+            "load_shed",
+            |leaf| rt::load_shed::LoadShed::new(leaf),
+            rt::load_shed::LoadShed::new(leaf)
+        ),
+        room!(
+            "map_request",
+            |leaf| rt::util::MapRequest::new(leaf, |n: u64| n),
+            rt::util::MapRequest::new(leaf, |n: u64| n)
+        ),
+        room!(
+            "map_response",
+            |leaf| rt::util::MapResponse::new(leaf, |n: u64| n),
+            rt::util::MapResponse::new(leaf, |n: u64| n)
+        ),
+        room!(
+            "map_err",
+            |leaf| rt::util::MapErr::new(leaf, |e: Failed| e),
+            rt::util::MapErr::new(leaf, |e: Failed| e)
+        ),
+        room!(
+            "map_result",
+            |leaf| rt::util::MapResult::new(leaf, |r: Result<u64, Failed>| r),
+            rt::util::MapResult::new(leaf, |r: Result<u64, Failed>| r)
+        ),
+        room!(
+            "then",
+            |leaf| rt::util::Then::new(leaf, |r: Result<u64, Failed>| std::future::ready(r)),
+            rt::util::Then::new(leaf, |r: Result<u64, Failed>| std::future::ready(r))
+        ),
+        room!(
+            "and_then",
+            |leaf| rt::util::AndThen::new(leaf, |n: u64| std::future::ready(Ok::<_, Failed>(n))),
+            rt::util::AndThen::new(leaf, |n: u64| std::future::ready(Ok::<_, Failed>(n)))
+        ),
+        room!(
+            "filter",
+            |leaf| rt::filter::Filter::new(leaf, |n: u64| Ok::<_, Failed>(n)),
+            rt::filter::Filter::new(leaf, |n: u64| Ok::<_, Failed>(n))
+        ),
+        room!(
+            "steer, 4",
+            |leaf| rt::steer::Steer::new([leaf; 4], |n: &u64, _: &[_]| (*n % 4) as usize),
+            rt::steer::Steer::new([leaf; 4], |n: &u64, _: &[_]| (*n % 4) as usize)
+        ),
+        room!(
+            "retry",
+            |leaf| rt::retry::Retry::new(Once, leaf),
+            rt::retry::Retry::new(Once, leaf)
+        ),
+        room!(
+            "timeout",
+            |leaf| rt::timeout::Timeout::new(leaf, HOUR),
+            rt::timeout::Timeout::new(leaf, HOUR)
+        ),
+        room!(
+            "timeout, from_call",
+            |leaf| rt::timeout::Timeout::new(leaf, HOUR).from_call(),
+            rt::timeout::Timeout::new(leaf, HOUR)
+        ),
+        room!(
+            "concurrency_limit",
+            |leaf| rt::limit::ConcurrencyLimit::new(leaf, 16),
+            rt::limit::ConcurrencyLimit::new(leaf, 16)
+        ),
+        room!(
+            "rate_limit",
+            |leaf| rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND)),
+            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
+        ),
+        room!(
+            "rate_limit, fixed window",
+            |leaf| {
+                let rate = rt::limit::rate::Rate::new(MANY, SECOND).fixed_window();
+                rt::limit::RateLimit::new(leaf, rate)
+            },
+            rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
+        ),
+        room!(
+            "hedge",
+            |leaf| {
+                let layer = rt::hedge::HedgeLayer::new(Once, 10, 0.9, HOUR);
+                layer.seed([Duration::from_millis(10); 100]);
+                campanile::Layer::layer(&layer, leaf)
+            },
+            {
+                // Milliseconds.
+                let latencies = [10; 100];
+                rt::hedge::Hedge::new_with_mock_latencies(leaf, Once, 10, 0.9, HOUR, &latencies)
+            }
+        ),
+        room!(
+            "balance, pending requests, 2",
+            |leaf| least_pending!(2, leaf, SplitMix64::new(1)),
+            least_pending!(2, leaf, Seeded::new())
+        ),
+        room!(
+            "balance, pending requests, 128",
+            |leaf| least_pending!(128, leaf, SplitMix64::new(1)),
+            least_pending!(128, leaf, Seeded::new())
+        ),
+        room!(
+            "balance, peak EWMA, 2",
+            |leaf| peak_ewma!(2, leaf, SplitMix64::new(1)),
+            peak_ewma!(2, leaf, Seeded::new())
+        ),
+        room!(
+            "balance, peak EWMA, 128",
+            |leaf| peak_ewma!(128, leaf, SplitMix64::new(1)),
+            peak_ewma!(128, leaf, Seeded::new())
+        ),
+        room!(
+            "ready_cache, 16",
+            |leaf| cache!(rt::ready_cache::ReadyCache<usize, _, u64>, 16, leaf),
+            cache!(rt::ready_cache::ReadyCache<usize, _, u64>, 16, leaf)
+        ),
+        room!(
+            "spawn_ready, pending",
+            |leaf| rt::spawn_ready::SpawnReady::new(Slow::new(leaf)),
+            rt::spawn_ready::SpawnReady::new(Slow::new(leaf))
+        ),
+        room!(
+            "buffer, 16",
+            |leaf| rt::buffer::Buffer::new(leaf, 16),
+            rt::buffer::Buffer::new(leaf, 16)
+        ),
+        room!(
+            "the stack",
+            |leaf| rt::ServiceBuilder::new()
+                .buffer(16)
+                .concurrency_limit(16)
+                .rate_limit(MANY, SECOND)
+                .timeout(HOUR)
+                .retry(Once)
+                .service(leaf),
+            rt::ServiceBuilder::new()
+                .buffer(16)
+                .concurrency_limit(16)
+                .rate_limit(MANY, SECOND)
+                .timeout(HOUR)
+                .retry(Once)
+                .service(leaf)
+        ),
+    ]
+}

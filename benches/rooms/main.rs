@@ -1,0 +1,81 @@
+//! Every room beside tower's, over the same service. Each answer is checked and counted.
+//!
+//! ```text
+//! rooms list                       the names of the rooms
+//! rooms run ROOM WHOSE LEAF COUNT  so many requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
+//!                                  Prints the right answers, the allocations and their bytes that came after the
+//!                                  first requests, and the bytes of a response future.
+//! rooms clock [ROOM..]             wall clock, in rounds that take turns
+//! rooms buffers                    wall clock of buffers, by callers and bound
+//! ```
+//!
+//! The last two need the features `async-std` and `smol`: without them this builds in half the time.
+//!
+//! `benches/instructions` runs it under cachegrind, `benches/clock` without.
+
+#[cfg(all(feature = "async-std", feature = "smol"))]
+mod buffers;
+#[cfg(all(feature = "async-std", feature = "smol"))]
+mod clock;
+mod count;
+mod host;
+mod leaf;
+mod list;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // cargo adds `--bench`.
+    let words: Vec<String> = (std::env::args().skip(1))
+        .filter(|word| word != "--bench")
+        .collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["list"] => list::rooms()
+            .iter()
+            .for_each(|room| println!("{}", room.name)),
+        ["run", room, whose, leaf, count] => return run(room, whose, leaf, count),
+        #[cfg(all(feature = "async-std", feature = "smol"))]
+        ["clock", ref rooms @ ..] => clock::run(rooms),
+        #[cfg(all(feature = "async-std", feature = "smol"))]
+        ["buffers"] => buffers::run(),
+        _ => println!("rooms list | run ROOM WHOSE LEAF COUNT | clock [ROOM..] | buffers"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(name: &str, whose: &str, leaf: &str, count: &str) -> ExitCode {
+    let rooms = list::rooms();
+    let room = rooms.iter().find(|room| room.name == name);
+    let (Some(room), Ok(count)) = (room, count.parse()) else {
+        eprintln!("no such room, or no such count: {name} {count}");
+        return ExitCode::FAILURE;
+    };
+    let pair = match whose {
+        "ours" => room.ours,
+        "tower" => room.tower,
+        _ => {
+            eprintln!("neither ours nor tower: {whose}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let run = if leaf == "pending" {
+        pair.pending
+    } else {
+        pair.ready
+    };
+    let outcome = run(count);
+    println!(
+        "{} {} {} {}",
+        outcome.right, outcome.allocations, outcome.bytes, outcome.future
+    );
+    if outcome.right == count {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!(
+            "{name} {whose} {leaf}: {} of {count} answers are right",
+            outcome.right
+        );
+        ExitCode::FAILURE
+    }
+}

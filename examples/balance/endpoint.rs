@@ -1,0 +1,137 @@
+//! Our side of a backend: the service that a balancer chooses.
+
+use std::future::pending;
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use campanile::Service;
+use campanile::reconnect::{self, ConnectErrors, Reconnect};
+use campanile::retry::backoff::ExponentialBackoffMaker;
+use campanile::util::rng::HasherRng;
+use futures::channel::{mpsc, oneshot};
+use smol::future::or;
+use smol::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use smol::net::TcpStream;
+use smol::stream::StreamExt;
+
+use crate::AnyRuntime;
+use crate::backend::Backend;
+
+/// A connection that is made when there is none. It is `Clone`, as the quarantine wants it, and a clone
+/// connects anew.
+pub(crate) type Endpoint<R> =
+    Reconnect<Connect<R>, Arc<Backend>, R, ExponentialBackoffMaker<HasherRng, R>>;
+
+/// How a request to an endpoint fails: that of the connection, or to connect.
+pub(crate) type EndpointError = reconnect::Error<CallError, io::Error>;
+
+pub(crate) fn endpoint<R: AnyRuntime>(runtime: &R, backend: &Arc<Backend>) -> Endpoint<R> {
+    Reconnect::with_timer(Connect(runtime.clone()), backend.clone(), runtime.clone())
+        // What cannot connect is not ready, and says so. The balancer's quarantine sets it aside for a while, and no
+        // request is spent on finding out.
+        .connect_errors(ConnectErrors::InReadiness)
+}
+
+/// Makes connections: a service whose response is a service.
+#[derive(Clone)]
+pub(crate) struct Connect<R>(R);
+
+impl<R: AnyRuntime> Service<Arc<Backend>> for Connect<R> {
+    type Response = Connection;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Connection>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, backend: Arc<Backend>) -> Self::Future {
+        let runtime = self.0.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect(backend.address).await?;
+            stream.set_nodelay(true)?;
+            let (requests, queue) = mpsc::unbounded();
+            runtime.execute(Box::pin(drive(stream, queue)));
+            Ok(Connection { backend, requests })
+        })
+    }
+}
+
+/// A connection with any number of requests under way; answers come in the order of the requests.
+pub(crate) struct Connection {
+    backend: Arc<Backend>,
+    requests: mpsc::UnboundedSender<Pending>,
+}
+
+/// A request, and who waits for the answer.
+type Pending = (u64, oneshot::Sender<Result<u64, CallError>>);
+
+/// How a request fails on a connection.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The backend answered, with an error.
+    Backend,
+    /// The connection broke, and what became of the request is not known.
+    CutOff,
+}
+
+impl Service<u64> for Connection {
+    type Response = u64;
+    type Error = CallError;
+    type Future = Pin<Box<dyn Future<Output = Result<u64, CallError>> + Send>>;
+
+    /// An error of readiness means that this connection is done for: `Reconnect` makes another.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(if self.requests.is_closed() {
+            Err(CallError::CutOff)
+        } else {
+            Ok(())
+        })
+    }
+
+    fn call(&mut self, id: u64) -> Self::Future {
+        self.backend.chosen.fetch_add(1, Relaxed);
+        let (sender, answer) = oneshot::channel();
+        // If the connection has just broken, the sender is dropped here, and that is the answer.
+        let _ = self.requests.unbounded_send((id, sender));
+        Box::pin(async { answer.await.unwrap_or(Err(CallError::CutOff)) })
+    }
+}
+
+/// Runs a connection until the backend closes it, which it also does when we have.
+async fn drive(mut stream: TcpStream, mut queue: mpsc::UnboundedReceiver<Pending>) {
+    let (waiting, mut line) = mpsc::unbounded::<oneshot::Sender<_>>();
+    let mut answers = BufReader::new(stream.clone()).lines();
+    let reading = async {
+        while let Some(Ok(answer)) = answers.next().await {
+            // Whoever has given up meanwhile has no use for it.
+            if let Some(waiter) = line.next().await {
+                let _ = waiter.send(parse(&answer));
+            }
+        }
+    };
+    let writing = async {
+        while let Some((id, waiter)) = queue.next().await {
+            let _ = waiting.unbounded_send(waiter);
+            let request = format!("{id}\n");
+            if stream.write_all(request.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+        // The endpoint is gone. What is under way is still answered, since `reading` goes on.
+        let _ = stream.shutdown(Shutdown::Write);
+        pending().await
+    };
+    or(reading, writing).await;
+}
+
+fn parse(answer: &str) -> Result<u64, CallError> {
+    match answer.split_once(' ') {
+        Some(("ok", id)) => id.parse().map_err(|_| CallError::Backend),
+        _ => Err(CallError::Backend),
+    }
+}

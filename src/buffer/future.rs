@@ -1,0 +1,227 @@
+//! The futures of a buffer.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use super::Queue;
+use crate::sync::gate::Place;
+use crate::sync::queue::{Channel, End, HeapQueue, Refusal};
+use crate::sync::slab::Index;
+
+pin_project! {
+    /// The response of a [`Buffer`](super::Buffer).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it takes its request out of the queue, or drops the response's future.
+    #[must_use = "futures do nothing unless you `.await` or poll them"]
+    pub struct ResponseFuture<Request, F, E, Q = HeapQueue<Request, F, E>>
+    where
+        Q: Queue,
+    {
+        #[pin]
+        state: State<Q>,
+        types: PhantomData<fn(Request) -> Result<F, E>>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<Q>
+    where
+        Q: Queue,
+    {
+        // For room in the queue.
+        Waiting {
+            request: Option<Q::Message>,
+            admission: Admission<Q>,
+        },
+        // For the worker.
+        Queued {
+            message: Message<Q>,
+        },
+        // For the response.
+        Called {
+            #[pin]
+            response: Q::Answer,
+        },
+        // For nothing.
+        Refused {
+            refusal: Option<Refusal<Q::Failure>>,
+        },
+    }
+}
+
+impl<Request, F, E, Q: Queue<Message = Request>> ResponseFuture<Request, F, E, Q> {
+    /// For a request that has room in the queue.
+    pub(super) fn sent(queue: &Q, request: Request) -> Self {
+        Self {
+            state: State::send(queue, request),
+            types: PhantomData,
+        }
+    }
+
+    /// For a request that has none, from where its handle stood.
+    pub(super) fn waiting(queue: &Q, place: Place, request: Request) -> Self {
+        queue.add_handle();
+        Self {
+            state: State::Waiting {
+                request: Some(request),
+                admission: Admission {
+                    queue: queue.clone(),
+                    place,
+                },
+            },
+            types: PhantomData,
+        }
+    }
+}
+
+impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
+where
+    Q: Queue<Answer: Future<Output = Result<T, Q::Fault>>>,
+{
+    type Output = Result<T, Q::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Waiting { request, admission } => {
+                    let room = ready!(admission.queue.poll_reserve(&mut admission.place, cx));
+                    match (room, request.take()) {
+                        (Ok(()), Some(request)) => {
+                            admission.place = Place::Outside;
+                            State::send(&admission.queue, request)
+                        }
+                        (Ok(()), None) => State::Refused { refusal: None },
+                        (Err(refusal), _) => State::Refused {
+                            refusal: Some(refusal),
+                        },
+                    }
+                }
+                StateProj::Queued { message } => match ready!(message.poll_answer(cx)) {
+                    Ok(response) => State::Called { response },
+                    Err(end) => State::Refused {
+                        refusal: Some(end.into()),
+                    },
+                },
+                StateProj::Called { response } => {
+                    return response.poll(cx).map_err(Q::Error::from);
+                }
+                StateProj::Refused { refusal } => {
+                    let refusal = refusal.take().unwrap_or(Refusal::Ended(End::Closed));
+                    return Poll::Ready(Err(Q::error(refusal)));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+impl<Request, F, E, Q: Queue> fmt::Debug for ResponseFuture<Request, F, E, Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<Q: Queue> State<Q> {
+    /// Fills the room that was reserved, which is the message's from then on.
+    fn send(queue: &Q, request: Q::Message) -> Self {
+        match queue.send(request) {
+            Ok(index) => Self::Queued {
+                message: Message {
+                    queue: queue.clone(),
+                    index: Some(index),
+                },
+            },
+            Err((request, end)) => {
+                drop(request);
+                Self::Refused {
+                    refusal: Some(end.into()),
+                }
+            }
+        }
+    }
+}
+
+/// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
+struct Admission<Q: Queue> {
+    queue: Q,
+    place: Place,
+}
+
+impl<Q: Queue> Drop for Admission<Q> {
+    fn drop(&mut self) {
+        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle();
+    }
+}
+
+/// A request in the queue, with the worker, or answered.
+struct Message<Q: Queue> {
+    queue: Q,
+    // `None` once it was answered.
+    index: Option<Index>,
+}
+
+impl<Q: Queue> Message<Q> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Q::Answer, End<Q::Failure>>> {
+        let Some(index) = self.index else {
+            return Poll::Ready(Err(End::Closed));
+        };
+        let answer = ready!(self.queue.poll_answer(index, cx));
+        self.index = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl<Q: Queue> Drop for Message<Q> {
+    fn drop(&mut self) {
+        if let Some(index) = self.index {
+            self.queue.abandon(index);
+        }
+    }
+}
+
+/// Waits until a buffer has drained: see [`Buffer::shutdown`](super::Buffer::shutdown).
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct Shutdown<Request, F, E> {
+    queue: HeapQueue<Request, F, E>,
+    place: Place,
+}
+
+impl<Request, F, E> Shutdown<Request, F, E> {
+    #[cfg(feature = "std")]
+    pub(super) const fn new(queue: HeapQueue<Request, F, E>) -> Self {
+        Self {
+            queue,
+            place: Place::Outside,
+        }
+    }
+}
+
+impl<Request, F, E> Future for Shutdown<Request, F, E> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.queue.poll_end(&mut this.place, cx)
+    }
+}
+
+impl<Request, F, E> Drop for Shutdown<Request, F, E> {
+    fn drop(&mut self) {
+        self.queue.leave_end(&mut self.place);
+    }
+}
+
+impl<Request, F, E> fmt::Debug for Shutdown<Request, F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shutdown").finish_non_exhaustive()
+    }
+}

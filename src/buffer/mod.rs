@@ -1,0 +1,567 @@
+//! Lets many handles share one service, through a queue of bounded length and a worker.
+//!
+//! A [`Buffer`] is cheap to clone whatever the service inside is. Its [`Worker`], a task on an
+//! [`Executor`], owns the service: it takes requests out of the queue one at a time, waits until the
+//! service is ready, calls it, and hands the response's future back to the handle that asked. Responses
+//! are driven by those who wait for them, not by the worker.
+//!
+//! # Readiness
+//!
+//! By default `poll_ready` reserves room in the queue, as tower's does: a handle that was polled ready
+//! keeps its room until it calls or is dropped, and handles that idle in that state can keep the others
+//! waiting. After [`unreserved`](Buffer::unreserved) readiness reserves nothing, and a request waits for
+//! room in its response future instead.
+//!
+//! A handle that is called without having been polled ready waits for room in the response future, too.
+//!
+//! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
+//! for that, until the next request: nothing but dropping a service takes readiness back.
+//!
+//! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
+//! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
+//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time.
+//!
+//! # Without an allocator
+//!
+//! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
+//! (feature `critical-section`; the application brings the critical section), or in a [`LocalQueue`] on one thread.
+//! Such a queue has room for `N` requests, from the call until the response future has collected what the
+//! service made of it, and for `N` more that wait for room. A request beyond that is not queued: its handle is ready, and
+//! its response is [`FixedError::Overflow`], at once and for this request alone. With as many places as there are
+//! handles that never happens. The service's error is `Copy`, since each handle gets one.
+//!
+//! ```
+//! # #[cfg(feature = "critical-section")] {
+//! use campanile::buffer::{self, StaticQueue};
+//! use campanile::{Service, ServiceExt};
+//! use core::future::{Ready, ready};
+//! use core::task::{Context, Poll};
+//!
+//! #[derive(Clone, Copy, Debug, PartialEq)]
+//! struct BusError;
+//!
+//! /// A sensor on a bus: one for all tasks.
+//! struct Sensor;
+//!
+//! impl Service<u8> for Sensor {
+//!     type Response = u16;
+//!     type Error = BusError;
+//!     type Future = Ready<Result<u16, BusError>>;
+//!
+//!     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+//!         Poll::Ready(Ok(()))
+//!     }
+//!
+//!     fn call(&mut self, register: u8) -> Self::Future {
+//!         ready(Ok(u16::from(register) << 8))
+//!     }
+//! }
+//!
+//! static QUEUE: StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 4> = StaticQueue::new();
+//!
+//! let (sensor, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
+//! // On a chip a task each, here one for both.
+//! futures::executor::block_on(async {
+//!     let (value, ()) = futures::join!(sensor.oneshot(0x12), worker);
+//!     assert_eq!(value, Ok(0x1200));
+//! });
+//! # }
+//! ```
+//!
+//! # Differences from tower
+//!
+//! - It runs on any executor.
+//! - The bound is exact: at most `bound` requests wait. tower's worker holds one more in its hand.
+//! - A request whose future is dropped leaves the queue at once, also while the service is not ready.
+//! - Failure, panic and closing are told apart: see [`Error`]. When the service fails, every handle
+//!   sees the error, also those with a reservation, and the service is dropped at once.
+//! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.
+//! - The worker gives way to other tasks after 32 requests.
+//! - A service that makes progress when it is polled is not forgotten while the buffer is idle.
+//! - A request allocates nothing. The queue's table grows with the number of requests that are under
+//!   way at once, and never shrinks.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::buffer::Buffer;
+//!
+//! // Not `Clone`, and one for all.
+//! struct Counter(u32);
+//!
+//! let mut counter = Counter(0);
+//! let service = campanile::service_fn(move |n: u32| {
+//!     counter.0 += n;
+//!     std::future::ready(Ok::<_, std::convert::Infallible>(counter.0))
+//! });
+//!
+//! let buffer = Buffer::new(service, 16);
+//! assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
+//! assert_eq!(buffer.oneshot(3).await.unwrap(), 5);
+//! # });
+//! ```
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::task::{Context, Poll, ready};
+
+use crate::sync::gate::Place;
+use crate::sync::queue::{Channel, End, Refusal};
+#[cfg(feature = "std")]
+use crate::{Executor, Layer};
+use crate::{NoRuntime, Service};
+
+pub mod error;
+pub mod future;
+mod worker;
+
+pub use self::error::{
+    Closed, Error, FixedError, InvalidBound, Overflow, Panicked, QueueInUse, ServiceError,
+};
+pub use self::future::{ResponseFuture, Shutdown};
+pub use self::worker::Worker;
+#[cfg(feature = "critical-section")]
+pub use crate::sync::queue::StaticQueue;
+pub use crate::sync::queue::{HeapQueue, LocalQueue};
+
+/// A layer of [`Buffer`], whose workers run on an `X`.
+pub struct BufferLayer<Request, X> {
+    bound: usize,
+    unreserved: bool,
+    keep_ready: bool,
+    executor: X,
+    request: PhantomData<fn(Request)>,
+}
+
+impl<Request, X: Default> BufferLayer<Request, X> {
+    /// At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(bound: usize) -> Self {
+        Self::with_executor(bound, X::default())
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `bound` is 0.
+    pub fn try_new(bound: usize) -> Result<Self, InvalidBound> {
+        InvalidBound::check(bound)?;
+        Ok(Self::new(bound))
+    }
+}
+
+impl<Request, X> BufferLayer<Request, X> {
+    /// At most `bound` requests wait; workers run on `executor`.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub const fn with_executor(bound: usize, executor: X) -> Self {
+        InvalidBound::assert(bound);
+        Self {
+            bound,
+            unreserved: false,
+            keep_ready: false,
+            executor,
+            request: PhantomData,
+        }
+    }
+
+    /// See [`Buffer::unreserved`].
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.unreserved = true;
+        self
+    }
+
+    /// See [`Buffer::keep_ready`].
+    #[must_use]
+    pub fn keep_ready(mut self) -> Self {
+        self.keep_ready = true;
+        self
+    }
+}
+
+#[cfg(feature = "std")]
+impl<S, Request, X> Layer<S> for BufferLayer<Request, X>
+where
+    S: Service<Request>,
+    X: Executor<Worker<S, Request>>,
+{
+    type Service = Buffer<Request, S::Future, S::Error, X>;
+
+    #[track_caller]
+    fn layer(&self, service: S) -> Self::Service {
+        let mut buffer = Buffer::with_executor(service, self.bound, &self.executor);
+        buffer.unreserved = self.unreserved;
+        if self.keep_ready {
+            return buffer.keep_ready();
+        }
+        buffer
+    }
+}
+
+impl<Request, X: Clone> Clone for BufferLayer<Request, X> {
+    fn clone(&self) -> Self {
+        Self {
+            bound: self.bound,
+            unreserved: self.unreserved,
+            keep_ready: self.keep_ready,
+            executor: self.executor.clone(),
+            request: PhantomData,
+        }
+    }
+}
+
+impl<Request, X: Copy> Copy for BufferLayer<Request, X> {}
+
+impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferLayer")
+            .field("bound", &self.bound)
+            .field("unreserved", &self.unreserved)
+            .field("keep_ready", &self.keep_ready)
+            .field("executor", &self.executor)
+            .finish()
+    }
+}
+
+/// A handle to a service that a [`Worker`] owns.
+///
+/// `F` and `E` are the future and the error of that service. `X` is the executor that
+/// [`new`](Self::new) starts the worker on; a runtime's module has an alias that fills in `E` and `X`,
+/// such as `campanile::smol::buffer::Buffer<Request, F>`.
+///
+/// See the [module](self) for an example.
+pub struct Buffer<Request, F, E, X = NoRuntime, Q = HeapQueue<Request, F, E>>
+where
+    Q: Queue,
+{
+    queue: Q,
+    place: Place,
+    unreserved: bool,
+    types: PhantomData<fn(X, Request) -> Result<F, E>>,
+}
+
+#[cfg(feature = "std")]
+impl<Request, F, E, X> Buffer<Request, F, E, X> {
+    /// Starts a worker for `service`. At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new<S>(service: S, bound: usize) -> Self
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>> + Default,
+    {
+        Self::with_executor(service, bound, &X::default())
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn try_new<S>(service: S, bound: usize) -> Result<Self, InvalidBound>
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>> + Default,
+    {
+        InvalidBound::check(bound)?;
+        Ok(Self::new(service, bound))
+    }
+
+    /// Starts a worker for `service` on `executor`. At most `bound` requests wait.
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn with_executor<S>(service: S, bound: usize, executor: &X) -> Self
+    where
+        S: Service<Request, Future = F, Error = E>,
+        X: Executor<Worker<S, Request>>,
+    {
+        let (buffer, worker) = Self::pair(service, bound);
+        executor.execute(worker);
+        buffer
+    }
+
+    /// A handle, and the worker for the caller to run. See also [`pair`](fn@pair).
+    ///
+    /// # Panics
+    ///
+    /// If `bound` is 0.
+    #[track_caller]
+    pub fn pair<S>(service: S, bound: usize) -> (Self, Worker<S, Request>)
+    where
+        S: Service<Request, Future = F, Error = E>,
+    {
+        InvalidBound::assert(bound);
+        pair_in(service, HeapQueue::new(bound))
+    }
+
+    /// Accepts no more requests, from any handle, and waits until the worker has served those that
+    /// were accepted and has dropped the service.
+    ///
+    /// The queue is closed when this is called, whether the future is polled or not. Reservations are
+    /// revoked. Responses still under way stay with those who wait for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing about the shutdown.
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use campanile::{ServiceExt, buffer, service_fn, smol::buffer::Buffer};
+    ///
+    /// let buffer = Buffer::new(service_fn(async |n: u32| Ok::<_, std::io::Error>(n)), 16);
+    /// let handle = buffer.clone();
+    /// buffer.shutdown().await;
+    /// assert!(matches!(handle.oneshot(1).await, Err(buffer::Error::Closed(_))));
+    /// # });
+    /// ```
+    pub fn shutdown(&self) -> Shutdown<Request, F, E> {
+        self.close();
+        Shutdown::new(self.queue.clone())
+    }
+}
+
+impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
+    /// Reserves nothing when polled ready: a request waits for room in its response future.
+    ///
+    /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
+    /// queue, so that a `LoadShed` around it has nothing to go by.
+    #[must_use]
+    pub fn unreserved(mut self) -> Self {
+        self.queue.unreserve(&mut self.place);
+        self.unreserved = true;
+        self
+    }
+
+    /// Has the worker keep the service ready while no request waits, from its start on: a reconnecting service is then
+    /// connected, and a balancer's endpoints are, before the first request comes.
+    ///
+    /// What readiness reserves is kept, too: a buffer around a limit that others share then holds one permit of it
+    /// for ever, and as many idle buffers as there are permits starve all others. This is for all handles.
+    #[must_use]
+    pub fn keep_ready(self) -> Self {
+        self.queue.keep_ready();
+        self
+    }
+
+    /// Accepts no more requests, from any handle. The worker serves those that were accepted, and ends.
+    ///
+    /// Reservations are revoked.
+    pub fn close(&self) {
+        self.queue.shut_down();
+    }
+
+    /// Whether requests are no longer accepted.
+    pub fn is_closed(&self) -> bool {
+        self.queue.end().is_some()
+    }
+}
+
+/// A handle, and the worker for the caller to run: a [`Buffer`] that needs no executor.
+///
+/// # Panics
+///
+/// If `bound` is 0.
+///
+/// ```
+/// use campanile::{ServiceExt, buffer, service_fn};
+///
+/// let (buffer, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, std::io::Error>(n * 2)), 16);
+/// futures::executor::block_on(async {
+///     // The worker ends when the last handle is gone.
+///     let (answer, ()) = futures::join!(buffer.oneshot(21), worker);
+///     assert_eq!(answer.unwrap(), 42);
+/// });
+/// ```
+#[cfg(feature = "std")]
+#[track_caller]
+pub fn pair<S, Request>(
+    service: S,
+    bound: usize,
+) -> (Buffer<Request, S::Future, S::Error>, Worker<S, Request>)
+where
+    S: Service<Request>,
+{
+    Buffer::pair(service, bound)
+}
+
+/// A handle, and the worker for the caller to run, that share a `&'static` [`StaticQueue`] or a `&`[`LocalQueue`]:
+/// a [`Buffer`] that needs no allocator. See the [module](self#without-an-allocator).
+///
+/// # Errors
+///
+/// If the queue has another buffer, or had one: it is for one alone.
+pub fn try_pair_in<S, Request, Q>(
+    service: S,
+    queue: Q,
+) -> Result<InPlace<S, Request, Q>, QueueInUse>
+where
+    S: Service<Request>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+{
+    if !queue.open() {
+        return Err(QueueInUse::new());
+    }
+    Ok(pair_in(service, queue))
+}
+
+/// A handle, and the worker, of a buffer whose queue is a `Q`.
+pub type InPlace<S, Request, Q> = (
+    Buffer<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error, NoRuntime, Q>,
+    Worker<S, Request, Q>,
+);
+
+/// `queue` has the one handle that is made here.
+fn pair_in<S, Request, X, Q>(
+    service: S,
+    queue: Q,
+) -> (
+    Buffer<Request, S::Future, S::Error, X, Q>,
+    Worker<S, Request, Q>,
+)
+where
+    S: Service<Request>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+{
+    let buffer = Buffer {
+        queue: queue.clone(),
+        place: Place::Outside,
+        unreserved: false,
+        types: PhantomData,
+    };
+    (buffer, Worker::new(service, queue))
+}
+
+// Of `F` and `E` nothing is asked: they are the queue's, and in a task the compiler could not tell that they are.
+impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
+where
+    Q: Queue<Message = Request, Answer: Future<Output = Result<T, Q::Fault>>>,
+{
+    type Response = T;
+    type Error = Q::Error;
+    type Future = ResponseFuture<Request, F, E, Q>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.unreserved {
+            let end = self.queue.end();
+            return Poll::Ready(end.map_or(Ok(()), |end| Err(Q::error(end.into()))));
+        }
+        Poll::Ready(match ready!(self.queue.poll_reserve(&mut self.place, cx)) {
+            // The response future asks once more, and the error is the request's alone.
+            Ok(()) | Err(Refusal::Full) => Ok(()),
+            Err(refusal) => Err(Q::error(refusal)),
+        })
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        match core::mem::take(&mut self.place) {
+            Place::Inside => ResponseFuture::sent(&self.queue, request),
+            place => ResponseFuture::waiting(&self.queue, place, request),
+        }
+    }
+}
+
+impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
+    fn clone(&self) -> Self {
+        self.queue.add_handle();
+        Self {
+            queue: self.queue.clone(),
+            place: Place::Outside,
+            unreserved: self.unreserved,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
+    fn drop(&mut self) {
+        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle();
+    }
+}
+
+impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("is_closed", &self.is_closed())
+            .field("unreserved", &self.unreserved)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the requests of a buffer wait: in a [`HeapQueue`], a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
+pub trait Queue: Channel {
+    /// How a buffer with this queue fails.
+    type Error: From<Self::Fault>;
+
+    #[doc(hidden)]
+    fn share(&self, error: Self::Fault) -> Self::Failure;
+
+    #[doc(hidden)]
+    fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
+}
+
+impl<Request, F, E> Queue for HeapQueue<Request, F, E> {
+    type Error = Error<E>;
+
+    fn share(&self, error: E) -> Self::Failure {
+        self.shared(error)
+    }
+
+    fn error(refusal: Refusal<Self::Failure>) -> Error<E> {
+        match refusal {
+            Refusal::Ended(End::Failed(error)) => Error::Failed(ServiceError::new(error)),
+            Refusal::Ended(End::Panicked) => Error::Panicked(Panicked::new()),
+            // A line on the heap is never full.
+            Refusal::Ended(End::Closed) | Refusal::Full => Error::Closed(Closed::new()),
+        }
+    }
+}
+
+/// The queues that need no allocator.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        impl<Request, F, E: Copy, const N: usize> Queue for &$name<Request, F, E, N> {
+            type Error = FixedError<E>;
+
+            fn share(&self, error: E) -> E {
+                error
+            }
+
+            fn error(refusal: Refusal<E>) -> FixedError<E> {
+                match refusal {
+                    Refusal::Full => FixedError::Overflow(Overflow::new()),
+                    Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),
+                    Refusal::Ended(End::Panicked) => FixedError::Panicked(Panicked::new()),
+                    Refusal::Ended(End::Failed(error)) => FixedError::Failed(error),
+                }
+            }
+        }
+    };
+}
+
+fixed!(
+    #[cfg(feature = "critical-section")]
+    StaticQueue
+);
+fixed!(LocalQueue);

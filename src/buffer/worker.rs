@@ -1,0 +1,255 @@
+#[cfg(feature = "std")]
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::pin::Pin;
+#[cfg(feature = "std")]
+use core::task::Waker;
+use core::task::{Context, Poll, ready};
+
+use super::Queue;
+use crate::Service;
+use crate::sync::queue::{End, HeapQueue, Work};
+#[cfg(feature = "std")]
+use crate::sync::wakes::{Node, Wakes};
+
+/// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
+/// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
+const REQUESTS_PER_POLL: u32 = 32;
+
+/// The task that owns the service of a [`Buffer`](super::Buffer).
+///
+/// It ends when the last handle is gone or the buffer was [shut down](super::Buffer::shutdown), once it has
+/// served what was accepted; and when the service fails. Dropped before that, it closes the queue.
+#[must_use = "a buffer answers nothing unless its worker runs"]
+pub struct Worker<
+    S: Service<Request>,
+    Request,
+    Q = HeapQueue<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
+> where
+    Q: Queue,
+{
+    // `None` once it has ended: then the service is gone, and need not wait for the executor.
+    driven: Option<Driven<S>>,
+    closer: Closer<Q>,
+    request: PhantomData<fn(Request)>,
+}
+
+impl<S, Request, Q> Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue,
+{
+    pub(super) fn new(service: S, queue: Q) -> Self {
+        Self {
+            driven: Some(Driven::new(service)),
+            closer: Closer { queue },
+            request: PhantomData,
+        }
+    }
+}
+
+impl<S, Request, Q> Future for Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { driven, closer, .. } = &mut *self;
+        // Not left to the worker's drop: whoever catches the panic may keep the worker.
+        let panicked = Panicking(&closer.queue);
+        if let Some(service) = driven {
+            let Poll::Ready(end) = service.work(&closer.queue, cx) else {
+                core::mem::forget(panicked);
+                return Poll::Pending;
+            };
+            // The service goes first: who learns of the end may rely on it.
+            *driven = None;
+            closer.queue.close(end);
+        }
+        core::mem::forget(panicked);
+        Poll::Ready(())
+    }
+}
+
+// The service and its futures are moved and never pinned here.
+impl<S, Request, Q> Unpin for Worker<S, Request, Q>
+where
+    S: Service<Request>,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+{
+}
+
+impl<S, Request, Q> fmt::Debug for Worker<S, Request, Q>
+where
+    S: Service<Request> + fmt::Debug,
+    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field(
+                "service",
+                &self.driven.as_ref().map(|driven| &driven.service),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+/// A worker's service, and what the worker knows of it.
+struct Driven<S> {
+    service: S,
+    bell: Bell,
+    // It was ready when it was last asked, and was not called since.
+    is_ready: bool,
+}
+
+impl<S> Driven<S> {
+    fn new(service: S) -> Self {
+        Self {
+            service,
+            bell: Bell::new(),
+            is_ready: false,
+        }
+    }
+
+    /// Hands requests to the service until it is not ready or there are none; and says why, when there will be
+    /// none any more.
+    fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
+    where
+        S: Service<Request>,
+        Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    {
+        let mut has_rung = self.bell.has_rung();
+        for _ in 0..REQUESTS_PER_POLL {
+            let is_wanted = match queue.poll_work(cx) {
+                Work::Waiting => true,
+                // Without a request the service is not asked, since its readiness may reserve what others wait
+                // for. But if it has asked to be polled, it has something to go on with.
+                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => false,
+                Work::None { .. } => {
+                    self.bell.listen(cx);
+                    return Poll::Pending;
+                }
+                Work::Ended => return Poll::Ready(End::Closed),
+            };
+            has_rung = false;
+            self.is_ready = false;
+            if let Err(error) = ready!(self.bell.poll_ready(&mut self.service, cx)) {
+                return Poll::Ready(End::Failed(queue.share(error)));
+            }
+            self.is_ready = true;
+            // A request stays in the queue until the service is ready for it, and can be cancelled there.
+            if let Some(request) = is_wanted.then(|| queue.take()).flatten() {
+                self.is_ready = false;
+                queue.answer(self.service.call(request));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The service's waker, apart from the worker's, so that one wake-up can be told from the other.
+#[cfg(feature = "std")]
+struct Bell {
+    wakes: Wakes<()>,
+    node: Arc<Node<()>>,
+    waker: Waker,
+}
+
+#[cfg(feature = "std")]
+impl Bell {
+    fn new() -> Self {
+        let wakes = Wakes::new();
+        let node = wakes.node(());
+        Self {
+            waker: Waker::from(node.clone()),
+            node,
+            wakes,
+        }
+    }
+
+    /// Whether the service was woken since this was last asked.
+    fn has_rung(&mut self) -> bool {
+        let has_rung = self.wakes.any();
+        if has_rung {
+            let mut woken = self.wakes.collect();
+            woken.clear();
+            self.wakes.give_back(woken);
+            self.node.unqueue();
+        }
+        has_rung
+    }
+
+    /// Wakes the worker when the service is woken.
+    fn listen(&mut self, cx: &mut Context<'_>) {
+        if !self.wakes.register(cx.waker()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_ready<S, Request>(
+        &mut self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        let polled = service.poll_ready(&mut Context::from_waker(&self.waker));
+        if polled.is_pending() {
+            self.listen(cx);
+        }
+        polled
+    }
+}
+
+/// Without an allocator there is one waker for both, and the service is asked only for a request.
+#[cfg(not(feature = "std"))]
+struct Bell;
+
+#[cfg(not(feature = "std"))]
+impl Bell {
+    const fn new() -> Self {
+        Self
+    }
+
+    fn has_rung(&self) -> bool {
+        false
+    }
+
+    fn listen(&self, _: &mut Context<'_>) {}
+
+    fn poll_ready<S, Request>(
+        &self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        service.poll_ready(cx)
+    }
+}
+
+/// Closes the queue when the worker goes, in whatever way it goes.
+struct Closer<Q: Queue> {
+    queue: Q,
+}
+
+impl<Q: Queue> Drop for Closer<Q> {
+    fn drop(&mut self) {
+        self.queue.close(End::Closed);
+    }
+}
+
+/// Closes the queue when it is dropped by a panic that passes.
+struct Panicking<'a, Q: Queue>(&'a Q);
+
+impl<Q: Queue> Drop for Panicking<'_, Q> {
+    fn drop(&mut self) {
+        self.0.close(End::Panicked);
+    }
+}

@@ -276,6 +276,26 @@ fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
 }
 
 #[test]
+fn who_waits_for_room_learns_that_the_queue_is_closed_before_the_worker_does() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) =
+            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let sender = {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+            })
+        };
+        buffer.close();
+        join([sender]);
+        drop(worker);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
 fn a_shutdown_is_heard_by_the_worker_and_its_end_by_who_waits() {
     loom::model(|| {
         let alive = Arc::default();

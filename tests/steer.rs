@@ -235,6 +235,40 @@ fn when_one_fails_the_whole_has_and_nobody_is_asked_again() {
 }
 
 #[test]
+fn the_one_that_was_called_is_waited_for() {
+    let (services, all) = switches(3);
+    let mut steer = Steer::with_services(services, by_index);
+    let wakes = WakeCount::new();
+    all.iter().for_each(|shared| shared.turn_on());
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    all[1].ready.set(false);
+    drop(steer.call(1));
+    for n in 2..4 {
+        assert!(wakes.poll_ready(&mut steer).is_pending());
+        assert_eq!(polls(&all), [1, n, 1]);
+    }
+    all[1].turn_on();
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    assert_eq!(steer.call(0).now_or_never(), Some(Ok(0)));
+}
+
+#[test]
+fn the_one_that_was_called_can_fail() {
+    let (first, one) = mock::<u32, u32>();
+    let (second, other) = mock::<u32, u32>();
+    let mut steer = Steer::with_services([first, second], by_index);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut steer).is_ready());
+    drop(steer.call(1));
+    other.fail(Failure("gone"));
+    let polled = wakes.poll_ready(&mut steer);
+    assert_eq!(polled, Poll::Ready(Err(Error::Service(Failure("gone")))));
+    let failed = Error::Failed(Failed::new());
+    assert_eq!(wakes.poll_ready(&mut steer), Poll::Ready(Err(failed)));
+    assert_eq!(one.calls(), 0);
+}
+
+#[test]
 fn there_may_be_more_services_than_bits_in_a_word() {
     for n in [1, 63, 64, 65, 128, 200] {
         let (services, all) = switches(n);

@@ -72,9 +72,11 @@ async fn acquire(permit: &mut Permit) {
     poll_fn(|cx| permit.poll_acquire(cx)).await.unwrap();
 }
 
-fn use_permit(semaphore: &Semaphore) {
+/// Whoever has the permit counts on from where the one before has stopped, and sees that.
+fn count_on(semaphore: &Semaphore, count: &Word) {
     let mut permit = Permit::new(semaphore.clone());
     block_on(acquire(&mut permit));
+    count.store(count.load() + 1);
 }
 
 #[test]
@@ -83,20 +85,11 @@ fn a_permit_goes_from_one_to_the_next() {
         let semaphore = Semaphore::new(1);
         let count = Arc::new(Word::new(7));
         count.store(0);
-        // Whoever has the permit counts on from where the one before has stopped.
-        let count_on = {
+        let threads = [(); 2].map(|()| {
             let (semaphore, count) = (semaphore.clone(), count.clone());
-            move || {
-                let mut permit = Permit::new(semaphore.clone());
-                block_on(acquire(&mut permit));
-                count.store(count.load() + 1);
-            }
-        };
-        let threads = [
-            thread::spawn(count_on.clone()),
-            thread::spawn(count_on.clone()),
-        ];
-        count_on();
+            thread::spawn(move || count_on(&semaphore, &count))
+        });
+        count_on(&semaphore, &count);
         join(threads);
         assert_eq!((count.load(), semaphore.available_permits()), (3, 1));
     });
@@ -108,6 +101,8 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
+        let count = Arc::new(Word::new(7));
+        count.store(0);
         let cancelled = {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
@@ -116,12 +111,13 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
             })
         };
         let waits = {
-            let semaphore = semaphore.clone();
-            thread::spawn(move || use_permit(&semaphore))
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            thread::spawn(move || count_on(&semaphore, &count))
         };
+        count.store(1);
         held.release();
         join([cancelled, waits]);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (2, 1));
     });
 }
 
@@ -131,6 +127,8 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
+        let count = Arc::new(Word::new(7));
+        count.store(0);
         let tries = {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
@@ -139,12 +137,30 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
             })
         };
         let waits = {
-            let semaphore = semaphore.clone();
-            thread::spawn(move || use_permit(&semaphore))
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            thread::spawn(move || count_on(&semaphore, &count))
         };
+        count.store(1);
         held.release();
         join([tries, waits]);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (2, 1));
+    });
+}
+
+#[test]
+fn permits_that_come_back_while_the_line_ends_all_count() {
+    loom::model(|| {
+        let semaphore = Semaphore::new(2);
+        let holders = [(); 2].map(|()| {
+            let mut permit = Permit::new(semaphore.clone());
+            assert!(poll_once(acquire(&mut permit)).is_ready());
+            thread::spawn(|| drop(permit))
+        });
+        let mut permit = Permit::new(semaphore.clone());
+        let _ = poll_once(acquire(&mut permit));
+        drop(permit);
+        join(holders);
+        assert_eq!(semaphore.available_permits(), 2);
     });
 }
 

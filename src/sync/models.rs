@@ -72,31 +72,26 @@ async fn acquire(permit: &mut Permit) {
     poll_fn(|cx| permit.poll_acquire(cx)).await.unwrap();
 }
 
-fn use_permit(semaphore: &Semaphore) {
+/// Whoever has the permit counts on from where the one before has stopped, and sees that.
+fn count_on(semaphore: &Semaphore, count: &Word) {
     let mut permit = Permit::new(semaphore.clone());
     block_on(acquire(&mut permit));
+    count.store(count.load() + 1);
 }
 
 #[test]
 fn a_permit_goes_from_one_to_the_next() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
-        let inside = Arc::new(AtomicUsize::new(0));
-        let threads: Vec<_> = (0..2)
-            .map(|_| {
-                let (semaphore, inside) = (semaphore.clone(), inside.clone());
-                thread::spawn(move || {
-                    let mut permit = Permit::new(semaphore);
-                    block_on(acquire(&mut permit));
-                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
-                    // Others may run here.
-                    thread::yield_now();
-                    inside.fetch_sub(1, SeqCst);
-                })
-            })
-            .collect();
+        let count = Arc::new(Word::new(7));
+        count.store(0);
+        let threads = [(); 2].map(|()| {
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            thread::spawn(move || count_on(&semaphore, &count))
+        });
+        count_on(&semaphore, &count);
         join(threads);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (3, 1));
     });
 }
 
@@ -106,6 +101,8 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
+        let count = Arc::new(Word::new(7));
+        count.store(0);
         let cancelled = {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
@@ -114,12 +111,13 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
             })
         };
         let waits = {
-            let semaphore = semaphore.clone();
-            thread::spawn(move || use_permit(&semaphore))
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            thread::spawn(move || count_on(&semaphore, &count))
         };
+        count.store(1);
         held.release();
         join([cancelled, waits]);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (2, 1));
     });
 }
 
@@ -129,6 +127,8 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
+        let count = Arc::new(Word::new(7));
+        count.store(0);
         let tries = {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
@@ -137,12 +137,30 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
             })
         };
         let waits = {
-            let semaphore = semaphore.clone();
-            thread::spawn(move || use_permit(&semaphore))
+            let (semaphore, count) = (semaphore.clone(), count.clone());
+            thread::spawn(move || count_on(&semaphore, &count))
         };
+        count.store(1);
         held.release();
         join([tries, waits]);
-        assert_eq!(semaphore.available_permits(), 1);
+        assert_eq!((count.load(), semaphore.available_permits()), (2, 1));
+    });
+}
+
+#[test]
+fn permits_that_come_back_while_the_line_ends_all_count() {
+    loom::model(|| {
+        let semaphore = Semaphore::new(2);
+        let holders = [(); 2].map(|()| {
+            let mut permit = Permit::new(semaphore.clone());
+            assert!(poll_once(acquire(&mut permit)).is_ready());
+            thread::spawn(|| drop(permit))
+        });
+        let mut permit = Permit::new(semaphore.clone());
+        let _ = poll_once(acquire(&mut permit));
+        drop(permit);
+        join(holders);
+        assert_eq!(semaphore.available_permits(), 2);
     });
 }
 
@@ -269,6 +287,26 @@ fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
         let senders = [send_in_vain(), send_in_vain()];
         drop(worker);
         join(senders);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn who_waits_for_room_learns_that_the_queue_is_closed_before_the_worker_does() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) =
+            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let sender = {
+            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
+            thread::spawn(move || {
+                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+            })
+        };
+        buffer.close();
+        join([sender]);
+        drop(worker);
         assert_eq!(alive.load(SeqCst), 0);
     });
 }

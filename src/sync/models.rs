@@ -416,7 +416,7 @@ fn a_service_comes_back_from_its_task_and_the_task_ends() {
         let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
         let opens = thread::spawn(move || gate.open());
         block_on(poll_fn(|cx| service.poll_ready(cx))).unwrap();
-        let _ = service.call(Request::new(&Arc::default()));
+        drop(service.call(Request::new(&Arc::default())));
         join([opens]);
         // And loom waits for the task.
     });

@@ -523,3 +523,27 @@ fn ranges_are_unbiased_bounded_and_never_hang() {
     assert!((0.0..1.0).contains(&Stuck(u64::MAX).next_f64()));
     assert!((0.0..1.0).contains(&Stuck(0).next_f64()));
 }
+
+#[test]
+fn waits_double_up_to_the_longest() {
+    let (min, max) = (Duration::from_millis(10), Duration::from_millis(65));
+    let rng = campanile::util::rng::SplitMix64::new(1);
+    let timer = Clock::default();
+    let mut maker =
+        ExponentialBackoffMaker::with_timer(min, max, Jitter::None, rng, timer).unwrap();
+    let mut backoff = maker.backoff();
+    let waits = [(); 5].map(|()| backoff.next_delay().as_millis());
+    assert_eq!(waits, [10, 20, 40, 65, 65]);
+}
+
+#[test]
+fn there_are_no_more_retries_than_that() {
+    let mut policy = every_second(&Clock::default()).max_retries(1);
+    let mut retry = || {
+        policy
+            .retry(&mut 1_u32, &mut Err::<u32, _>("broken"))
+            .is_some()
+    };
+    assert!(retry());
+    assert!(!retry());
+}

@@ -2,7 +2,7 @@ use core::fmt;
 use core::time::Duration;
 
 use super::budget::{ShareBudget, millionths};
-use crate::Instant;
+use crate::runtime::saturating_nanos;
 
 /// How long a [`Hedge`](super::Hedge) waits for the first attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Delay {
     /// [`Duration::ZERO`] hedges all that is not answered at the first poll, and [`Duration::MAX`] nothing.
     #[must_use]
     pub const fn fixed(delay: Duration) -> Self {
-        Self(Kind::Fixed(nanos(delay)))
+        Self(Kind::Fixed(saturating_nanos(delay)))
     }
 
     /// The time in which `latency_percentile` of the last period's requests were answered, from the
@@ -69,7 +69,7 @@ impl Delay {
         Ok(Self(Kind::Percentile(Percentile {
             min_data_points,
             millionths,
-            period: nanos(period),
+            period: saturating_nanos(period),
         })))
     }
 
@@ -117,8 +117,3 @@ impl fmt::Display for InvalidHedge {
 }
 
 impl core::error::Error for InvalidHedge {}
-
-/// At most 584 years.
-pub(super) const fn nanos(duration: Duration) -> u64 {
-    Instant::from_nanos(0).saturating_add(duration).as_nanos()
-}

@@ -74,6 +74,7 @@ use core::time::Duration;
 
 use crate::retry::CloneByClone;
 use crate::retry::budget::Budget;
+use crate::runtime::saturating_nanos;
 use crate::{Instant, Layer, Service, Timer};
 
 mod budget;
@@ -82,8 +83,8 @@ mod future;
 mod latencies;
 
 pub use budget::ShareBudget;
+use delay::Kind;
 pub use delay::{Delay, InvalidHedge};
-use delay::{Kind, nanos};
 pub use future::ResponseFuture;
 use latencies::Latencies;
 
@@ -416,7 +417,7 @@ impl Estimate {
 
     fn record(&self, latency: Duration) {
         if let Self::Measured(latencies) = self {
-            latencies.record(nanos(latency));
+            latencies.record(saturating_nanos(latency));
         }
     }
 

@@ -35,8 +35,9 @@ use core::error::Error;
 use core::fmt;
 use core::time::Duration;
 
+use crate::Timer;
+use crate::runtime::saturating_nanos;
 use crate::util::rng::{Rng, Splitting};
-use crate::{Instant, Timer};
 
 /// Makes a [`Backoff`] for each request.
 pub trait MakeBackoff {
@@ -171,8 +172,8 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
             Jitter::Proportional(factor) => return Err(InvalidBackoff::Jitter(factor)),
         };
         let shape = Shape {
-            min: nanos(min),
-            max: nanos(max),
+            min: saturating_nanos(min),
+            max: saturating_nanos(max),
             jitter,
         };
         Ok(Self::of(shape, rng, timer))
@@ -240,11 +241,6 @@ pub struct ExponentialBackoff<T> {
 
 /// A proportional jitter of 1, as a multiple of 2⁻³².
 const ONE: u64 = 1 << 32;
-
-/// `duration` in nanoseconds, saturating.
-const fn nanos(duration: Duration) -> u64 {
-    Instant::from_nanos(0).saturating_add(duration).as_nanos()
-}
 
 impl<T> ExponentialBackoff<T> {
     const fn start(shape: Shape, rng: Splitting, timer: T) -> Self {

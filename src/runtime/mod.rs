@@ -139,7 +139,6 @@ pub mod tokio;
 pub mod wasm;
 
 pub use executor::Executor;
-pub(crate) use timer::forward_timer;
 #[cfg(any(
     feature = "async-std",
     feature = "futures-timer",
@@ -148,6 +147,7 @@ pub(crate) use timer::forward_timer;
 ))]
 use timer::std_clock;
 pub use timer::{Instant, Timer};
+pub(crate) use timer::{forward_timer, saturating_nanos};
 
 /// The error in a future of a `Result`: what lets a runtime's alias of `Buffer` have tower's parameters.
 #[doc(hidden)]

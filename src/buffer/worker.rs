@@ -58,19 +58,18 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { driven, closer, .. } = &mut *self;
+        let Some(service) = driven else {
+            return Poll::Ready(());
+        };
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
         let panicked = Panicking(&closer.queue);
-        if let Some(service) = driven {
-            let Poll::Ready(end) = service.work(&closer.queue, cx) else {
-                core::mem::forget(panicked);
-                return Poll::Pending;
-            };
+        let polled = service.work(&closer.queue, cx).map(|end| {
             // The service goes first: who learns of the end may rely on it.
             *driven = None;
             closer.queue.close(end);
-        }
+        });
         core::mem::forget(panicked);
-        Poll::Ready(())
+        polled
     }
 }
 

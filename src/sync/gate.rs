@@ -1,8 +1,8 @@
 use core::mem::{replace, take};
 use core::task::{Context, Poll, Waker};
 
-use super::is_attempt;
 use super::slab::{Index, List, Slab, Storage};
+use super::{is_attempt, wake};
 
 /// Permits, and the line of those who wait for one: first come, first served.
 ///
@@ -159,8 +159,6 @@ impl Farewell {
     /// Wakes who is next. Not to be called under a lock.
     pub(crate) fn finish(self) {
         drop(self.discard);
-        if let Some(waker) = self.wake {
-            waker.wake();
-        }
+        wake(self.wake);
     }
 }

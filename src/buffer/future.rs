@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::replace;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
@@ -137,6 +138,7 @@ impl<Q: Queue> State<Q> {
                 message: Message {
                     queue: queue.clone(),
                     index: Some(index),
+                    was_polled: false,
                 },
             },
             Err((request, end)) => {
@@ -167,6 +169,7 @@ struct Message<Q: Queue> {
     queue: Q,
     // `None` once it was answered.
     index: Option<Index>,
+    was_polled: bool,
 }
 
 impl<Q: Queue> Message<Q> {
@@ -174,7 +177,8 @@ impl<Q: Queue> Message<Q> {
         let Some(index) = self.index else {
             return Poll::Ready(Err(End::Closed));
         };
-        let answer = ready!(self.queue.poll_answer(index, cx));
+        let is_first = !replace(&mut self.was_polled, true);
+        let answer = ready!(self.queue.poll_answer(index, is_first, cx));
         self.index = None;
         Poll::Ready(answer)
     }

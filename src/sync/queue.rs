@@ -36,14 +36,27 @@ pub struct State<T, R, P, S: Storage> {
     end: Gate<Growing>,
 }
 
-pub(crate) enum Slot<T, R> {
-    /// In line; the sender waits with this waker.
-    Queued(T, Option<Waker>),
+pub(crate) struct Slot<T, R> {
+    content: Content<T, R>,
+    /// The sender waits with this.
+    sender: Option<Waker>,
+}
+
+enum Content<T, R> {
+    /// In line.
+    Queued(T),
     /// With the worker.
-    Taken(Option<Waker>),
+    Taken,
     /// The sender went away while the worker had the message.
     Abandoned,
     Answered(R),
+}
+
+impl<T, R> Slot<T, R> {
+    const EMPTY: Self = Self {
+        content: Content::Abandoned,
+        sender: None,
+    };
 }
 
 enum Phase<P> {
@@ -129,13 +142,36 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
 
     /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
     fn remove(&mut self, index: Index) -> (Option<Slot<T, R>>, Option<Waker>) {
-        let in_line = matches!(self.slots.get_mut(index), Some(Slot::Queued(..)));
+        let in_line = matches!(
+            self.slots.get_mut(index),
+            Some(Slot {
+                content: Content::Queued(_),
+                ..
+            })
+        );
         if in_line {
             self.line.unlink(&mut self.slots, index);
         }
         let slot = self.slots.remove(index);
         let frees = slot.is_some() && (in_line || S::FIXED);
         (slot, frees.then(|| self.room.release()).flatten())
+    }
+
+    /// Looks whether there is work, and where there is none registers the worker, to be woken when that changes.
+    ///
+    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
+    fn look(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work> {
+        if !self.line.is_empty() {
+            return Some(Work::Waiting);
+        }
+        if !matches!(self.phase, Phase::Open) {
+            return Some(Work::Ended);
+        }
+        register(&mut self.worker, cx, waker)?;
+        self.worker_is_idle = true;
+        Some(Work::None {
+            keep_ready: self.keep_ready,
+        })
     }
 }
 
@@ -370,11 +406,11 @@ pub trait Channel: Clone {
                 return Err((message, end));
             }
             // There is a slot, since there was room.
-            let Ok(index) = state.slots.insert(Slot::Abandoned) else {
+            let Ok(index) = state.slots.insert(Slot::EMPTY) else {
                 return Err((message, End::Closed));
             };
             if let Some(slot) = state.slots.get_mut(index) {
-                *slot = Slot::Queued(message, None);
+                slot.content = Content::Queued(message);
             }
             state.line.push_back(&mut state.slots, index);
             let worker = if take(&mut state.worker_is_idle) {
@@ -389,20 +425,27 @@ pub trait Channel: Clone {
     }
 
     /// Waits for the answer. Once it is ready the slot is gone.
+    ///
+    /// `is_first`: nobody has waited for it yet, so that a waker will be wanted.
     fn poll_answer(
         &self,
         index: Index,
+        is_first: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Self::Answer, End<Self::Failure>>> {
-        let (slot, next, end) = ready!(with_waker(cx, |waker| {
-            self.with(|state| {
+        let mut waker = is_first.then(|| cx.waker().clone());
+        let (slot, next, end) = loop {
+            let polled = self.with(|state| {
                 let end = match &state.phase {
                     Phase::Ended(end) => Some(end.clone()),
                     Phase::Open | Phase::Draining => None,
                 };
                 match state.slots.get_mut(index) {
-                    Some(Slot::Queued(_, sender) | Slot::Taken(sender)) if end.is_none() => {
-                        register(sender, cx, waker)?;
+                    Some(Slot {
+                        content: Content::Queued(_) | Content::Taken,
+                        sender,
+                    }) if end.is_none() => {
+                        register(sender, cx, &mut waker)?;
                         Some(Poll::Pending)
                     }
                     _ => {
@@ -410,11 +453,18 @@ pub trait Channel: Clone {
                         Some(Poll::Ready((slot, next, end)))
                     }
                 }
-            })
-        }));
+            });
+            match polled {
+                Some(polled) => break ready!(polled),
+                None => waker = Some(cx.waker().clone()),
+            }
+        };
         wake(next);
         Poll::Ready(match slot {
-            Some(Slot::Answered(answer)) => Ok(answer),
+            Some(Slot {
+                content: Content::Answered(answer),
+                ..
+            }) => Ok(answer),
             // The worker has ended, or all that is left of this is a slot.
             _ => Err(end.unwrap_or(End::Closed)),
         })
@@ -425,15 +475,29 @@ pub trait Channel: Clone {
         let (given_up, next, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
             match state.slots.get_mut(index) {
-                Some(slot @ Slot::Taken(_)) if !ended => {
-                    (Some(replace(slot, Slot::Abandoned)), None, None)
+                Some(Slot {
+                    content: content @ Content::Taken,
+                    sender,
+                }) if !ended => {
+                    *content = Content::Abandoned;
+                    (Err(sender.take()), None, None)
                 }
                 _ => {
                     let (slot, next) = state.remove(index);
                     // The worker may have waited for nothing but this.
-                    let idle = matches!(slot, Some(Slot::Queued(..))) && state.is_done();
-                    let worker = if idle { state.worker.take() } else { None };
-                    (slot, next, worker)
+                    let was_queued = matches!(
+                        slot,
+                        Some(Slot {
+                            content: Content::Queued(_),
+                            ..
+                        })
+                    );
+                    let worker = if was_queued && state.is_done() {
+                        state.worker.take()
+                    } else {
+                        None
+                    };
+                    (Ok(slot), next, worker)
                 }
             }
         });
@@ -486,21 +550,21 @@ pub trait Channel: Clone {
 
     // The worker's side.
 
-    /// Looks whether there is work. The worker is woken when that changes.
+    /// Looks whether there is work. Where there is none the worker is woken when that changes.
     fn poll_work(&self, cx: &mut Context<'_>) -> Work {
+        with_waker(cx, |waker| self.with(|state| state.look(cx, waker)))
+    }
+
+    /// Has the worker woken, while it waits for its service, when there is nothing left to wait for; and looks
+    /// whether that is so.
+    fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
         with_waker(cx, |waker| {
             self.with(|state| {
                 if state.is_done() {
-                    return Some(Work::Ended);
+                    return Some(Poll::Ready(()));
                 }
-                state.worker_is_idle = state.line.is_empty();
                 register(&mut state.worker, cx, waker)?;
-                Some(if state.worker_is_idle {
-                    let keep_ready = state.keep_ready;
-                    Work::None { keep_ready }
-                } else {
-                    Work::Waiting
-                })
+                Some(Poll::Pending)
             })
         })
     }
@@ -510,10 +574,9 @@ pub trait Channel: Clone {
         let (message, next) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
             let slot = state.slots.get_mut(index)?;
-            let Slot::Queued(message, waker) = replace(slot, Slot::Abandoned) else {
+            let Content::Queued(message) = replace(&mut slot.content, Content::Taken) else {
                 return None;
             };
-            *slot = Slot::Taken(waker);
             state.taken = Some(index);
             let next = if Self::Storage::FIXED {
                 None
@@ -526,30 +589,35 @@ pub trait Channel: Clone {
         Some(message)
     }
 
-    /// Answers the message that was [taken](Self::take).
-    fn answer(&self, answer: Self::Answer) {
-        let (waker, unwanted, next) = self.with(|state| {
-            let slot = state
-                .taken
-                .take()
-                .map(|index| (index, state.slots.get_mut(index)));
-            match slot {
-                Some((_, Some(slot @ Slot::Taken(_)))) => {
-                    match replace(slot, Slot::Answered(answer)) {
-                        Slot::Taken(waker) => (waker, None, None),
-                        _ => (None, None, None),
+    /// Answers the message that was [taken](Self::take), and [looks](Self::poll_work) for the next.
+    fn answer(&self, answer: Self::Answer, cx: &mut Context<'_>) -> Work {
+        let mut answer = Some(answer);
+        let (waker, given_up, next, work) = self.with(|state| {
+            let work = state.look(cx, &mut None);
+            let Some(index) = state.taken.take() else {
+                return (None, None, None, work);
+            };
+            match state.slots.get_mut(index) {
+                Some(Slot {
+                    content: content @ Content::Taken,
+                    sender,
+                }) => {
+                    if let Some(answer) = answer.take() {
+                        *content = Content::Answered(answer);
                     }
+                    (sender.take(), None, None, work)
                 }
-                Some((index, Some(_))) => {
+                _ => {
                     let (slot, next) = state.remove(index);
-                    (None, Some((slot, answer)), next)
+                    (None, slot, next, work)
                 }
-                _ => (None, Some((None, answer)), None),
             }
         });
         wake(next);
-        drop(unwanted);
+        drop(given_up);
+        drop(answer);
         wake(waker);
+        work.unwrap_or_else(|| self.poll_work(cx))
     }
 
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.
@@ -562,7 +630,10 @@ pub trait Channel: Clone {
             // The sender of what the worker has, or if that one is gone, whoever gets its room.
             let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot::Taken(waker)) => waker.take(),
+                    Some(Slot {
+                        content: Content::Taken,
+                        sender,
+                    }) => sender.take(),
                     // What was given up is an empty slot: there is nothing of the user's to drop.
                     _ => state.remove(index).1,
                 }
@@ -581,14 +652,14 @@ pub trait Channel: Clone {
     /// Drops all messages, and wakes all who wait.
     fn refuse_all(&self) {
         // The slot stays for its sender, who takes the reason from it.
-        while let Some(slot) = self.with(|state| {
+        while let Some((content, sender)) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
-            Some(replace(state.slots.get_mut(index)?, Slot::Taken(None)))
+            let slot = state.slots.get_mut(index)?;
+            let content = replace(&mut slot.content, Content::Taken);
+            Some((content, slot.sender.take()))
         }) {
-            if let Slot::Queued(message, waker) = slot {
-                wake(waker);
-                drop(message);
-            }
+            wake(sender);
+            drop(content);
         }
         while let Some(waker) = self.with(|state| state.room.release()) {
             waker.wake();

@@ -105,12 +105,16 @@ where
                         },
                     }
                 }
-                StateProj::Queued { message } => match ready!(message.poll_answer(cx)) {
-                    Ok(response) => State::Called { response },
-                    Err(end) => State::Refused {
-                        refusal: Some(end.into()),
-                    },
-                },
+                StateProj::Queued { message } => {
+                    let mut answer = None;
+                    let end = ready!(message.poll_answer(&mut answer, cx)).err();
+                    match answer {
+                        Some(response) => State::Called { response },
+                        None => State::Refused {
+                            refusal: end.map(Refusal::Ended),
+                        },
+                    }
+                }
                 StateProj::Called { response } => {
                     return response.poll(cx).map_err(Q::Error::from);
                 }
@@ -173,14 +177,20 @@ struct Message<Q: Queue> {
 }
 
 impl<Q: Queue> Message<Q> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Q::Answer, End<Q::Failure>>> {
+    fn poll_answer(
+        &mut self,
+        answer: &mut Option<Q::Answer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End<Q::Failure>>> {
         let Some(index) = self.index else {
             return Poll::Ready(Err(End::Closed));
         };
         let is_first = !replace(&mut self.was_polled, true);
-        let answer = ready!(self.queue.poll_answer(index, is_first, cx));
-        self.index = None;
-        Poll::Ready(answer)
+        let polled = self.queue.poll_answer(index, is_first, answer, cx);
+        if polled.is_ready() {
+            self.index = None;
+        }
+        polled
     }
 }
 

@@ -143,9 +143,10 @@ impl<S> Driven<S> {
             }
             // A request stays in the queue until the service is ready for it, and can be cancelled there.
             work = match is_wanted.then(|| queue.take()).flatten() {
-                Some(request) => {
+                Some((request, is_last)) => {
                     self.is_ready = false;
-                    queue.answer(self.service.call(request), cx)
+                    let mut response = Some(self.service.call(request));
+                    queue.answer(&mut response, is_last, cx)
                 }
                 None => queue.poll_work(cx),
             };

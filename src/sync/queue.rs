@@ -1,15 +1,15 @@
 use core::cell::RefCell;
 use core::fmt;
-use core::mem::{replace, take};
+use core::mem::{swap, take};
 use core::task::{Context, Poll, Waker, ready};
 
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
-use super::gate::{Full, Gate, Place};
+use super::gate::{Full, Gate, Place, Waiter};
 use super::heap::{Heap, Shared};
 use super::lock::Lock;
-use super::slab::{Growing, Index, Inline, List, Slab, Storage};
+use super::slab::{Growing, Index, Inline, List, Slab, Storage, Vacant};
 use super::{register, wake, with_waker};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
@@ -36,26 +36,24 @@ pub struct State<T, R, P, S: Storage> {
     end: Gate<Growing>,
 }
 
+/// A message, on its way. Message and answer are apart, so that neither is moved with the other.
 pub(crate) struct Slot<T, R> {
-    content: Content<T, R>,
+    /// There while it is in line; after that the worker has it.
+    message: Option<T>,
+    /// There once the worker has answered.
+    answer: Option<R>,
     /// The sender waits with this.
     sender: Option<Waker>,
-}
-
-enum Content<T, R> {
-    /// In line.
-    Queued(T),
-    /// With the worker.
-    Taken,
     /// The sender went away while the worker had the message.
-    Abandoned,
-    Answered(R),
+    is_abandoned: bool,
 }
 
-impl<T, R> Slot<T, R> {
-    const EMPTY: Self = Self {
-        content: Content::Abandoned,
+impl<T, R> Vacant for Slot<T, R> {
+    const VACANT: Self = Self {
+        message: None,
+        answer: None,
         sender: None,
+        is_abandoned: false,
     };
 }
 
@@ -111,7 +109,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         bound: usize,
         handles: usize,
         slots: Slab<Slot<T, R>, S>,
-        waiters: Slab<super::gate::Waiter, S>,
+        waiters: Slab<Option<Waiter>, S>,
     ) -> Self {
         Self {
             slots,
@@ -140,21 +138,25 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
-    /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
-    fn remove(&mut self, index: Index) -> (Option<Slot<T, R>>, Option<Waker>) {
-        let in_line = matches!(
-            self.slots.get_mut(index),
-            Some(Slot {
-                content: Content::Queued(_),
-                ..
-            })
-        );
-        if in_line {
+    /// Takes a message away, wherever it is, and its answer into `answer`; and makes room.
+    fn remove(&mut self, index: Index, answer: &mut Option<R>) -> Removed<T> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Removed::default();
+        };
+        swap(answer, &mut slot.answer);
+        slot.is_abandoned = false;
+        let message = slot.message.take();
+        let sender = slot.sender.take();
+        if message.is_some() {
             self.line.unlink(&mut self.slots, index);
         }
-        let slot = self.slots.remove(index);
-        let frees = slot.is_some() && (in_line || S::FIXED);
-        (slot, frees.then(|| self.room.release()).flatten())
+        self.slots.release(index);
+        let makes_room = message.is_some() || S::FIXED;
+        Removed {
+            message,
+            sender,
+            next: makes_room.then(|| self.room.release()).flatten(),
+        }
     }
 
     /// Looks whether there is work, and where there is none registers the worker, to be woken when that changes.
@@ -172,6 +174,25 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         Some(Work::None {
             keep_ready: self.keep_ready,
         })
+    }
+}
+
+/// What [`State::remove`] leaves to be done outside the lock.
+#[must_use = "the wakers are to be woken or dropped outside the lock"]
+struct Removed<T> {
+    message: Option<T>,
+    sender: Option<Waker>,
+    /// Who gets the room.
+    next: Option<Waker>,
+}
+
+impl<T> Default for Removed<T> {
+    fn default() -> Self {
+        Self {
+            message: None,
+            sender: None,
+            next: None,
+        }
     }
 }
 
@@ -406,12 +427,10 @@ pub trait Channel: Clone {
                 return Err((message, end));
             }
             // There is a slot, since there was room.
-            let Ok(index) = state.slots.insert(Slot::EMPTY) else {
+            let Some((index, slot)) = state.slots.claim() else {
                 return Err((message, End::Closed));
             };
-            if let Some(slot) = state.slots.get_mut(index) {
-                slot.content = Content::Queued(message);
-            }
+            slot.message = Some(message);
             state.line.push_back(&mut state.slots, index);
             let worker = if take(&mut state.worker_is_idle) {
                 state.worker.take()
@@ -424,86 +443,66 @@ pub trait Channel: Clone {
         Ok(index)
     }
 
-    /// Waits for the answer. Once it is ready the slot is gone.
+    /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end.
     ///
     /// `is_first`: nobody has waited for it yet, so that a waker will be wanted.
     fn poll_answer(
         &self,
         index: Index,
         is_first: bool,
+        answer: &mut Option<Self::Answer>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Answer, End<Self::Failure>>> {
+    ) -> Poll<Result<(), End<Self::Failure>>> {
         let mut waker = is_first.then(|| cx.waker().clone());
-        let (slot, next, end) = loop {
+        let (removed, end) = loop {
             let polled = self.with(|state| {
+                let Some(slot) = state.slots.get_mut(index) else {
+                    return Some(Poll::Ready((Removed::default(), None)));
+                };
                 let end = match &state.phase {
                     Phase::Ended(end) => Some(end.clone()),
                     Phase::Open | Phase::Draining => None,
                 };
-                match state.slots.get_mut(index) {
-                    Some(Slot {
-                        content: Content::Queued(_) | Content::Taken,
-                        sender,
-                    }) if end.is_none() => {
-                        register(sender, cx, &mut waker)?;
-                        Some(Poll::Pending)
-                    }
-                    _ => {
-                        let (slot, next) = state.remove(index);
-                        Some(Poll::Ready((slot, next, end)))
-                    }
+                if slot.answer.is_none() && end.is_none() {
+                    register(&mut slot.sender, cx, &mut waker)?;
+                    return Some(Poll::Pending);
                 }
+                Some(Poll::Ready((state.remove(index, answer), end)))
             });
             match polled {
                 Some(polled) => break ready!(polled),
                 None => waker = Some(cx.waker().clone()),
             }
         };
-        wake(next);
-        Poll::Ready(match slot {
-            Some(Slot {
-                content: Content::Answered(answer),
-                ..
-            }) => Ok(answer),
-            // The worker has ended, or all that is left of this is a slot.
-            _ => Err(end.unwrap_or(End::Closed)),
+        wake(removed.next);
+        Poll::Ready(match answer {
+            Some(_) => Ok(()),
+            None => Err(end.unwrap_or(End::Closed)),
         })
     }
 
     /// Gives up a message wherever it is, or its answer.
     fn abandon(&self, index: Index) {
-        let (given_up, next, worker) = self.with(|state| {
+        let mut answer = None;
+        let (removed, sender, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
             match state.slots.get_mut(index) {
-                Some(Slot {
-                    content: content @ Content::Taken,
-                    sender,
-                }) if !ended => {
-                    *content = Content::Abandoned;
-                    (Err(sender.take()), None, None)
+                Some(slot) if slot.message.is_none() && slot.answer.is_none() && !ended => {
+                    slot.is_abandoned = true;
+                    (Removed::default(), slot.sender.take(), None)
                 }
                 _ => {
-                    let (slot, next) = state.remove(index);
+                    let removed = state.remove(index, &mut answer);
                     // The worker may have waited for nothing but this.
-                    let was_queued = matches!(
-                        slot,
-                        Some(Slot {
-                            content: Content::Queued(_),
-                            ..
-                        })
-                    );
-                    let worker = if was_queued && state.is_done() {
-                        state.worker.take()
-                    } else {
-                        None
-                    };
-                    (Ok(slot), next, worker)
+                    let is_over = removed.message.is_some() && state.is_done();
+                    let worker = is_over.then(|| state.worker.take()).flatten();
+                    (removed, None, worker)
                 }
             }
         });
-        wake(next);
+        wake(removed.next);
         wake(worker);
-        drop(given_up);
+        drop((removed.message, removed.sender, sender));
     }
 
     /// Has the worker keep its service ready while there is no message.
@@ -569,54 +568,48 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Takes the first message out of the line, and with that makes room for another.
-    fn take(&self) -> Option<Self::Message> {
-        let (message, next) = self.with(|state| {
+    /// Takes the first message out of the line, and with that makes room for another. `true` if it was the last, too.
+    fn take(&self) -> Option<(Self::Message, bool)> {
+        let (message, is_last, next) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
             let slot = state.slots.get_mut(index)?;
-            let Content::Queued(message) = replace(&mut slot.content, Content::Taken) else {
-                return None;
-            };
+            let message = slot.message.take()?;
             state.taken = Some(index);
-            let next = if Self::Storage::FIXED {
-                None
-            } else {
-                state.room.release()
-            };
-            Some((message, next))
+            let is_last = state.line.is_empty();
+            let next = (!Self::Storage::FIXED).then(|| state.room.release());
+            Some((message, is_last, next.flatten()))
         })?;
         wake(next);
-        Some(message)
+        Some((message, is_last))
     }
 
     /// Answers the message that was [taken](Self::take), and [looks](Self::poll_work) for the next.
-    fn answer(&self, answer: Self::Answer, cx: &mut Context<'_>) -> Work {
-        let mut answer = Some(answer);
-        let (waker, given_up, next, work) = self.with(|state| {
-            let work = state.look(cx, &mut None);
+    ///
+    /// `is_last`: there was none, so that a waker will be wanted.
+    fn answer(
+        &self,
+        answer: &mut Option<Self::Answer>,
+        is_last: bool,
+        cx: &mut Context<'_>,
+    ) -> Work {
+        let mut own = is_last.then(|| cx.waker().clone());
+        let (sender, next, work) = self.with(|state| {
+            let work = state.look(cx, &mut own);
             let Some(index) = state.taken.take() else {
-                return (None, None, None, work);
+                return (None, None, work);
             };
             match state.slots.get_mut(index) {
-                Some(Slot {
-                    content: content @ Content::Taken,
-                    sender,
-                }) => {
-                    if let Some(answer) = answer.take() {
-                        *content = Content::Answered(answer);
-                    }
-                    (sender.take(), None, None, work)
+                Some(slot) if !slot.is_abandoned => {
+                    swap(&mut slot.answer, answer);
+                    (slot.sender.take(), None, work)
                 }
-                _ => {
-                    let (slot, next) = state.remove(index);
-                    (None, slot, next, work)
-                }
+                _ => (None, state.remove(index, &mut None).next, work),
             }
         });
         wake(next);
-        drop(given_up);
-        drop(answer);
-        wake(waker);
+        // It may be unwanted.
+        *answer = None;
+        wake(sender);
         work.unwrap_or_else(|| self.poll_work(cx))
     }
 
@@ -630,12 +623,9 @@ pub trait Channel: Clone {
             // The sender of what the worker has, or if that one is gone, whoever gets its room.
             let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot {
-                        content: Content::Taken,
-                        sender,
-                    }) => sender.take(),
+                    Some(slot) if !slot.is_abandoned => slot.sender.take(),
                     // What was given up is an empty slot: there is nothing of the user's to drop.
-                    _ => state.remove(index).1,
+                    _ => state.remove(index, &mut None).next,
                 }
             });
             Some((next, state.worker.take()))
@@ -652,14 +642,13 @@ pub trait Channel: Clone {
     /// Drops all messages, and wakes all who wait.
     fn refuse_all(&self) {
         // The slot stays for its sender, who takes the reason from it.
-        while let Some((content, sender)) = self.with(|state| {
+        while let Some((message, sender)) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
             let slot = state.slots.get_mut(index)?;
-            let content = replace(&mut slot.content, Content::Taken);
-            Some((content, slot.sender.take()))
+            Some((slot.message.take(), slot.sender.take()))
         }) {
             wake(sender);
-            drop(content);
+            drop(message);
         }
         while let Some(waker) = self.with(|state| state.room.release()) {
             waker.wake();

@@ -2,7 +2,6 @@
 
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::replace;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
@@ -141,8 +140,7 @@ impl<Q: Queue> State<Q> {
             Ok(index) => Self::Queued {
                 message: Message {
                     queue: queue.clone(),
-                    index: Some(index),
-                    was_polled: false,
+                    ticket: Ticket::New(index),
                 },
             },
             Err((request, end)) => {
@@ -171,9 +169,16 @@ impl<Q: Queue> Drop for Admission<Q> {
 /// A request in the queue, with the worker, or answered.
 struct Message<Q: Queue> {
     queue: Q,
-    // `None` once it was answered.
-    index: Option<Index>,
-    was_polled: bool,
+    ticket: Ticket,
+}
+
+/// What a request is known by in the queue.
+#[derive(Clone, Copy)]
+enum Ticket {
+    New(Index),
+    Polled(Index),
+    /// It was answered.
+    Void,
 }
 
 impl<Q: Queue> Message<Q> {
@@ -182,21 +187,23 @@ impl<Q: Queue> Message<Q> {
         answer: &mut Option<Q::Answer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End<Q::Failure>>> {
-        let Some(index) = self.index else {
-            return Poll::Ready(Err(End::Closed));
+        let (index, is_first) = match self.ticket {
+            Ticket::New(index) => (index, true),
+            Ticket::Polled(index) => (index, false),
+            Ticket::Void => return Poll::Ready(Err(End::Closed)),
         };
-        let is_first = !replace(&mut self.was_polled, true);
         let polled = self.queue.poll_answer(index, is_first, answer, cx);
-        if polled.is_ready() {
-            self.index = None;
-        }
+        self.ticket = match polled {
+            Poll::Ready(_) => Ticket::Void,
+            Poll::Pending => Ticket::Polled(index),
+        };
         polled
     }
 }
 
 impl<Q: Queue> Drop for Message<Q> {
     fn drop(&mut self) {
-        if let Some(index) = self.index {
+        if let Ticket::New(index) | Ticket::Polled(index) = self.ticket {
             self.queue.abandon(index);
         }
     }

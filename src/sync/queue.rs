@@ -143,7 +143,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Removed::default();
         };
-        swap(answer, &mut slot.answer);
+        *answer = slot.answer.take();
         slot.is_abandoned = false;
         let message = slot.message.take();
         let sender = slot.sender.take();

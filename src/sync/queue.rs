@@ -138,12 +138,11 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
-    /// Takes a message away, wherever it is, and its answer into `answer`; and makes room.
-    fn remove(&mut self, index: Index, answer: &mut Option<R>) -> Removed<T> {
+    /// Takes a message away, wherever it is, and makes room. Of an answer the slot is to be rid before.
+    fn remove(&mut self, index: Index) -> Removed<T> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Removed::default();
         };
-        *answer = slot.answer.take();
         slot.is_abandoned = false;
         let message = slot.message.take();
         let sender = slot.sender.take();
@@ -463,11 +462,13 @@ pub trait Channel: Clone {
                     Phase::Ended(end) => Some(end.clone()),
                     Phase::Open | Phase::Draining => None,
                 };
-                if slot.answer.is_none() && end.is_none() {
+                if slot.answer.is_some() {
+                    swap(answer, &mut slot.answer);
+                } else if end.is_none() {
                     register(&mut slot.sender, cx, &mut waker)?;
                     return Some(Poll::Pending);
                 }
-                Some(Poll::Ready((state.remove(index, answer), end)))
+                Some(Poll::Ready((state.remove(index), end)))
             });
             match polled {
                 Some(polled) => break ready!(polled),
@@ -486,19 +487,18 @@ pub trait Channel: Clone {
         let mut answer = None;
         let (removed, sender, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
-            match state.slots.get_mut(index) {
-                Some(slot) if slot.message.is_none() && slot.answer.is_none() && !ended => {
+            if let Some(slot) = state.slots.get_mut(index) {
+                swap(&mut answer, &mut slot.answer);
+                if slot.message.is_none() && answer.is_none() && !ended {
                     slot.is_abandoned = true;
-                    (Removed::default(), slot.sender.take(), None)
-                }
-                _ => {
-                    let removed = state.remove(index, &mut answer);
-                    // The worker may have waited for nothing but this.
-                    let is_over = removed.message.is_some() && state.is_done();
-                    let worker = is_over.then(|| state.worker.take()).flatten();
-                    (removed, None, worker)
+                    return (Removed::default(), slot.sender.take(), None);
                 }
             }
+            let removed = state.remove(index);
+            // The worker may have waited for nothing but this.
+            let is_over = removed.message.is_some() && state.is_done();
+            let worker = is_over.then(|| state.worker.take()).flatten();
+            (removed, None, worker)
         });
         wake(removed.next);
         wake(worker);
@@ -603,7 +603,7 @@ pub trait Channel: Clone {
                     swap(&mut slot.answer, answer);
                     (slot.sender.take(), None, work)
                 }
-                _ => (None, state.remove(index, &mut None).next, work),
+                _ => (None, state.remove(index).next, work),
             }
         });
         wake(next);
@@ -625,7 +625,7 @@ pub trait Channel: Clone {
                 match state.slots.get_mut(index) {
                     Some(slot) if !slot.is_abandoned => slot.sender.take(),
                     // What was given up is an empty slot: there is nothing of the user's to drop.
-                    _ => state.remove(index, &mut None).next,
+                    _ => state.remove(index).next,
                 }
             });
             Some((next, state.worker.take()))

@@ -1,24 +1,31 @@
 use core::mem::take;
 use core::task::{Context, Poll, Waker};
 
-use super::slab::{Index, List, Slab, Storage};
+use super::slab::{Index, List, Nodes, Slab, Storage};
 use super::{is_attempt, wake};
 
 /// Permits, and the line of those who wait for one: first come, first served.
 ///
 /// The state of a semaphore without its lock. It never wakes or drops a waker itself: what is to be
 /// woken or dropped is handed out, for the caller to see to once it has let go of the lock.
-pub(crate) struct Gate<S: Storage> {
+#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
+pub struct Gate<N: ?Sized> {
     permits: usize,
-    waiters: Slab<Option<Waiter>, S>,
     line: List,
+    waiters: Slab<N>,
 }
 
-pub(crate) enum Waiter {
+/// Who is in line.
+#[derive(Debug)]
+pub enum Waiter {
+    /// With this.
     Waiting(Waker),
     /// A permit is set aside for whoever has the place.
     Granted,
 }
+
+/// The nodes of those who wait.
+pub(crate) type Waiters<S> = <S as Storage>::Nodes<Option<Waiter>>;
 
 /// Where somebody stands at a [`Gate`].
 #[derive(Debug, Default)]
@@ -36,15 +43,17 @@ pub enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-impl<S: Storage> Gate<S> {
-    pub(crate) const fn new(permits: usize, waiters: Slab<Option<Waiter>, S>) -> Self {
+impl<N: Nodes> Gate<N> {
+    pub(crate) const fn new(permits: usize, waiters: Slab<N>) -> Self {
         Self {
             permits,
-            waiters,
             line: List::new(),
+            waiters,
         }
     }
+}
 
+impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
     pub(crate) fn permits(&self) -> usize {
         self.permits
     }

@@ -6,10 +6,10 @@ use core::task::{Context, Poll, Waker, ready};
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
-use super::gate::{Full, Gate, Place, Waiter};
+use super::gate::{Full, Gate, Place, Waiters};
 use super::heap::{Heap, Shared};
 use super::lock::Lock;
-use super::slab::{Growing, Index, Inline, List, Slab, Storage, Vacant};
+use super::slab::{Growing, Index, Inline, List, Nodes, Slab, Storage, Vacant};
 use super::{register, wake, with_waker};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
@@ -19,10 +19,10 @@ use super::{register, wake, with_waker};
 /// used again, so nothing allocates once the table has its working size.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct State<T, R, P, S: Storage> {
-    slots: Slab<Slot<T, R>, S>,
+    slots: Slab<S::Nodes<Slot<T, R>>>,
     line: List,
     /// A permit for each message that may be in line; where slots are `FIXED`, for each slot.
-    room: Gate<S>,
+    room: Gate<Waiters<S>>,
     handles: usize,
     worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
@@ -33,7 +33,7 @@ pub struct State<T, R, P, S: Storage> {
     taken: Option<Index>,
     phase: Phase<P>,
     /// Closed until the worker has ended.
-    end: Gate<Growing>,
+    end: Gate<Waiters<Growing>>,
 }
 
 /// A message, on its way. Message and answer are apart, so that neither is moved with the other.
@@ -108,8 +108,8 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     const fn new(
         bound: usize,
         handles: usize,
-        slots: Slab<Slot<T, R>, S>,
-        waiters: Slab<Option<Waiter>, S>,
+        slots: Slab<S::Nodes<Slot<T, R>>>,
+        waiters: Slab<Waiters<S>>,
     ) -> Self {
         Self {
             slots,
@@ -150,11 +150,13 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             self.line.unlink(&mut self.slots, index);
         }
         self.slots.release(index);
-        let makes_room = message.is_some() || S::FIXED;
+        let makes_room = message.is_some() || S::View::FIXED;
         Removed {
             message,
             sender,
-            next: makes_room.then(|| self.room.release()).flatten(),
+            next: makes_room
+                .then(|| S::view(&mut self.room).release())
+                .flatten(),
         }
     }
 
@@ -404,7 +406,7 @@ pub trait Channel: Clone {
             self.with(|state| match state.end() {
                 Some(end) => Some(Poll::Ready(Err(end.into()))),
                 None => {
-                    let polled = state.room.poll(place, cx, waker)?;
+                    let polled = Self::Storage::view(&mut state.room).poll(place, cx, waker)?;
                     Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
                 }
             })
@@ -414,7 +416,7 @@ pub trait Channel: Clone {
     /// Gives back room, or the place in the line for it.
     fn unreserve(&self, place: &mut Place) {
         if !matches!(place, Place::Outside) {
-            let farewell = self.with(|state| state.room.leave(place));
+            let farewell = self.with(|state| Self::Storage::view(&mut state.room).leave(place));
             farewell.finish();
         }
     }
@@ -523,7 +525,9 @@ pub trait Channel: Clone {
         });
         if let Some(worker) = worker {
             wake(worker);
-            while let Some(waker) = self.with(|state| state.room.release()) {
+            while let Some(waker) =
+                self.with(|state| Self::Storage::view(&mut state.room).release())
+            {
                 waker.wake();
             }
         }
@@ -576,7 +580,8 @@ pub trait Channel: Clone {
             let message = slot.message.take()?;
             state.taken = Some(index);
             let is_last = state.line.is_empty();
-            let next = (!Self::Storage::FIXED).then(|| state.room.release());
+            let next = (!<Self::Storage as Storage>::View::FIXED)
+                .then(|| Self::Storage::view(&mut state.room).release());
             Some((message, is_last, next.flatten()))
         })?;
         wake(next);
@@ -650,7 +655,7 @@ pub trait Channel: Clone {
             wake(sender);
             drop(message);
         }
-        while let Some(waker) = self.with(|state| state.room.release()) {
+        while let Some(waker) = self.with(|state| Self::Storage::view(&mut state.room).release()) {
             waker.wake();
         }
         while let Some(waker) = self.with(|state| state.end.release()) {

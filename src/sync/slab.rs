@@ -1,6 +1,8 @@
 #[cfg(feature = "alloc")]
 use alloc::vec::Vec;
 
+use super::gate::{Gate, Waiter, Waiters};
+
 /// Marks the end of a list.
 const NIL: u32 = u32::MAX;
 
@@ -8,12 +10,12 @@ const NIL: u32 = u32::MAX;
 ///
 /// A slot that was freed is used again: once a slab has reached its working size nothing allocates. Its value stays
 /// where it is, vacant, so that large ones are moved no more than need be.
-pub(crate) struct Slab<T: Vacant, S: Storage> {
-    nodes: S::Nodes<T>,
+pub(crate) struct Slab<N: ?Sized> {
     /// So many nodes have been used; behind them all are new.
     used: u32,
     /// The first of those that are free again.
     free: u32,
+    nodes: N,
 }
 
 /// A value that can be nothing.
@@ -26,12 +28,15 @@ impl<T> Vacant for Option<T> {
     const VACANT: Self = None;
 }
 
-/// What a [`Slab`] keeps its nodes in.
+/// Where slabs keep their nodes.
 pub trait Storage {
     /// The nodes of a slab of `T`.
-    type Nodes<T: Vacant>: Nodes<T>;
-    /// There will never be more nodes than there are.
-    const FIXED: bool;
+    type Nodes<T: Vacant>: Nodes<Value = T>;
+    /// The same, without their number where that is part of the type.
+    type View: Nodes<Value = Option<Waiter>> + ?Sized;
+
+    /// Forgets the number of nodes, so that gates of all numbers share their code.
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View>;
 }
 
 /// The nodes of a [`Slab`].
@@ -39,9 +44,13 @@ pub trait Storage {
     unreachable_pub,
     reason = "it is reached by way of `Storage`, which Rust 1.85 does not see"
 )]
-pub trait Nodes<T: Vacant> {
+pub trait Nodes {
+    /// What is in a node.
+    type Value: Vacant;
+    /// There will never be more nodes than there are.
+    const FIXED: bool;
     /// As many as there are.
-    fn as_mut_slice(&mut self) -> &mut [Node<T>];
+    fn as_mut_slice(&mut self) -> &mut [Node<Self::Value>];
     /// Adds one, where that can be done.
     fn grow(&mut self);
 }
@@ -53,11 +62,18 @@ pub enum Growing {}
 #[cfg(feature = "alloc")]
 impl Storage for Growing {
     type Nodes<T: Vacant> = Vec<Node<T>>;
-    const FIXED: bool = false;
+    type View = Vec<Node<Option<Waiter>>>;
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
 #[cfg(feature = "alloc")]
-impl<T: Vacant> Nodes<T> for Vec<Node<T>> {
+impl<T: Vacant> Nodes for Vec<Node<T>> {
+    type Value = T;
+    const FIXED: bool = false;
+
     fn as_mut_slice(&mut self) -> &mut [Node<T>] {
         self
     }
@@ -71,7 +87,11 @@ impl<T: Vacant> Nodes<T> for Vec<Node<T>> {
 #[cfg(not(feature = "alloc"))]
 impl Storage for Growing {
     type Nodes<T: Vacant> = [Node<T>; 0];
-    const FIXED: bool = true;
+    type View = [Node<Option<Waiter>>];
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
 /// `N` of them, in place.
@@ -80,10 +100,28 @@ pub enum Inline<const N: usize> {}
 
 impl<const N: usize> Storage for Inline<N> {
     type Nodes<T: Vacant> = [Node<T>; N];
-    const FIXED: bool = true;
+    type View = [Node<Option<Waiter>>];
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
-impl<T: Vacant, const N: usize> Nodes<T> for [Node<T>; N] {
+impl<T: Vacant, const N: usize> Nodes for [Node<T>; N] {
+    type Value = T;
+    const FIXED: bool = true;
+
+    fn as_mut_slice(&mut self) -> &mut [Node<T>] {
+        self
+    }
+
+    fn grow(&mut self) {}
+}
+
+impl<T: Vacant> Nodes for [Node<T>] {
+    type Value = T;
+    const FIXED: bool = true;
+
     fn as_mut_slice(&mut self) -> &mut [Node<T>] {
         self
     }
@@ -111,37 +149,42 @@ impl<T: Vacant> Node<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index(u32);
 
-impl<T: Vacant> Slab<T, Growing> {
+#[cfg(feature = "alloc")]
+impl<T: Vacant> Slab<Vec<Node<T>>> {
     pub(crate) const fn new() -> Self {
         Self {
-            #[cfg(feature = "alloc")]
-            nodes: Vec::new(),
-            #[cfg(not(feature = "alloc"))]
-            nodes: [],
             used: 0,
             free: NIL,
+            nodes: Vec::new(),
         }
     }
 }
 
-impl<T: Vacant, const N: usize> Slab<T, Inline<N>> {
+#[cfg(not(feature = "alloc"))]
+impl<T: Vacant> Slab<[Node<T>; 0]> {
+    pub(crate) const fn new() -> Self {
+        Self::inline()
+    }
+}
+
+impl<T: Vacant, const N: usize> Slab<[Node<T>; N]> {
     pub(crate) const fn inline() -> Self {
         Self {
-            nodes: [const { Node::NEW }; N],
             used: 0,
             free: NIL,
+            nodes: [const { Node::NEW }; N],
         }
     }
 }
 
-impl<T: Vacant, S: Storage> Slab<T, S> {
+impl<N: Nodes + ?Sized> Slab<N> {
     /// Whether another value fits.
     pub(crate) fn has_room(&mut self) -> bool {
-        !S::FIXED || self.free != NIL || (self.used as usize) < self.nodes().len()
+        !N::FIXED || self.free != NIL || (self.used as usize) < self.nodes().len()
     }
 
     /// A vacant value, for as long as it is not [released](Self::release), or `None` where there is no room.
-    pub(crate) fn claim(&mut self) -> Option<(Index, &mut T)> {
+    pub(crate) fn claim(&mut self) -> Option<(Index, &mut N::Value)> {
         let is_new = self.free == NIL;
         let index = if is_new { self.used } else { self.free };
         if is_new && index as usize == self.nodes().len() {
@@ -167,11 +210,11 @@ impl<T: Vacant, S: Storage> Slab<T, S> {
     }
 
     /// A value that was [claimed](Self::claim).
-    pub(crate) fn get_mut(&mut self, Index(index): Index) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, Index(index): Index) -> Option<&mut N::Value> {
         Some(&mut self.nodes().get_mut(index as usize)?.value)
     }
 
-    fn nodes(&mut self) -> &mut [Node<T>] {
+    fn nodes(&mut self) -> &mut [Node<N::Value>] {
         self.nodes.as_mut_slice()
     }
 }
@@ -195,11 +238,7 @@ impl List {
         self.head == NIL
     }
 
-    pub(crate) fn push_back<T: Vacant, S: Storage>(
-        &mut self,
-        slab: &mut Slab<T, S>,
-        Index(index): Index,
-    ) {
+    pub(crate) fn push_back<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
         let nodes = slab.nodes();
         if let Some(node) = nodes.get_mut(index as usize) {
             node.previous = self.tail;
@@ -212,10 +251,7 @@ impl List {
         self.tail = index;
     }
 
-    pub(crate) fn pop_front<T: Vacant, S: Storage>(
-        &mut self,
-        slab: &mut Slab<T, S>,
-    ) -> Option<Index> {
+    pub(crate) fn pop_front<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>) -> Option<Index> {
         let first = (!self.is_empty()).then_some(Index(self.head))?;
         self.unlink(slab, first);
         Some(first)
@@ -223,11 +259,7 @@ impl List {
 
     /// Takes a value out of the middle; it must be in this list.
     // `NIL` is the index of no node, so that an end of the list is where `get_mut` finds none.
-    pub(crate) fn unlink<T: Vacant, S: Storage>(
-        &mut self,
-        slab: &mut Slab<T, S>,
-        Index(index): Index,
-    ) {
+    pub(crate) fn unlink<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
         let nodes = slab.nodes();
         let Some(&mut Node { previous, next, .. }) = nodes.get_mut(index as usize) else {
             return;
@@ -248,16 +280,16 @@ mod tests {
     use alloc::collections::VecDeque;
     use alloc::vec::Vec;
 
-    use super::{Growing, Index, Inline, List, Slab, Storage};
+    use super::{Index, List, Node, Nodes, Slab};
     use crate::util::rng::{Rng, SplitMix64};
 
-    fn free<S: Storage>(slab: &mut Slab<Option<u32>, S>, index: Index) -> Option<u32> {
+    fn free<N: Nodes<Value = Option<u32>>>(slab: &mut Slab<N>, index: Index) -> Option<u32> {
         let value = slab.get_mut(index)?.take();
         slab.release(index);
         value
     }
 
-    fn check<S: Storage>(mut slab: Slab<Option<u32>, S>, room: usize) {
+    fn check<N: Nodes<Value = Option<u32>>>(mut slab: Slab<N>, room: usize) {
         let mut list = List::new();
         let mut model = VecDeque::new();
         let mut rng = SplitMix64::new(1);
@@ -300,18 +332,18 @@ mod tests {
 
     #[test]
     fn a_list_is_a_queue_whatever_is_unlinked() {
-        check(Slab::<_, Growing>::new(), usize::MAX);
+        check(Slab::<Vec<Node<_>>>::new(), usize::MAX);
     }
 
     #[test]
     fn a_slab_in_place_gives_back_what_does_not_fit() {
-        check(Slab::<_, Inline<7>>::inline(), 7);
-        check(Slab::<_, Inline<0>>::inline(), 0);
+        check(Slab::<[Node<_>; 7]>::inline(), 7);
+        check(Slab::<[Node<_>; 0]>::inline(), 0);
     }
 
     #[test]
     fn a_freed_slot_is_used_again() {
-        let mut slab = Slab::<_, Growing>::new();
+        let mut slab = Slab::<Vec<Node<Option<_>>>>::new();
         for n in 0..1_000 {
             let (a, b) = (slab.claim().unwrap().0, slab.claim().unwrap().0);
             assert_ne!(a, b);

@@ -49,11 +49,13 @@ macro_rules! host {
     };
 }
 
-async fn on_tokio<F>(future: F) -> F::Output
+/// Starts it at once, and not when it is waited for.
+fn on_tokio<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    tokio::spawn(future).await.expect("a task panicked")
+    let task = tokio::spawn(future);
+    async { task.await.expect("a task panicked") }
 }
 
 host!(
@@ -65,7 +67,7 @@ host!(
             .enable_time()
             .build()
             .expect("no runtime")
-            .block_on(on_tokio(future))
+            .block_on(async { on_tokio(future).await })
     },
     on_tokio
 );
@@ -80,7 +82,7 @@ host!(
             .build()
             .expect("no runtime");
         // Not on this thread, which is none of the two.
-        runtime.block_on(on_tokio(future))
+        runtime.block_on(async { on_tokio(future).await })
     },
     on_tokio
 );

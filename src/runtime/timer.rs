@@ -55,11 +55,12 @@ impl Instant {
 
 /// `duration` in nanoseconds, at most `u64::MAX` (584 years).
 pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
-    // Not `as_nanos`: most processors have no arithmetic of 128 bits.
-    match duration.as_secs().checked_mul(1_000_000_000) {
-        Some(nanos) => nanos.saturating_add(duration.subsec_nanos() as u64),
-        None => u64::MAX,
+    // Not `as_nanos`, and no multiplication that is checked: most processors have no arithmetic of 128 bits.
+    const SECOND: u64 = 1_000_000_000;
+    if duration.as_secs() > u64::MAX / SECOND {
+        return u64::MAX;
     }
+    (duration.as_secs() * SECOND).saturating_add(duration.subsec_nanos() as u64)
 }
 
 /// Tells the time and waits for it.

@@ -57,7 +57,7 @@ where
     times
 }
 
-/// Rounds of ours on `H` and of tower's, which where it does not run is on tokio's two threads.
+/// Rounds of ours and of tower's.
 fn compare<H: Host, F, G, S, T>(what: &str, callers: usize, ours: F, tower: G)
 where
     F: FnOnce() -> S + Copy + Send + 'static,
@@ -66,13 +66,7 @@ where
     T: Service<u64, Response = u64, Future: Send> + Clone + Send + 'static,
 {
     let ours = |each| share::<H, _>(ours, callers, each);
-    let tower = |each| {
-        if H::NAME == CurrentThread::NAME {
-            share::<CurrentThread, _>(tower, callers, each)
-        } else {
-            share::<TwoThreads, _>(tower, callers, each)
-        }
-    };
+    let tower = |each| share::<H, _>(tower, callers, each);
     let mut ratios = vec![];
     for round in 0..ROUNDS {
         let (ours, tower) = if round % 2 == 0 {
@@ -119,7 +113,12 @@ macro_rules! buffers {
                     &format!("bound {bound:4}"),
                     callers,
                     move || campanile::$runtime::buffer::Buffer::new(Leaf::<false>, bound),
-                    move || tower::buffer::Buffer::new(Leaf::<false>, bound),
+                    // Its worker runs anywhere.
+                    move || {
+                        let (buffer, worker) = tower::buffer::Buffer::pair(Leaf::<false>, bound);
+                        <$host>::detach(worker);
+                        buffer
+                    },
                 );
             }
         }

@@ -75,6 +75,7 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use crate::runtime::saturating_nanos;
 use crate::sync::{is_attempt, word::Word};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
@@ -251,9 +252,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
         if self.patience != Duration::MAX {
             let since = *self.waiting_since.get_or_insert(now);
             if due > since.saturating_add(self.patience) {
-                self.refused = Some(Limited {
-                    retry_after: due.saturating_duration_since(now),
-                });
+                self.refused = Some(Limited::until(due, now));
                 return Poll::Ready(());
             }
         }
@@ -349,20 +348,14 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.waiting_since = None;
-        let admitted = match self.refused.take() {
-            Some(limited) => Err(limited),
-            None if self.token.spend() => Ok(()),
-            // Called without readiness.
-            None => {
-                let now = self.token.timer.now();
-                let limiter = &self.token.limiter;
-                let taken = limiter
-                    .offer(now)
-                    .and_then(|offer| limiter.take(offer, now));
-                taken.map(drop).map_err(|due| Limited {
-                    retry_after: due.saturating_duration_since(now),
-                })
+        let admitted = if self.token.spend() {
+            Ok(())
+        } else {
+            self.waiting_since = None;
+            match self.refused.take() {
+                Some(limited) => Err(limited),
+                // Called without readiness.
+                None => self.token.limiter.spend(self.token.timer.now()),
             }
         };
         ResponseFuture {
@@ -428,20 +421,27 @@ flatten!(Error: Limited);
 /// A request was refused: the rate limit was reached, and the wait would have been too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limited {
-    retry_after: Duration,
+    // Nanoseconds: in a response future this takes less room than a `Duration`.
+    retry_after: u64,
 }
 
 impl Limited {
+    fn until(due: Instant, now: Instant) -> Self {
+        Self {
+            retry_after: due.as_nanos().saturating_sub(now.as_nanos()),
+        }
+    }
+
     /// How long it was, at the refusal, until the next token was due.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
-        self.retry_after
+        Duration::from_nanos(self.retry_after)
     }
 }
 
 impl fmt::Display for Limited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rate limited, retry after {:?}", self.retry_after)
+        write!(f, "rate limited, retry after {:?}", self.retry_after())
     }
 }
 
@@ -470,7 +470,7 @@ pub struct Rate {
 }
 
 /// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
-const LONGEST: u128 = 1 << 62;
+const LONGEST: u64 = 1 << 62;
 
 impl Rate {
     /// `num` requests in each `per`, and after a pause as many at once.
@@ -494,8 +494,8 @@ impl Rate {
     ///
     /// If `num` or `per` is 0.
     pub const fn try_new(num: u64, per: Duration) -> Result<Self, InvalidRate> {
-        let nanos = per.as_nanos();
-        let per = if nanos < LONGEST { nanos } else { LONGEST } as u64;
+        let nanos = saturating_nanos(per);
+        let per = if nanos < LONGEST { nanos } else { LONGEST };
         if num == 0 {
             Err(InvalidRate::Num)
         } else if per == 0 {
@@ -577,13 +577,14 @@ impl core::error::Error for InvalidRate {}
 #[derive(Debug)]
 pub struct Limiter {
     rate: Rate,
-    // Nanoseconds per token, where that is a whole number.
-    step: Option<u64>,
+    one: Width,
+    // All of a burst but one.
+    others: Width,
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
     // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
     full_at: Word,
-    // With fixed windows: where the first of them began; 0 before that.
-    origin: Word,
+    // With fixed windows: where the latest begins that somebody has asked in; 0 before that.
+    window: Word,
 }
 
 impl Limiter {
@@ -592,13 +593,10 @@ impl Limiter {
     pub const fn new(rate: Rate) -> Self {
         Self {
             rate,
-            step: if rate.per % rate.num == 0 {
-                Some(rate.per / rate.num)
-            } else {
-                None
-            },
+            one: Width::of(1, rate),
+            others: Width::of(rate.burst - 1, rate),
             full_at: Word::new(0),
-            origin: Word::new(0),
+            window: Word::new(0),
         }
     }
 
@@ -608,71 +606,112 @@ impl Limiter {
     }
 
     /// A token to be had at `now`; if there is none, when the next one is due.
+    #[inline]
     fn offer(&self, now: Instant) -> Result<Offer, Instant> {
         // Nothing but this one word is shared, so no order with other memory is needed.
         self.offer_after(self.full_at.load(), now)
     }
 
+    #[inline]
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         if self.rate.fixed_window {
             return self.offer_in_window(full_at, now);
         }
-        if full_at > now.as_nanos() {
-            let due = self.back(full_at, self.rate.burst - 1);
-            if due > now.as_nanos() {
+        let now = now.as_nanos();
+        if full_at > now {
+            let due = self.back(full_at, self.others);
+            if due > now {
                 return Err(Instant::from_nanos(due));
             }
         }
-        match self.forward(full_at.max(now.as_nanos())) {
+        match self.forward(full_at.max(now)) {
             Some(then) => Ok(Offer { full_at, then }),
             None => Err(Instant::MAX),
         }
     }
 
+    #[inline]
     fn offer_in_window(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         let window = self.window(now.as_nanos());
-        let passed = full_at.saturating_sub(window);
-        if passed < self.rate.num {
+        // As none has passed in it, if that is before.
+        let full_at_least = full_at.max(window);
+        if full_at_least - window < self.rate.num {
             return Ok(Offer {
                 full_at,
-                then: window.saturating_add(passed + 1),
+                then: full_at_least.saturating_add(1),
             });
         }
         Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
     }
 
-    /// Where the window of `nanos` begins.
+    /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
+    #[inline]
     fn window(&self, nanos: u64) -> u64 {
-        let origin = match self.origin.load() {
-            // The first to ask sets it, and all others find what it has set.
-            0 => {
-                let first = nanos.max(1);
-                self.origin.replace(0, first).err().unwrap_or(first)
+        let latest = self.window.load();
+        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per {
+            return latest;
+        }
+        self.open_window(latest, nanos)
+    }
+
+    #[cold]
+    fn open_window(&self, mut latest: u64, nanos: u64) -> u64 {
+        loop {
+            let window = match nanos.checked_sub(latest) {
+                // The first to ask begins the first.
+                _ if latest == 0 => nanos.max(1),
+                Some(since) if since >= self.rate.per => nanos - since % self.rate.per,
+                _ => return latest,
+            };
+            match self.window.replace(latest, window) {
+                Ok(()) => return window,
+                Err(other) => latest = other,
             }
-            origin => origin,
-        };
-        let since = nanos.saturating_sub(origin);
-        origin + (since - since % self.rate.per)
+        }
     }
 
     /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
-    fn take(&self, mut offer: Offer, now: Instant) -> Result<Taken, Instant> {
-        while let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
-            offer = self.offer_after(changed, now)?;
+    #[inline]
+    fn take(&self, offer: Offer, now: Instant) -> Result<Taken, Instant> {
+        let mut full_at = offer.then;
+        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
+            full_at = self.take_another(changed, now)?;
         }
-        Ok(Taken {
-            at: now,
-            full_at: offer.then,
-        })
+        Ok(Taken { at: now, full_at })
+    }
+
+    #[cold]
+    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<u64, Instant> {
+        loop {
+            let offer = self.offer_after(full_at, now)?;
+            match self.full_at.replace(full_at, offer.then) {
+                Ok(()) => return Ok(offer.then),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    /// Uses a token up at `now`.
+    #[cold]
+    fn spend(&self, now: Instant) -> Result<(), Limited> {
+        match self.take_another(self.full_at.load(), now) {
+            Ok(_) => Ok(()),
+            Err(due) => Err(Limited::until(due, now)),
+        }
     }
 
     /// Gives a token back, at `now`.
     fn give_back(&self, token: Taken, now: Instant) {
         if self.rate.fixed_window {
-            // Into the window that it was taken from, if that is still the latest.
-            let window = self.window(token.full_at - 1);
-            let back = |full_at| (self.window(full_at - 1) == window).then(|| full_at - 1);
-            self.full_at.update(back);
+            // Into the window that it was taken from, as long as no later one has begun.
+            let window = self.window.load();
+            if token.full_at > window {
+                let back = |full_at: u64| {
+                    let passed = full_at.saturating_sub(window);
+                    (0 < passed && passed <= self.rate.per).then(|| full_at - 1)
+                };
+                self.full_at.update(back);
+            }
             return;
         }
         // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
@@ -680,7 +719,7 @@ impl Limiter {
         // give that a second time would be too much.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
         self.full_at.update(|full_at| {
-            let without = self.back(full_at, 1);
+            let without = self.back(full_at, self.one);
             let then = if full_at == token.full_at {
                 without
             } else {
@@ -694,50 +733,73 @@ impl Limiter {
     // that `num` cells are `per` exactly. A token moves the theoretical arrival time on by one cell, with
     // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
     // all cells are of one width, and this needs no division.
-
     //
-    // Cell `c` begins at `c * per / num`, rounded up. Of that division only the remainder is needed.
+    // Cell `c` begins at `c * per / num`, rounded up. What was added to round it up, in parts of `num`, says how
+    // wide the cells next to it are.
 
-    /// The remainder of `c * per / num`, where `c` is the cell in which `nanos` lies.
-    fn remainder(&self, nanos: u64) -> u64 {
+    /// What was added where the cell of `nanos` begins.
+    #[cold]
+    fn rounded(&self, nanos: u64) -> u64 {
         let Rate { num, per, .. } = self.rate;
-        // `nanos * num` is `c * per` and `past` more.
-        let past = (u128::from(nanos) * u128::from(num) % u128::from(per)) as u64;
-        match past % num {
-            0 => 0,
-            past => num - past,
-        }
+        // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
+        multiply_divide(num, nanos % per, per).1 % num
     }
 
     /// One token later; `None` if that is beyond all time.
+    #[inline]
     fn forward(&self, nanos: u64) -> Option<u64> {
-        let width = self.step.unwrap_or_else(|| {
-            let Rate { num, per, .. } = self.rate;
-            let remainder = self.remainder(nanos);
-            (remainder + per).div_ceil(num) - u64::from(remainder > 0)
-        });
-        nanos.checked_add(width)
+        let Width { whole, rest } = self.one;
+        let more = rest != 0 && rest > self.rounded(nanos);
+        nanos.checked_add(whole)?.checked_add(u64::from(more))
     }
 
-    /// `tokens` tokens earlier, at least 0.
-    fn back(&self, nanos: u64, tokens: u64) -> u64 {
-        if tokens == 0 {
-            return nanos;
-        }
-        let width = self.step.map_or_else(
-            || {
-                let Rate { num, per, .. } = self.rate;
-                let remainder = self.remainder(nanos);
-                let exact = u128::from(tokens) * u128::from(per);
-                let width = (exact - u128::from(remainder)) / u128::from(num);
-                u64::try_from(width)
-                    .unwrap_or(u64::MAX)
-                    .saturating_add(u64::from(remainder > 0))
-            },
-            |step| step.saturating_mul(tokens),
-        );
-        nanos.saturating_sub(width)
+    /// So much earlier, at least 0.
+    #[inline]
+    fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
+        let more = rest != 0 && rest + self.rounded(nanos) >= self.rate.num;
+        nanos.saturating_sub(whole).saturating_sub(u64::from(more))
     }
+}
+
+/// The width of a number of cells: `whole` nanoseconds, and `rest / num` of one.
+#[derive(Clone, Copy, Debug)]
+struct Width {
+    whole: u64,
+    rest: u64,
+}
+
+impl Width {
+    const fn of(tokens: u64, Rate { num, per, .. }: Rate) -> Self {
+        let (more, rest) = multiply_divide(tokens, per % num, num);
+        Self {
+            whole: (per / num).saturating_mul(tokens).saturating_add(more),
+            rest,
+        }
+    }
+}
+
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the highest of `a` on. Most processors have no
+/// arithmetic of 128 bits, and what stands in for it is large.
+const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
+    let (mut quotient, mut rest) = (0, 0);
+    let mut bits = u64::BITS - a.leading_zeros();
+    while bits > 0 {
+        bits -= 1;
+        quotient *= 2;
+        rest *= 2;
+        if rest >= c {
+            rest -= c;
+            quotient += 1;
+        }
+        if a >> bits & 1 == 1 {
+            rest += b;
+            if rest >= c {
+                rest -= c;
+                quotient += 1;
+            }
+        }
+    }
+    (quotient, rest)
 }
 
 /// A token that was there when it was looked for.
@@ -778,6 +840,64 @@ impl<T: Timer, H: Deref<Target = Limiter>> Drop for Token<T, H> {
     fn drop(&mut self) {
         if let Some(token) = self.held.take() {
             self.limiter.give_back(token, self.timer.now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    #[test]
+    fn a_product_is_divided_as_by_128_bits() {
+        let mut rng = SplitMix64::new(1);
+        for n in 0..50_000 {
+            let c = rng.next_range(1..1 << (n % 63 + 1)) + u64::from(n % 63 == 62);
+            let b = rng.next_range(0..c);
+            let a = rng.next_u64() >> (n % 64);
+            let (product, wide) = (u128::from(a) * u128::from(b), u128::from(c));
+            let (quotient, rest) = multiply_divide(a, b, c);
+            assert_eq!(
+                (quotient.into(), rest.into()),
+                (product / wide, product % wide)
+            );
+        }
+    }
+
+    /// The start of cell `cell`, and the cell of a moment, by the definition.
+    fn start(cell: u128, num: u128, per: u128) -> u128 {
+        (cell * per).div_ceil(num)
+    }
+
+    #[test]
+    fn a_token_is_a_cell_to_the_nanosecond() {
+        let mut rng = SplitMix64::new(2);
+        for n in 0..20_000_u32 {
+            let per = rng.next_range(1..1 << (n % 62 + 1));
+            let num = rng.next_range(1..per + 1) >> (n / 62 % 62);
+            let rate = Rate::new(num.max(1), Duration::from_nanos(per))
+                .burst(rng.next_u64() >> (n % 61 + 3));
+            let limiter = Limiter::new(rate);
+            let nanos = rng.next_u64() >> (n / 7 % 10 + 1);
+            let (num, per) = (u128::from(rate.num), u128::from(rate.per));
+            let cell = u128::from(nanos) * num / per;
+            let offset = u128::from(nanos) - start(cell, num, per);
+            assert_eq!(
+                limiter.forward(nanos).map(u128::from),
+                Some(start(cell + 1, num, per) + offset)
+            );
+            for (tokens, width) in [(1, limiter.one), (rate.burst - 1, limiter.others)] {
+                let expected = (cell.checked_sub(tokens.into()))
+                    .map_or(0, |cell| start(cell, num, per) + offset);
+                let found = u128::from(limiter.back(nanos, width));
+                // Before the first cell there is none, and what is left of its offset is as good as 0.
+                let is_before = cell < tokens.into() && found <= offset + per;
+                assert!(
+                    found == expected || is_before,
+                    "{rate:?} {nanos} {tokens}: {found}, not {expected}"
+                );
+            }
         }
     }
 }

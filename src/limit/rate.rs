@@ -68,6 +68,8 @@
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
 use core::fmt;
+use core::mem::replace;
+use core::num::NonZeroU64;
 use core::ops::Deref;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -186,9 +188,7 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target = Limiter> = Shared> {
     inner: S,
     token: Token<T, H>,
     patience: Duration,
-    // When the present wait began.
-    waiting_since: Option<Instant>,
-    refused: Option<Limited>,
+    wait: Wait,
     // Kept from wait to wait, and set in place; `due` is what it is set to.
     alarm: Option<T::Alarm>,
     due: Instant,
@@ -222,8 +222,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
                 held: None,
             },
             patience: Duration::MAX,
-            waiting_since: None,
-            refused: None,
+            wait: Wait::Not,
             alarm: None,
             due: Instant::MAX,
         }
@@ -244,17 +243,30 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
+    /// A refusal that no call took is not for the request that is waiting now.
+    fn forget_refusal(&mut self) {
+        if let Wait::Refused(_) = self.wait {
+            self.wait = Wait::Not;
+        }
+    }
+
     /// There is no token before `due`: ready when there may be one, or when it is too long to wait for.
+    #[cold]
     fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        self.forget_refusal();
         if is_attempt(cx) {
             return Poll::Pending;
         }
         if self.patience != Duration::MAX {
-            let since = *self.waiting_since.get_or_insert(now);
+            let since = match self.wait {
+                Wait::Since(since) => since,
+                _ => now,
+            };
             if due > since.saturating_add(self.patience) {
-                self.refused = Some(Limited::until(due, now));
+                self.wait = Wait::Refused(Limited::until(due, now));
                 return Poll::Ready(());
             }
+            self.wait = Wait::Since(since);
         }
         if due == Instant::MAX {
             return Poll::Pending;
@@ -271,6 +283,15 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
         self.due = due;
         Pin::new(alarm).poll(cx)
     }
+}
+
+/// What a handle has to do with the limit while it holds no token.
+#[derive(Clone, Copy)]
+enum Wait {
+    Not,
+    Since(Instant),
+    /// It was too long, and the next call fails.
+    Refused(Limited),
 }
 
 // A clone shares the budget, but not the readiness.
@@ -318,8 +339,6 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A refusal that no call took is not for the request that is waiting now.
-        self.refused = None;
         if self.token.held.is_some() {
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
@@ -328,20 +347,23 @@ where
             // Nothing is asked of the inner service while the limit is reached, and no token is kept
             // while the inner service is not ready: tokens that pile up would be a burst when it is.
             let taken = match self.token.limiter.offer(now) {
-                Ok(offer) => {
-                    ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
-                    self.token.take(offer, now)
-                }
+                Ok(offer) => match self.inner.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => self.token.take(offer, now),
+                    other => {
+                        self.forget_refusal();
+                        return other.map_err(Error::Service);
+                    }
+                },
                 Err(due) => Err(due),
             };
             match taken {
                 Ok(()) => {
-                    self.waiting_since = None;
+                    self.wait = Wait::Not;
                     return Poll::Ready(Ok(()));
                 }
                 Err(due) => ready!(self.poll_due(now, due, cx)),
             }
-            if self.refused.is_some() {
+            if let Wait::Refused(_) = self.wait {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -351,11 +373,10 @@ where
         let admitted = if self.token.spend() {
             Ok(())
         } else {
-            self.waiting_since = None;
-            match self.refused.take() {
-                Some(limited) => Err(limited),
+            match replace(&mut self.wait, Wait::Not) {
+                Wait::Refused(limited) => Err(limited),
                 // Called without readiness.
-                None => self.token.limiter.spend(self.token.timer.now()),
+                _ => self.token.limiter.spend(self.token.timer.now()),
             }
         };
         ResponseFuture {
@@ -577,6 +598,7 @@ impl core::error::Error for InvalidRate {}
 #[derive(Debug)]
 pub struct Limiter {
     rate: Rate,
+    pace: Pace,
     one: Width,
     // All of a burst but one.
     others: Width,
@@ -591,9 +613,15 @@ impl Limiter {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
+        let one = Width::of(1, rate);
         Self {
             rate,
-            one: Width::of(1, rate),
+            pace: match one.rest {
+                _ if rate.fixed_window => Pace::Windows,
+                0 => Pace::Even,
+                _ => Pace::Uneven,
+            },
+            one,
             others: Width::of(rate.burst - 1, rate),
             full_at: Word::new(0),
             window: Word::new(0),
@@ -614,32 +642,42 @@ impl Limiter {
 
     #[inline]
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
-        if self.rate.fixed_window {
-            return self.offer_in_window(full_at, now);
+        match self.pace {
+            Pace::Even => self.offer_cell(full_at, now),
+            Pace::Uneven => self.offer_uneven_cell(full_at, now),
+            Pace::Windows => self.offer_in_window(full_at, now),
         }
-        let now = now.as_nanos();
-        if full_at > now {
+    }
+
+    #[inline]
+    fn offer_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        let mut from = now.as_nanos();
+        if full_at > from {
             let due = self.back(full_at, self.others);
-            if due > now {
+            if due > from {
                 return Err(Instant::from_nanos(due));
             }
+            from = full_at;
         }
-        match self.forward(full_at.max(now)) {
+        match self.forward(from) {
             Some(then) => Ok(Offer { full_at, then }),
             None => Err(Instant::MAX),
         }
+    }
+
+    #[cold]
+    fn offer_uneven_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        self.offer_cell(full_at, now)
     }
 
     #[inline]
     fn offer_in_window(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         let window = self.window(now.as_nanos());
         // As none has passed in it, if that is before.
-        let full_at_least = full_at.max(window);
-        if full_at_least - window < self.rate.num {
-            return Ok(Offer {
-                full_at,
-                then: full_at_least.saturating_add(1),
-            });
+        let counted = full_at.max(window);
+        if counted - window < self.rate.num {
+            let then = NonZeroU64::MIN.saturating_add(counted);
+            return Ok(Offer { full_at, then });
         }
         Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
     }
@@ -674,17 +712,17 @@ impl Limiter {
     #[inline]
     fn take(&self, offer: Offer, now: Instant) -> Result<Taken, Instant> {
         let mut full_at = offer.then;
-        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
+        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then.get()) {
             full_at = self.take_another(changed, now)?;
         }
         Ok(Taken { at: now, full_at })
     }
 
     #[cold]
-    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<u64, Instant> {
+    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, Instant> {
         loop {
             let offer = self.offer_after(full_at, now)?;
-            match self.full_at.replace(full_at, offer.then) {
+            match self.full_at.replace(full_at, offer.then.get()) {
                 Ok(()) => return Ok(offer.then),
                 Err(changed) => full_at = changed,
             }
@@ -705,7 +743,7 @@ impl Limiter {
         if self.rate.fixed_window {
             // Into the window that it was taken from, as long as no later one has begun.
             let window = self.window.load();
-            if token.full_at > window {
+            if token.full_at.get() > window {
                 let back = |full_at: u64| {
                     let passed = full_at.saturating_sub(window);
                     (0 < passed && passed <= self.rate.per).then(|| full_at - 1)
@@ -720,7 +758,7 @@ impl Limiter {
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
         self.full_at.update(|full_at| {
             let without = self.back(full_at, self.one);
-            let then = if full_at == token.full_at {
+            let then = if full_at == token.full_at.get() {
                 without
             } else {
                 without.saturating_add(elapsed)
@@ -747,18 +785,35 @@ impl Limiter {
 
     /// One token later; `None` if that is beyond all time.
     #[inline]
-    fn forward(&self, nanos: u64) -> Option<u64> {
+    fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
         let Width { whole, rest } = self.one;
-        let more = rest != 0 && rest > self.rounded(nanos);
-        nanos.checked_add(whole)?.checked_add(u64::from(more))
+        let then = NonZeroU64::new(nanos.checked_add(whole)?)?;
+        if self.pace == Pace::Uneven && rest > self.rounded(nanos) {
+            return then.checked_add(1);
+        }
+        Some(then)
     }
 
     /// So much earlier, at least 0.
     #[inline]
     fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
-        let more = rest != 0 && rest + self.rounded(nanos) >= self.rate.num;
-        nanos.saturating_sub(whole).saturating_sub(u64::from(more))
+        let then = nanos.saturating_sub(whole);
+        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num {
+            return then.saturating_sub(1);
+        }
+        then
     }
+}
+
+/// How the budget comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// In cells of one width.
+    Even,
+    /// In cells that are one nanosecond wider, or not.
+    Uneven,
+    /// All at once.
+    Windows,
 }
 
 /// The width of a number of cells: `whole` nanoseconds, and `rest / num` of one.
@@ -806,7 +861,7 @@ const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
 struct Offer {
     full_at: u64,
     // When the budget is full if the token is taken.
-    then: u64,
+    then: NonZeroU64,
 }
 
 /// A token that was taken.
@@ -814,7 +869,7 @@ struct Offer {
 struct Taken {
     at: Instant,
     // When the budget was to be full again.
-    full_at: u64,
+    full_at: NonZeroU64,
 }
 
 /// A handle's access to the budget, and the token it may hold. Dropped, it gives that back.
@@ -884,7 +939,7 @@ mod tests {
             let cell = u128::from(nanos) * num / per;
             let offset = u128::from(nanos) - start(cell, num, per);
             assert_eq!(
-                limiter.forward(nanos).map(u128::from),
+                limiter.forward(nanos).map(|then| then.get().into()),
                 Some(start(cell + 1, num, per) + offset)
             );
             for (tokens, width) in [(1, limiter.one), (rate.burst - 1, limiter.others)] {

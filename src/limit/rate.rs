@@ -315,6 +315,10 @@ impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> 
     fn load(&self) -> S::Metric {
         self.inner.load()
     }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        self.inner.is_no_busier_than(&other.inner)
+    }
 }
 
 impl<S: fmt::Debug, T: Timer, H: Deref<Target = Limiter>> fmt::Debug for RateLimit<S, T, H> {

@@ -25,6 +25,14 @@ impl Decaying {
         self.0.load() == 0
     }
 
+    /// Whether it is no more than `other`, now as at every other time; `None` if one of them was never set. Both
+    /// have the same span.
+    #[inline]
+    pub(super) fn is_at_most(&self, other: &Self) -> Option<bool> {
+        let (this, other) = (self.0.load(), other.0.load());
+        (this != 0 && other != 0).then_some(this <= other)
+    }
+
     /// The number at `now`; `None` if it is nothing.
     #[inline]
     pub(super) fn get(&self, now: Instant, span: f64) -> Option<f64> {

@@ -239,8 +239,19 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     type Metric = Cost;
 
     fn load(&self) -> Cost {
-        let estimate = self.shared.estimate(self.shared.timer.now());
-        Cost(estimate * (self.in_flight() as f64 + 1.0))
+        self.shared.cost(self.shared.timer.now())
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        let (this, other) = (&*self.shared, &*other.shared);
+        // A timer without a value tells the same time wherever it is.
+        if size_of::<T>() > 0 {
+            return this.cost(this.timer.now()) <= other.cost(other.timer.now());
+        }
+        this.is_no_busier_for_sure(other).unwrap_or_else(|| {
+            let now = this.timer.now();
+            this.cost(now) <= other.cost(now)
+        })
     }
 }
 
@@ -594,6 +605,24 @@ impl<T> Shared<T> {
             return estimate;
         }
         estimate.max(nanos_between(self.silent.load(), now.as_nanos()))
+    }
+
+    #[inline]
+    fn cost(&self, now: Instant) -> Cost {
+        let in_flight = self.in_flight.load(Relaxed) as f64;
+        Cost(self.estimate(now) * (in_flight + 1.0))
+    }
+
+    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
+    /// its estimate is, and a busy one more than that. Both are on the same clock.
+    #[inline]
+    fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
+        if self.settings.decay != other.settings.decay {
+            return None;
+        }
+        let is_at_most = self.estimate.is_at_most(&other.estimate)?;
+        let idler = if is_at_most { self } else { other };
+        (idler.in_flight.load(Relaxed) == 0).then_some(is_at_most)
     }
 
     fn set_estimate(&self, now: Instant, estimate: f64) {

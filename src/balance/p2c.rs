@@ -205,6 +205,7 @@ where
     /// The better one of two ready endpoints.
     #[inline(always)]
     fn choose(&mut self) -> Option<Ticket> {
+        self.endpoints.settle();
         let count = self.endpoints.ready_len();
         if count < 2 {
             return self.endpoints.ticket(0);
@@ -314,16 +315,20 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let called = match self.chosen.take() {
-            Some(ticket) => self.endpoints.try_call(ticket, request),
-            None => Err(request),
-        };
-        let inner = match called {
-            Ok(inner) => Some(inner),
-            Err(request) => self.call_unready(request),
+        let request = match self.chosen.take() {
+            Some(ticket) => match self.endpoints.try_call(ticket, request) {
+                Ok(inner) => {
+                    return ResponseFuture {
+                        inner: Some(inner),
+                        discover: PhantomData,
+                    };
+                }
+                Err(request) => request,
+            },
+            None => request,
         };
         ResponseFuture {
-            inner,
+            inner: self.call_unready(request),
             discover: PhantomData,
         }
     }

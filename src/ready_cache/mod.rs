@@ -193,11 +193,17 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets the one that was called be polled next, as others that are due: the order is what it counts as.
-    #[inline]
-    fn settle(&mut self) {
-        if let Some(slot) = self.called.take() {
-            self.ready_to_due(self.slots[slot].at);
+    #[inline(always)]
+    pub(crate) fn settle(&mut self) {
+        if let Some(slot) = self.called {
+            self.settle_called(slot);
         }
+    }
+
+    #[cold]
+    fn settle_called(&mut self, slot: usize) {
+        self.called = None;
+        self.ready_to_due(self.slots[slot].at);
     }
 
     /// The ready endpoint at `index`, whatever its index becomes.
@@ -682,35 +688,29 @@ where
     /// Calls a ready service, or gives the request back if it is there no more.
     #[inline(always)]
     pub(crate) fn try_call(&mut self, ticket: Ticket, request: Req) -> Result<S::Future, Req> {
-        if self.called.is_some() {
-            self.settle_first();
-        }
+        self.settle();
         let Ticket { slot, generation } = ticket;
         let guard = Asking { cache: self, slot };
         let ready = guard.cache.ready;
         let found = &mut guard.cache.slots[slot];
         let at = found.at;
-        let future = match &mut found.endpoint {
+        match &mut found.endpoint {
             Some(endpoint) if at < ready && found.generation == generation => {
                 let is_replaced = endpoint.newer.is_some();
-                Ok((endpoint.service.call(request), is_replaced))
+                let future = endpoint.service.call(request);
+                core::mem::forget(guard);
+                if is_replaced {
+                    self.drop_replaced(at);
+                } else {
+                    self.called = Some(slot);
+                }
+                Ok(future)
             }
-            _ => Err(request),
-        };
-        core::mem::forget(guard);
-        future.map(|(future, is_replaced)| {
-            if is_replaced {
-                self.drop_replaced(at);
-            } else {
-                self.called = Some(slot);
+            _ => {
+                core::mem::forget(guard);
+                Err(request)
             }
-            future
-        })
-    }
-
-    #[cold]
-    fn settle_first(&mut self) {
-        self.settle();
+        }
     }
 
     /// Polls those that are due, as far as `budget` reaches, up to the first that fails.

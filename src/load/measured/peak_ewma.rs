@@ -245,13 +245,11 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     fn is_no_busier_than(&self, other: &Self) -> bool {
         let (this, other) = (&*self.shared, &*other.shared);
         // A timer without a value tells the same time wherever it is.
-        if size_of::<T>() > 0 {
-            return this.cost(this.timer.now()) <= other.cost(other.timer.now());
+        let is_one_clock = size_of::<T>() == 0;
+        match this.is_no_busier_for_sure(other) {
+            Some(is_no_busier) if is_one_clock => is_no_busier,
+            _ => this.is_no_busier_now(other),
         }
-        this.is_no_busier_for_sure(other).unwrap_or_else(|| {
-            let now = this.timer.now();
-            this.cost(now) <= other.cost(now)
-        })
     }
 }
 
@@ -338,11 +336,14 @@ impl<T: Timer> Drop for Handle<T> {
         let shared = &*self.shared;
         let now = shared.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
+        let least = match self.outcome {
+            Some(Outcome::Penalised) => shared.settings.penalty,
+            _ => 0.0,
+        };
         match self.outcome {
-            None => shared.raise(now, took),
-            Some(Outcome::Counted) => shared.observe(now, took),
-            Some(Outcome::Penalised) => shared.observe(now, took.max(shared.settings.penalty)),
+            Some(Outcome::Counted | Outcome::Penalised) => shared.observe(now, took.max(least)),
             Some(Outcome::Ignored) => {}
+            None => shared.raise(now, took),
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
@@ -625,6 +626,20 @@ impl<T> Shared<T> {
         (idler.in_flight.load(Relaxed) == 0).then_some(is_at_most)
     }
 
+    #[cold]
+    fn is_no_busier_now(&self, other: &Self) -> bool
+    where
+        T: Timer,
+    {
+        let now = self.timer.now();
+        let others_now = if size_of::<T>() == 0 {
+            now
+        } else {
+            other.timer.now()
+        };
+        self.cost(now) <= other.cost(others_now)
+    }
+
     fn set_estimate(&self, now: Instant, estimate: f64) {
         self.observed.store(now.as_nanos());
         self.estimate.set(now, self.settings.decay, estimate);
@@ -643,6 +658,7 @@ impl<T> Shared<T> {
     }
 
     /// A response would have taken at least `took`.
+    #[cold]
     fn raise(&self, now: Instant, took: f64) {
         self.estimate.add(now, self.settings.decay, 0.0, took);
     }

@@ -205,8 +205,7 @@ where
     /// The better one of two ready endpoints.
     #[inline(always)]
     fn choose(&mut self) -> Option<Ticket> {
-        self.endpoints.settle();
-        let count = self.endpoints.ready_len();
+        let count = self.endpoints.settled_len();
         if count < 2 {
             return self.endpoints.ticket(0);
         }
@@ -242,17 +241,19 @@ where
         mut check: impl FnMut(&mut ReadyCache<D::Key, S, Req>, Ticket) -> Checked<D::Key, S::Error>,
     ) -> bool {
         loop {
-            let ticket = match self.chosen.take() {
-                Some(ticket) if self.endpoints.ready_service(ticket).is_some() => ticket,
-                _ => match self.choose() {
-                    Some(ticket) => ticket,
-                    None => return false,
-                },
+            let chosen = match self.chosen {
+                Some(ticket) if self.endpoints.is_ready(ticket) => Some(ticket),
+                _ => self.choose(),
+            };
+            let Some(ticket) = chosen else {
+                self.chosen = None;
+                return false;
             };
             if let Ok(true) = check(&mut self.endpoints, ticket) {
                 self.chosen = Some(ticket);
                 return true;
             }
+            self.chosen = None;
             *budget = budget.saturating_sub(1);
             if *budget == 0 {
                 return false;
@@ -292,7 +293,7 @@ where
             while self.endpoints.poll_due(&mut budget).is_err() {}
             let is_ready =
                 self.poll_choice(&mut budget, |endpoints, ticket| endpoints.check(ticket));
-            if is_ready && !more && self.endpoints.pending_len() == 0 {
+            if is_ready && !more && self.endpoints.is_all_ready() {
                 return Poll::Ready(Ok(()));
             }
             more |= !is_ready && self.endpoints.ready_len() > 0;

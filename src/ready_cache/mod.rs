@@ -193,11 +193,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets the one that was called be polled next, as others that are due: the order is what it counts as.
-    #[inline(always)]
-    pub(crate) fn settle(&mut self) {
-        if let Some(slot) = self.called {
-            self.settle_called(slot);
-        }
+    fn settle(&mut self) {
+        self.settled_len();
     }
 
     #[cold]
@@ -214,15 +211,30 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         Some(Ticket { slot, generation })
     }
 
-    /// Of the ready endpoints at two indices the first, if `is_first` says so of their services, or the second.
+    /// How many are ready; from here on their indices are places in the order.
+    #[inline(always)]
+    pub(crate) fn settled_len(&mut self) -> usize {
+        if let Some(slot) = self.called {
+            self.settle_called(slot);
+        }
+        self.ready
+    }
+
+    /// Whether there is nothing to wait for.
+    #[inline]
+    pub(crate) fn is_all_ready(&self) -> bool {
+        self.ready == self.order.len() && self.called.is_none()
+    }
+
+    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says so of their services, or the second.
     #[inline(always)]
     pub(crate) fn ticket_of(
-        &self,
+        &mut self,
         first: usize,
         second: usize,
         is_first: impl FnOnce(&S, &S) -> bool,
     ) -> Option<Ticket> {
-        let (first, second) = (self.slot_at(first)?, self.slot_at(second)?);
+        let (first, second) = (*self.order.get(first)?, *self.order.get(second)?);
         let (one, other) = (self.slots.get(first)?, self.slots.get(second)?);
         let is_first = is_first(
             &one.endpoint.as_ref()?.service,
@@ -241,20 +253,14 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         })
     }
 
-    /// The endpoint, if it is still there and ready.
-    #[inline]
-    pub(crate) fn ready_service(&self, ticket: Ticket) -> Option<&S> {
+    /// Whether the endpoint is still there and ready.
+    #[cold]
+    pub(crate) fn is_ready(&self, ticket: Ticket) -> bool {
         let slot = &self.slots[ticket.slot];
-        match &slot.endpoint {
-            Some(endpoint)
-                if slot.at < self.ready
-                    && slot.generation == ticket.generation
-                    && self.called != Some(ticket.slot) =>
-            {
-                Some(&endpoint.service)
-            }
-            _ => None,
-        }
+        slot.endpoint.is_some()
+            && slot.at < self.ready
+            && slot.generation == ticket.generation
+            && self.called != Some(ticket.slot)
     }
 
     #[inline]
@@ -688,10 +694,9 @@ where
     /// Calls a ready service, or gives the request back if it is there no more.
     #[inline(always)]
     pub(crate) fn try_call(&mut self, ticket: Ticket, request: Req) -> Result<S::Future, Req> {
-        self.settle();
+        let ready = self.settled_len();
         let Ticket { slot, generation } = ticket;
         let guard = Asking { cache: self, slot };
-        let ready = guard.cache.ready;
         let found = &mut guard.cache.slots[slot];
         let at = found.at;
         match &mut found.endpoint {

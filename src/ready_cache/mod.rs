@@ -39,6 +39,7 @@ use core::borrow::Borrow;
 use core::fmt;
 use core::hash::Hash;
 use core::marker::PhantomData;
+use core::num::NonZeroU32;
 use core::task::{Context, Poll, Waker};
 use std::collections::HashMap;
 
@@ -50,7 +51,7 @@ use crate::sync::wakes::{Node, Wakes};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     slot: usize,
-    generation: u32,
+    generation: NonZeroU32,
 }
 
 /// Whether an endpoint is ready, or how it failed.
@@ -81,15 +82,18 @@ pub struct ReadyCache<K, S, Req> {
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
-    // The slot that was called last, if it is still among the ready ones. It counts as if it had been swapped with the
+    // The slot that was called last, if it is still among the ready ones, or `NOBODY`. It counts as if it had been swapped with the
     // last of them, and is to be polled; most likely it is ready then, and neither swap is needed.
-    called: Option<usize>,
+    called: usize,
     // The last poll did not get to all that were due.
     is_behind: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
 }
+
+/// No slot.
+const NOBODY: usize = usize::MAX;
 
 /// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
 /// used, and takes some microseconds where readiness is cheap.
@@ -100,7 +104,7 @@ const TRIES: usize = 16;
 
 struct Slot<K, S> {
     // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
-    generation: u32,
+    generation: NonZeroU32,
     /// Where in the order the endpoint is.
     at: usize,
     endpoint: Option<Endpoint<K, S>>,
@@ -133,7 +137,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 
     /// How many services are ready.
     pub fn ready_len(&self) -> usize {
-        self.ready - usize::from(self.called.is_some())
+        self.ready - usize::from(self.called != NOBODY)
     }
 
     /// How many services are pending.
@@ -175,7 +179,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     #[inline]
     fn slot_at(&self, index: usize) -> Option<usize> {
         let slot = *self.order[..self.ready_len()].get(index)?;
-        if self.called == Some(slot) {
+        if slot == self.called {
             return self.order.get(self.ready - 1).copied();
         }
         Some(slot)
@@ -186,8 +190,9 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         let found = self.slots.get(slot)?;
         found.endpoint.as_ref()?;
         Some(match self.called {
-            Some(called) if slot == called => self.ready - 1,
-            Some(called) if found.at == self.ready - 1 => self.slots[called].at,
+            NOBODY => found.at,
+            called if called == slot => self.ready - 1,
+            called if found.at == self.ready - 1 => self.slots[called].at,
             _ => found.at,
         })
     }
@@ -199,7 +204,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 
     #[cold]
     fn settle_called(&mut self, slot: usize) {
-        self.called = None;
+        self.called = NOBODY;
         self.ready_to_due(self.slots[slot].at);
     }
 
@@ -214,8 +219,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     /// How many are ready; from here on their indices are places in the order.
     #[inline(always)]
     pub(crate) fn settled_len(&mut self) -> usize {
-        if let Some(slot) = self.called {
-            self.settle_called(slot);
+        if self.called != NOBODY {
+            self.settle_called(self.called);
         }
         self.ready
     }
@@ -223,7 +228,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     /// Whether there is nothing to wait for.
     #[inline]
     pub(crate) fn is_all_ready(&self) -> bool {
-        self.ready == self.order.len() && self.called.is_none()
+        self.ready == self.order.len() && self.called == NOBODY
     }
 
     /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says so of their services, or the second.
@@ -260,7 +265,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         slot.endpoint.is_some()
             && slot.at < self.ready
             && slot.generation == ticket.generation
-            && self.called != Some(ticket.slot)
+            && self.called != ticket.slot
     }
 
     #[inline]
@@ -330,7 +335,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         let vacant = self.order.pop()?;
         self.vacant.push(vacant);
         let slot = &mut self.slots[vacant];
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = slot.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let endpoint = slot.endpoint.take()?;
         endpoint.node.retire();
         Some(endpoint)
@@ -380,7 +385,7 @@ where
             order: Vec::new(),
             ready: 0,
             due: 0,
-            called: None,
+            called: NOBODY,
             is_behind: false,
             keys: HashMap::new(),
             request: PhantomData,
@@ -513,7 +518,7 @@ where
         }
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
-                generation: 0,
+                generation: NonZeroU32::MIN,
                 at: 0,
                 endpoint: None,
             });
@@ -707,7 +712,7 @@ where
                 if is_replaced {
                     self.drop_replaced(at);
                 } else {
-                    self.called = Some(slot);
+                    self.called = slot;
                 }
                 Ok(future)
             }
@@ -726,11 +731,11 @@ where
     ) -> Result<(), error::Failed<K, S::Error>> {
         match self.called {
             // As a rule there is nobody else.
-            Some(slot) if self.ready == self.due && !self.wakes.any() => {
+            slot if slot != NOBODY && self.ready == self.due && !self.wakes.any() => {
                 *budget = budget.saturating_sub(1);
                 match self.poll_slot(slot) {
                     Poll::Ready(Ok(())) => {
-                        self.called = None;
+                        self.called = NOBODY;
                         Ok(())
                     }
                     other => self.called_is_not_ready(slot, other),
@@ -868,8 +873,8 @@ impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = |slot: usize| Some(&self.slots[slot].endpoint.as_ref()?.key);
         let ready = (0..self.ready_len()).filter_map(|index| self.slot_at(index));
-        let pending = self
-            .called
+        let called = Some(self.called).filter(|called| *called != NOBODY);
+        let pending = called
             .into_iter()
             .chain(self.order[self.ready..].iter().copied());
         f.debug_struct("ReadyCache")

@@ -603,7 +603,9 @@ impl core::error::Error for InvalidRate {}
 pub struct Limiter {
     rate: Rate,
     pace: Pace,
-    one: Width,
+    // The width of one cell: so many nanoseconds, and `rest / num` of one.
+    one: NonZeroU64,
+    rest: u64,
     // All of a burst but one.
     others: Width,
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
@@ -617,15 +619,19 @@ impl Limiter {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
-        let one = Width::of(1, rate);
+        let rest = rate.per % rate.num;
         Self {
             rate,
-            pace: match one.rest {
+            pace: match rest {
                 _ if rate.fixed_window => Pace::Windows,
                 0 => Pace::Even,
                 _ => Pace::Uneven,
             },
-            one,
+            one: match NonZeroU64::new(rate.per / rate.num) {
+                Some(one) => one,
+                None => NonZeroU64::MIN,
+            },
+            rest,
             others: Width::of(rate.burst - 1, rate),
             full_at: Word::new(0),
             window: Word::new(0),
@@ -761,7 +767,7 @@ impl Limiter {
         // give that a second time would be too much.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
         self.full_at.update(|full_at| {
-            let without = self.back(full_at, self.one);
+            let without = self.back(full_at, self.one());
             let then = if full_at == token.full_at.get() {
                 without
             } else {
@@ -787,12 +793,18 @@ impl Limiter {
         multiply_divide(num, nanos % per, per).1 % num
     }
 
+    const fn one(&self) -> Width {
+        Width {
+            whole: self.one.get(),
+            rest: self.rest,
+        }
+    }
+
     /// One token later; `None` if that is beyond all time.
     #[inline]
     fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
-        let Width { whole, rest } = self.one;
-        let then = NonZeroU64::new(nanos.checked_add(whole)?)?;
-        if self.pace == Pace::Uneven && rest > self.rounded(nanos) {
+        let then = self.one.checked_add(nanos)?;
+        if self.pace == Pace::Uneven && self.rest > self.rounded(nanos) {
             return then.checked_add(1);
         }
         Some(then)
@@ -946,7 +958,7 @@ mod tests {
                 limiter.forward(nanos).map(|then| then.get().into()),
                 Some(start(cell + 1, num, per) + offset)
             );
-            for (tokens, width) in [(1, limiter.one), (rate.burst - 1, limiter.others)] {
+            for (tokens, width) in [(1, limiter.one()), (rate.burst - 1, limiter.others)] {
                 let expected = (cell.checked_sub(tokens.into()))
                     .map_or(0, |cell| start(cell, num, per) + offset);
                 let found = u128::from(limiter.back(nanos, width));

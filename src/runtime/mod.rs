@@ -111,6 +111,8 @@
 //! [`ServiceBuilder::with_runtime`]: crate::builder::ServiceBuilder::with_runtime
 
 mod executor;
+#[cfg(feature = "std")]
+mod shared_timer;
 mod timer;
 
 #[cfg(any(
@@ -139,6 +141,8 @@ pub mod tokio;
 pub mod wasm;
 
 pub use executor::Executor;
+#[cfg(feature = "std")]
+pub use shared_timer::{SharedSleep, SharedTimer};
 #[cfg(any(
     feature = "async-std",
     feature = "futures-timer",

@@ -374,7 +374,9 @@ impl Line {
         let index = self.entries.insert(entry).map_err(|entry| entry.waker)?;
         let rank = Rank { deadline, index };
         self.order.push(rank);
-        self.sift_up(position, rank);
+        if self.is_before_parent(position, deadline) {
+            self.sift_up(position, rank);
+        }
         Ok((index, self.takes_over()))
     }
 
@@ -405,7 +407,11 @@ impl Line {
             self.unlink(position);
         }
         // If it was woken, that may have been to drive.
-        let next = if waker.is_none() { self.hand_on() } else { None };
+        let next = if waker.is_none() {
+            self.hand_on()
+        } else {
+            None
+        };
         (waker, next)
     }
 
@@ -498,12 +504,16 @@ impl Line {
         if position >= self.order.len() {
             return;
         }
-        match position.checked_sub(1) {
-            Some(below) if last.deadline < self.order[below / 2].deadline => {
-                self.sift_up(position, last);
-            }
-            _ => self.sift_down(position, last),
+        if self.is_before_parent(position, last.deadline) {
+            self.sift_up(position, last);
+        } else {
+            self.sift_down(position, last);
         }
+    }
+
+    fn is_before_parent(&self, position: usize, deadline: Instant) -> bool {
+        let parent = position.checked_sub(1).map(|below| self.order[below / 2]);
+        parent.is_some_and(|parent| deadline < parent.deadline)
     }
 
     /// Puts `rank` where it belongs, at `position` or nearer to the root.
@@ -616,26 +626,32 @@ mod tests {
 mod models {
     use alloc::vec::Vec;
 
-    use loom::future::{AtomicWaker, block_on};
+    use loom::future::block_on;
     use loom::thread;
 
     use super::*;
-    use crate::sync::word::Word;
 
     /// A clock of one alarm, moved by hand.
     #[derive(Clone)]
-    struct Manual(Arc<(Word, AtomicWaker)>);
+    struct Manual(Arc<Mutex<Clock>>);
+
+    struct Clock {
+        now: Instant,
+        armed: Option<(Instant, Waker)>,
+    }
 
     impl Manual {
         fn new() -> Self {
-            let clock = Word::new(0);
-            clock.store(1);
-            Self(Arc::new((clock, AtomicWaker::new())))
+            let (now, armed) = (at(1), None);
+            Self(Arc::new(Mutex::new(Clock { now, armed })))
         }
 
         fn advance_to(&self, nanos: u64) {
-            self.0.0.store(nanos);
-            self.0.1.wake();
+            let due = self.0.with(|clock| {
+                clock.now = at(nanos);
+                clock.armed.take_if(|(deadline, _)| *deadline <= clock.now)
+            });
+            wake(due.map(|(_, waker)| waker));
         }
     }
 
@@ -645,12 +661,13 @@ mod models {
         type Output = ();
 
         fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-            self.0.0.1.register_by_ref(cx.waker());
-            if self.0.now() >= self.1 {
-                Poll::Ready(())
-            } else {
+            self.0.0.with(|clock| {
+                if clock.now >= self.1 {
+                    return Poll::Ready(());
+                }
+                clock.armed = Some((self.1, cx.waker().clone()));
                 Poll::Pending
-            }
+            })
         }
     }
 
@@ -659,7 +676,7 @@ mod models {
         type Alarm = Alarm;
 
         fn now(&self) -> Instant {
-            Instant::from_nanos(self.0.0.load())
+            self.0.with(|clock| clock.now)
         }
 
         fn sleep_until(&self, deadline: Instant) -> Alarm {
@@ -667,7 +684,7 @@ mod models {
         }
 
         fn alarm_until(&self, deadline: Instant) -> Alarm {
-            Alarm(self.clone(), deadline)
+            self.sleep_until(deadline)
         }
     }
 
@@ -675,8 +692,11 @@ mod models {
         Instant::from_nanos(nanos)
     }
 
-    fn poll_once(sleep: &mut SharedSleep<Manual>, waker: &Waker) -> Poll<()> {
-        Pin::new(sleep).poll(&mut Context::from_waker(waker))
+    /// A wait that was polled once.
+    fn waiting(timer: &SharedTimer<Manual>, deadline: u64) -> SharedSleep<Manual> {
+        let mut sleep = timer.sleep_until(at(deadline));
+        let _ = Pin::new(&mut sleep).poll(&mut Context::from_waker(Waker::noop()));
+        sleep
     }
 
     /// Nobody is left, and nobody drives.
@@ -714,16 +734,34 @@ mod models {
     }
 
     #[test]
-    fn the_first_goes_when_the_alarm_rings_and_the_others_wait_ends() {
+    fn an_earlier_deadline_counts_that_comes_while_the_alarm_is_set() {
         loom::model(|| {
             let clock = Manual::new();
             let timer = SharedTimer::new(clock.clone());
-            let mut first = timer.sleep_until(at(50));
-            assert!(poll_once(&mut first, Waker::noop()).is_pending());
-            let other = timer.sleep_until(at(60));
+            let late = {
+                let timer = timer.clone();
+                thread::spawn(move || waiting(&timer, 60))
+            };
+            let early = timer.sleep_until(at(50));
+            let early = thread::spawn(|| block_on(early));
+            clock.advance_to(55);
+            early.join().unwrap();
+            drop(late.join().unwrap());
+            check(&timer);
+        });
+    }
+
+    #[test]
+    fn those_who_are_woken_to_set_the_alarm_go_and_the_others_wait_ends() {
+        loom::model(|| {
+            let clock = Manual::new();
+            let timer = SharedTimer::new(clock.clone());
+            let first = waiting(&timer, 50);
+            let other = waiting(&timer, 60);
+            let last = waiting(&timer, 70);
             let other = thread::spawn(|| block_on(other));
-            let rings = thread::spawn(move || clock.advance_to(100));
-            drop(first);
+            let rings = thread::spawn(move || clock.advance_to(65));
+            drop((first, last));
             other.join().unwrap();
             rings.join().unwrap();
             check(&timer);
@@ -731,16 +769,15 @@ mod models {
     }
 
     #[test]
-    fn who_is_polled_for_something_else_and_goes_takes_nothing_along() {
+    fn one_who_is_polled_for_something_else_and_goes_takes_nothing_along() {
         loom::model(|| {
             let clock = Manual::new();
             let timer = SharedTimer::new(clock.clone());
-            let mut first = timer.sleep_until(at(50));
-            assert!(poll_once(&mut first, Waker::noop()).is_pending());
+            let mut first = waiting(&timer, 50);
             let other = timer.sleep_until(at(60));
             let other = thread::spawn(|| block_on(other));
             let rings = thread::spawn(move || clock.advance_to(100));
-            let _ = poll_once(&mut first, Waker::noop());
+            let _ = Pin::new(&mut first).poll(&mut Context::from_waker(Waker::noop()));
             drop(first);
             other.join().unwrap();
             rings.join().unwrap();

@@ -280,6 +280,7 @@ mod rooms {
 
     #[test]
     fn waits_that_share_an_alarm_allocate_nothing_once_it_is_set() {
+        use campanile::Timer;
         use campanile::runtime::SharedTimer;
 
         block_on(async {});

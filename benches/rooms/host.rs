@@ -19,7 +19,8 @@ pub(crate) trait Host {
         F: Future<Output: Send> + Send + 'static;
 }
 
-/// tokio on the thread that asks.
+/// tokio on the thread that asks. In a task, as a server's handlers are: what is not in one is woken by way of the
+/// driver.
 pub(crate) struct CurrentThread;
 /// tokio on two threads of its own.
 pub(crate) struct TwoThreads;
@@ -64,7 +65,7 @@ host!(
             .enable_time()
             .build()
             .expect("no runtime")
-            .block_on(future)
+            .block_on(on_tokio(future))
     },
     on_tokio
 );

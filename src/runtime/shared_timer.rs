@@ -8,7 +8,6 @@ use core::task::{Context, Poll, Waker};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;
-use crate::sync::slab::{Growing, Index, Slab};
 use crate::sync::{register, wake, with_waker};
 use crate::{Instant, Timer};
 
@@ -154,7 +153,7 @@ pub struct SharedSleep<T: Timer> {
 enum Place {
     /// It was not polled yet.
     Outside,
-    InLine(Index),
+    InLine(u32),
     Over,
 }
 
@@ -174,7 +173,7 @@ impl<T: Timer> Future for SharedSleep<T> {
                     Ok(joined) => joined,
                     // There are more waits than numbers.
                     Err(waker) => {
-                        wake(waker);
+                        waker.wake();
                         return Poll::Pending;
                     }
                 };
@@ -255,7 +254,7 @@ const BATCH: usize = 16;
 
 impl<T: Timer> Shared<T> {
     /// Sets the alarm to the first deadline, and wakes those that are due, but for `me`.
-    fn drive(&self, me: Index) {
+    fn drive(&self, me: u32) {
         let driving = Driving(&self.bell);
         let mut cx = Context::from_waker(&self.waker);
         while let Some((deadline, moved)) = self.bell.0.with(Line::aim) {
@@ -286,7 +285,7 @@ impl<T: Timer> Shared<T> {
         forget(driving);
     }
 
-    fn wake_due(&self, now: Instant, me: Index) {
+    fn wake_due(&self, now: Instant, me: u32) {
         loop {
             let mut wakers = [const { None }; BATCH];
             let mut mine = None;
@@ -325,7 +324,10 @@ impl Drop for Driving<'_> {
 struct Line {
     /// A binary heap by deadline.
     order: Vec<Rank>,
-    entries: Slab<Entry, Growing>,
+    /// By index.
+    entries: Vec<Entry>,
+    /// The indices of those that are free again.
+    free: Vec<u32>,
     /// What the alarm is set to.
     armed: Instant,
     /// The bell was rung, and nobody has looked after the alarm since.
@@ -337,7 +339,7 @@ struct Line {
 #[derive(Clone, Copy)]
 struct Rank {
     deadline: Instant,
-    index: Index,
+    index: u32,
 }
 
 struct Entry {
@@ -357,7 +359,8 @@ impl Line {
     const fn new() -> Self {
         Self {
             order: Vec::new(),
-            entries: Slab::new(),
+            entries: Vec::new(),
+            free: Vec::new(),
             armed: UNSET,
             has_rung: false,
             is_driven: false,
@@ -365,13 +368,25 @@ impl Line {
     }
 
     /// Enters a wait. Says where it is, and whether the caller is to drive.
-    fn join(&mut self, deadline: Instant, waker: Waker) -> Result<(Index, bool), Option<Waker>> {
+    fn join(&mut self, deadline: Instant, waker: Waker) -> Result<(u32, bool), Waker> {
         let position = self.order.len();
-        let entry = Entry {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let Ok(index) = u32::try_from(self.entries.len()) else {
+                    return Err(waker);
+                };
+                self.entries.push(Entry {
+                    waker: None,
+                    position,
+                });
+                index
+            }
+        };
+        *self.entry(index) = Entry {
             waker: Some(waker),
             position,
         };
-        let index = self.entries.insert(entry).map_err(|entry| entry.waker)?;
         let rank = Rank { deadline, index };
         self.order.push(rank);
         if self.is_before_parent(position, deadline) {
@@ -385,24 +400,23 @@ impl Line {
     /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`].
     fn stay(
         &mut self,
-        index: Index,
+        index: u32,
         cx: &Context<'_>,
         waker: &mut Option<Waker>,
     ) -> Option<(bool, bool)> {
-        if let Some(entry) = self.entries.get_mut(index) {
-            if entry.position == DUE {
-                return Some((true, false));
-            }
-            register(&mut entry.waker, cx, waker)?;
+        let entry = self.entry(index);
+        if entry.position == DUE {
+            return Some((true, false));
         }
+        register(&mut entry.waker, cx, waker)?;
         Some((false, self.takes_over()))
     }
 
     /// Takes a wait out. Its waker is to be dropped, and the other one to be woken.
-    fn leave(&mut self, index: Index) -> (Option<Waker>, Option<Waker>) {
-        let Some(Entry { waker, position }) = self.entries.remove(index) else {
-            return (None, None);
-        };
+    fn leave(&mut self, index: u32) -> (Option<Waker>, Option<Waker>) {
+        let Entry { waker, position } = self.entry(index);
+        let (waker, position) = (waker.take(), *position);
+        self.free.push(index);
         if position != DUE {
             self.unlink(position);
         }
@@ -415,9 +429,12 @@ impl Line {
         (waker, next)
     }
 
-    fn is_due(&mut self, index: Index) -> bool {
-        let entry = self.entries.get_mut(index);
-        entry.is_some_and(|entry| entry.position == DUE)
+    fn is_due(&mut self, index: u32) -> bool {
+        self.entry(index).position == DUE
+    }
+
+    fn entry(&mut self, index: u32) -> &mut Entry {
+        &mut self.entries[index as usize]
     }
 
     /// Whether somebody is to drive; the caller is he then.
@@ -472,9 +489,7 @@ impl Line {
             Some(last) if !self.is_driven => last.index,
             _ => return [None, None],
         };
-        let first = self.hand_on();
-        let last = self.entries.get_mut(last);
-        [first, last.and_then(|entry| entry.waker.take())]
+        [self.hand_on(), self.entry(last).waker.take()]
     }
 
     /// If somebody is to drive and nobody does, the first is to be woken, unless that has been already.
@@ -483,15 +498,15 @@ impl Line {
             return None;
         }
         let first = self.order.first()?.index;
-        self.entries.get_mut(first)?.waker.take()
+        self.entry(first).waker.take()
     }
 
     /// Takes the first out of the heap, if it is due.
-    fn pop_due(&mut self, now: Instant) -> Option<(Index, Option<Waker>)> {
+    fn pop_due(&mut self, now: Instant) -> Option<(u32, Option<Waker>)> {
         let first = self.order.first().filter(|first| first.deadline <= now)?;
         let index = first.index;
         self.unlink(0);
-        let entry = self.entries.get_mut(index)?;
+        let entry = self.entry(index);
         entry.position = DUE;
         Some((index, take(&mut entry.waker)))
     }
@@ -553,9 +568,7 @@ impl Line {
 
     fn put(&mut self, position: usize, rank: Rank) {
         self.order[position] = rank;
-        if let Some(entry) = self.entries.get_mut(rank.index) {
-            entry.position = position;
-        }
+        self.entry(rank.index).position = position;
     }
 }
 
@@ -573,7 +586,7 @@ mod tests {
                 let Rank { deadline, index } = self.order[position];
                 let parent = self.order[position.saturating_sub(1) / 2];
                 assert!(parent.deadline <= deadline);
-                assert_eq!(self.entries.get_mut(index).unwrap().position, position);
+                assert_eq!(self.entry(index).position, position);
             }
         }
     }

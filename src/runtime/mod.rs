@@ -15,7 +15,8 @@
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
-//! origin together.
+//! origin together. [`SharedTimer`] lets all waits share one alarm of a timer, for services that set many which hardly
+//! ever ring.
 //!
 //! A runtime's module mirrors the tree of this crate with the runtime filled in, so that
 //! `use campanile::smol as tower;` makes code compile that was written for tower.

@@ -326,8 +326,8 @@ struct Line {
     order: Vec<Rank>,
     /// By index.
     entries: Vec<Entry>,
-    /// The indices of those that are free again.
-    free: Vec<u32>,
+    /// The first entry that is free again.
+    free: u32,
     /// What the alarm is set to.
     armed: Instant,
     /// The bell was rung, and nobody has looked after the alarm since.
@@ -345,12 +345,12 @@ struct Rank {
 struct Entry {
     /// `None`: was woken, and has not been polled since.
     waker: Option<Waker>,
-    /// In the heap.
-    position: usize,
+    /// In the heap. Of one that is free: the next that is.
+    position: u32,
 }
 
-/// The position of one that is due.
-const DUE: usize = usize::MAX;
+/// The position of one that is due, and the end of those that are free.
+const NOWHERE: u32 = u32::MAX;
 
 /// What the alarm is set to when it is not.
 const UNSET: Instant = Instant::MAX;
@@ -360,7 +360,7 @@ impl Line {
         Self {
             order: Vec::new(),
             entries: Vec::new(),
-            free: Vec::new(),
+            free: NOWHERE,
             armed: UNSET,
             has_rung: false,
             is_driven: false,
@@ -370,23 +370,19 @@ impl Line {
     /// Enters a wait. Says where it is, and whether the caller is to drive.
     fn join(&mut self, deadline: Instant, waker: Waker) -> Result<(u32, bool), Waker> {
         let position = self.order.len();
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let Ok(index) = u32::try_from(self.entries.len()) else {
-                    return Err(waker);
-                };
-                self.entries.push(Entry {
-                    waker: None,
-                    position,
-                });
-                index
-            }
-        };
-        *self.entry(index) = Entry {
-            waker: Some(waker),
-            position,
-        };
+        let mut index = self.free;
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            self.free = replace(&mut entry.position, position as u32);
+            entry.waker = Some(waker);
+        } else if self.entries.len() < NOWHERE as usize {
+            index = self.entries.len() as u32;
+            self.entries.push(Entry {
+                waker: Some(waker),
+                position: position as u32,
+            });
+        } else {
+            return Err(waker);
+        }
         let rank = Rank { deadline, index };
         self.order.push(rank);
         if self.is_before_parent(position, deadline) {
@@ -405,7 +401,7 @@ impl Line {
         waker: &mut Option<Waker>,
     ) -> Option<(bool, bool)> {
         let entry = self.entry(index);
-        if entry.position == DUE {
+        if entry.position == NOWHERE {
             return Some((true, false));
         }
         register(&mut entry.waker, cx, waker)?;
@@ -414,11 +410,13 @@ impl Line {
 
     /// Takes a wait out. Its waker is to be dropped, and the other one to be woken.
     fn leave(&mut self, index: u32) -> (Option<Waker>, Option<Waker>) {
-        let Entry { waker, position } = self.entry(index);
-        let (waker, position) = (waker.take(), *position);
-        self.free.push(index);
-        if position != DUE {
-            self.unlink(position);
+        let free = self.free;
+        let entry = self.entry(index);
+        let waker = entry.waker.take();
+        let position = replace(&mut entry.position, free);
+        self.free = index;
+        if position != NOWHERE {
+            self.unlink(position as usize);
         }
         // If it was woken, that may have been to drive.
         let next = if waker.is_none() {
@@ -430,7 +428,7 @@ impl Line {
     }
 
     fn is_due(&mut self, index: u32) -> bool {
-        self.entry(index).position == DUE
+        self.entry(index).position == NOWHERE
     }
 
     fn entry(&mut self, index: u32) -> &mut Entry {
@@ -507,7 +505,7 @@ impl Line {
         let index = first.index;
         self.unlink(0);
         let entry = self.entry(index);
-        entry.position = DUE;
+        entry.position = NOWHERE;
         Some((index, take(&mut entry.waker)))
     }
 
@@ -568,7 +566,7 @@ impl Line {
 
     fn put(&mut self, position: usize, rank: Rank) {
         self.order[position] = rank;
-        self.entry(rank.index).position = position;
+        self.entry(rank.index).position = position as u32;
     }
 }
 
@@ -586,7 +584,7 @@ mod tests {
                 let Rank { deadline, index } = self.order[position];
                 let parent = self.order[position.saturating_sub(1) / 2];
                 assert!(parent.deadline <= deadline);
-                assert_eq!(self.entry(index).position, position);
+                assert_eq!(self.entry(index).position as usize, position);
             }
         }
     }

@@ -369,6 +369,20 @@ mod on_tokio {
         runtime.block_on(async { futures::join!(timer.sleep(10 * MS), timer.sleep(MS)) });
     }
 
+    #[test]
+    fn one_runtime_comes_after_the_other() {
+        let timer = SharedTimer::new(Tokio);
+        let hour = 60 * 60_000 * MS;
+        for leaves_it_set in [true, false, true, true, false, false] {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(timer.sleep(10 * MS));
+            if leaves_it_set {
+                runtime.block_on(async { assert!(spawn(timer.sleep(hour)).poll().is_pending()) });
+            }
+        }
+    }
+
     /// Uses up the task's budget.
     fn spend(cx: &mut Context<'_>) {
         while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}

@@ -16,21 +16,23 @@ use crate::{Instant, Timer};
 /// A timeout mostly ends before its time, and to enter it into a runtime's timers and to take it out again is most of
 /// what it costs. Here it goes into a heap under a lock, and the runtime has one alarm: for the earliest of the
 /// deadlines, set when that is earlier than what the alarm is set to, or when it rings. Over a service that is pending
-/// once, a [`Timeout`](crate::timeout) then takes a third of the instructions that it takes on tokio's timer.
+/// once, a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
+/// than half of the room. On smol and async-std no reactor is woken per wait, which takes microseconds.
 ///
 /// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
 /// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
 /// many threads wait for time all at once, let each layer have one of its own.
 ///
 /// A wait begins with its first poll. From then on, to enter it, to remove it and to move it takes O(log n) steps with
-/// `n` that are under way, O(1) for one whose deadline is the last; and no allocation, once there were as many before.
+/// `n` that are under way, O(1) for one whose deadline is the last; and no allocation, once there were as many before. The
+/// alarm is made anew, which on tokio is an allocation, when it has rung and nobody waited any more.
 ///
 /// # What is different from the timer beneath
 ///
 /// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
-///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
-///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
-///   shut down.
+///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime at a time: a task
+///   of another would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that
+///   is shut down.
 /// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
 ///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all.
 ///   If neither does, because they are in a `select!` whose other branch is busy, then it is the next that is entered,
@@ -257,18 +259,23 @@ impl<T: Timer> Shared<T> {
     fn drive(&self, me: u32) {
         let driving = Driving(&self.bell);
         let mut cx = Context::from_waker(&self.waker);
-        while let Some((deadline, moved)) = self.bell.0.with(Line::aim) {
+        let mut has_rung = false;
+        while let Some((deadline, before)) = self.bell.0.with(Line::aim) {
             let mut alarm = self.alarm.with(Option::take);
+            // One that rang when nobody waited may be of a runtime that is gone.
+            if before == UNSET && !has_rung {
+                alarm = None;
+            }
             let set = match &mut alarm {
                 Some(alarm) => {
-                    if moved {
+                    if before != deadline {
                         self.timer.reset(alarm, deadline);
                     }
                     alarm
                 }
                 None => alarm.insert(self.timer.alarm_until(deadline)),
             };
-            let has_rung = Pin::new(set).poll(&mut cx).is_ready();
+            has_rung = Pin::new(set).poll(&mut cx).is_ready();
             self.alarm.with(|kept| *kept = alarm);
             // The clock is asked also where the alarm is pending: tokio's is so, whatever the time, for a task that has
             // used up its budget, and one that has done so at each poll would hold up all others.
@@ -352,7 +359,7 @@ struct Entry {
 /// The position of one that is due, and the end of those that are free.
 const NOWHERE: u32 = u32::MAX;
 
-/// What the alarm is set to when it is not.
+/// What the alarm is set to when it is not, or has rung.
 const UNSET: Instant = Instant::MAX;
 
 impl Line {
@@ -445,15 +452,15 @@ impl Line {
         is_needed
     }
 
-    /// What the alarm is to be set to, and whether it is not yet. `None`: to nothing, and nobody drives any more.
-    fn aim(&mut self) -> Option<(Instant, bool)> {
+    /// What the alarm is to be set to, and what it was set to. `None`: to nothing, and nobody drives any more.
+    fn aim(&mut self) -> Option<(Instant, Instant)> {
         let Some(first) = self.order.first() else {
             self.is_driven = false;
             return None;
         };
         self.has_rung = false;
-        let before = replace(&mut self.armed, first.deadline);
-        Some((first.deadline, before != first.deadline))
+        let deadline = first.deadline;
+        Some((deadline, replace(&mut self.armed, deadline)))
     }
 
     /// The alarm was set and polled. `None`: it has to be again; or else who is to be woken, and nobody drives any more.
@@ -485,7 +492,11 @@ impl Line {
         // Two, since the one may not be polled for long; and not the two that are likely to be of one task.
         let last = match self.order.last() {
             Some(last) if !self.is_driven => last.index,
-            _ => return [None, None],
+            Some(_) => return [None, None],
+            None => {
+                self.armed = UNSET;
+                return [None, None];
+            }
         };
         [self.hand_on(), self.entry(last).waker.take()]
     }

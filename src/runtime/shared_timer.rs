@@ -23,9 +23,9 @@ use crate::{Instant, Timer};
 /// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
 /// many threads wait for time all at once, let each layer have one of its own.
 ///
-/// A wait begins with its first poll. From then on, to enter it, to remove it and to move it takes O(log n) steps with
-/// `n` that are under way, O(1) for one whose deadline is the last; and no allocation, once there were as many before. The
-/// alarm is made anew, which on tokio is an allocation, when it has rung and nobody waited any more.
+/// A wait begins with its first poll. With `n` under way, to enter one takes O(log n) steps, and O(1) where its deadline is
+/// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
+/// which on tokio is an allocation, when it has rung and nobody waited any more.
 ///
 /// # What is different from the timer beneath
 ///

@@ -114,6 +114,13 @@
 mod executor;
 #[cfg(feature = "std")]
 mod shared_timer;
+#[cfg(any(
+    feature = "async-std",
+    feature = "futures-timer",
+    feature = "smol",
+    feature = "tokio"
+))]
+mod std_clock;
 mod timer;
 
 #[cfg(any(
@@ -144,13 +151,6 @@ pub mod wasm;
 pub use executor::Executor;
 #[cfg(feature = "std")]
 pub use shared_timer::{SharedSleep, SharedTimer};
-#[cfg(any(
-    feature = "async-std",
-    feature = "futures-timer",
-    feature = "smol",
-    feature = "tokio"
-))]
-use timer::std_clock;
 pub use timer::{Instant, Timer};
 pub(crate) use timer::{forward_timer, saturating_nanos};
 

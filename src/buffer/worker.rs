@@ -173,8 +173,11 @@ struct Undelivered<'a, Q: Queue> {
 }
 
 impl<Q: Queue> Drop for Undelivered<'_, Q> {
+    #[inline]
     fn drop(&mut self) {
-        self.queue.deliver(&mut self.response);
+        if self.response.is_some() {
+            self.queue.deliver(&mut self.response);
+        }
     }
 }
 

@@ -639,12 +639,11 @@ pub trait Channel: Clone {
         work.unwrap_or_else(|| self.poll_work(cx))
     }
 
-    /// Answers the message that was [taken](Self::take) last, if that is still to do.
+    /// Answers the message that was [taken](Self::take) last.
+    #[cold]
     fn deliver(&self, answer: &mut Option<Self::Answer>) {
-        if answer.is_some() {
-            let answered = self.with(|state| state.answer(answer));
-            answered.finish(answer);
-        }
+        let answered = self.with(|state| state.answer(answer));
+        answered.finish(answer);
     }
 
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.

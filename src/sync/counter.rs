@@ -7,13 +7,14 @@
 mod imp {
     use core::task::{Context, Poll};
 
-    use crate::sync::gate::{Full, Gate, Place, Waiters};
+    use crate::sync::gate::{Full, Gate, Place};
     use crate::sync::primitives::Mutex;
     use crate::sync::primitives::atomic::{
         AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     };
-    use crate::sync::slab::{Growing, Slab};
+    use crate::sync::slab::Slab;
+    use crate::sync::storage::{Growing, Waiters};
     use crate::sync::{is_attempt, lock::Lock, with_waker};
 
     /// In the place of the count: there is a line, and so nothing is free.

@@ -1,7 +1,7 @@
 use core::mem::take;
 use core::task::{Context, Poll, Waker};
 
-use super::slab::{Index, List, Nodes, Slab, Storage};
+use super::slab::{Index, List, Nodes, Slab};
 use super::{is_attempt, wake};
 
 /// Permits, and the line of those who wait for one: first come, first served.
@@ -23,9 +23,6 @@ pub enum Waiter {
     /// A permit is set aside for whoever has the place.
     Granted,
 }
-
-/// The nodes of those who wait.
-pub(crate) type Waiters<S> = <S as Storage>::Nodes<Option<Waiter>>;
 
 /// Where somebody stands at a [`Gate`].
 #[derive(Debug, Default)]

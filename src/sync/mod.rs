@@ -15,6 +15,7 @@ pub(crate) mod primitives;
 pub(crate) mod queue;
 pub(crate) mod semaphore;
 pub(crate) mod slab;
+pub(crate) mod storage;
 #[cfg(feature = "std")]
 pub(crate) mod wakes;
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]

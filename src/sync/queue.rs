@@ -6,10 +6,11 @@ use core::task::{Context, Poll, Waker, ready};
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
-use super::gate::{Full, Gate, Place, Waiters};
+use super::gate::{Full, Gate, Place};
 use super::heap::{Heap, Shared};
 use super::lock::Lock;
-use super::slab::{Growing, Index, Inline, List, Nodes, Slab, Storage, Vacant};
+use super::slab::{Index, List, Nodes, Slab, Vacant};
+use super::storage::{Growing, Inline, Storage, Waiters};
 use super::{register, wake, with_waker};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.

@@ -6,10 +6,11 @@ use core::task::{Context, Poll};
 use critical_section::Mutex;
 
 use super::counter::Counter;
-use super::gate::{Full, Gate, Place, Waiters};
+use super::gate::{Full, Gate, Place};
 use super::heap::Shared;
 use super::lock::Lock;
-use super::slab::{Inline, Slab, Storage};
+use super::slab::Slab;
+use super::storage::{Inline, Storage, Waiters};
 use super::with_waker;
 
 /// A number of permits, shared by all clones: who wants one and finds none waits in line.

@@ -1,8 +1,6 @@
 #[cfg(feature = "alloc")]
 use alloc::vec::Vec;
 
-use super::gate::{Gate, Waiter, Waiters};
-
 /// Marks the end of a list.
 const NIL: u32 = u32::MAX;
 
@@ -28,17 +26,6 @@ impl<T> Vacant for Option<T> {
     const VACANT: Self = None;
 }
 
-/// Where slabs keep their nodes.
-pub trait Storage {
-    /// The nodes of a slab of `T`.
-    type Nodes<T: Vacant>: Nodes<Value = T>;
-    /// The same, without their number where that is part of the type.
-    type View: Nodes<Value = Option<Waiter>> + ?Sized;
-
-    /// Forgets the number of nodes, so that gates of all numbers share their code.
-    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View>;
-}
-
 /// The nodes of a [`Slab`].
 #[allow(
     unreachable_pub,
@@ -55,20 +42,6 @@ pub trait Nodes {
     fn grow(&mut self);
 }
 
-/// On the heap, as many as are needed.
-#[derive(Debug)]
-pub enum Growing {}
-
-#[cfg(feature = "alloc")]
-impl Storage for Growing {
-    type Nodes<T: Vacant> = Vec<Node<T>>;
-    type View = Vec<Node<Option<Waiter>>>;
-
-    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
-        gate
-    }
-}
-
 #[cfg(feature = "alloc")]
 impl<T: Vacant> Nodes for Vec<Node<T>> {
     type Value = T;
@@ -80,30 +53,6 @@ impl<T: Vacant> Nodes for Vec<Node<T>> {
 
     fn grow(&mut self) {
         self.push(Node::NEW);
-    }
-}
-
-// Without an allocator nothing grows; the type is there so that the others can name it.
-#[cfg(not(feature = "alloc"))]
-impl Storage for Growing {
-    type Nodes<T: Vacant> = [Node<T>; 0];
-    type View = [Node<Option<Waiter>>];
-
-    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
-        gate
-    }
-}
-
-/// `N` of them, in place.
-#[derive(Debug)]
-pub enum Inline<const N: usize> {}
-
-impl<const N: usize> Storage for Inline<N> {
-    type Nodes<T: Vacant> = [Node<T>; N];
-    type View = [Node<Option<Waiter>>];
-
-    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
-        gate
     }
 }
 

@@ -17,6 +17,9 @@ use futures::future::LocalBoxFuture;
 
 use super::Stack;
 
+/// In nanoseconds.
+const DAY: u64 = 24 * 3600 * 1_000_000_000;
+
 /// A service that need not be `Clone`.
 pub(super) type Single = UnsyncBoxService<u64, u64, BoxError>;
 
@@ -218,6 +221,7 @@ impl Service<u64> for Mortal {
     type Future = <Stack as Service<u64>>::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        assert!(now().as_nanos() < DAY, "something goes on for ever");
         if !std::mem::replace(&mut self.asked, true) && self.dice.get_mut().chance(self.chance) {
             return Poll::Ready(Err(Refused.into()));
         }

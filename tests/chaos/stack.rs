@@ -88,15 +88,16 @@ impl<'a> Builder<'a> {
 
     /// `inner` in another room.
     ///
-    /// Some stacks are not made, because a request in them can wait for what is kept for nobody:
+    /// In some stacks a request can wait for what is kept for nobody, as is documented where it is so:
     ///
     /// - A worker's service keeps what it reserved for a request that was cancelled: a retry beneath the buffer may
     ///   need it.
-    /// - A handle whose request was refused while it was in line keeps its place there: a retry above goes on with that
-    ///   handle, and may hold what it is to wait for.
+    /// - A handle whose request was refused while it was in line keeps its place there: a retry above goes on with a
+    ///   clone of that handle, and may wait for what it holds.
     /// - The endpoints of a balancer that are ready, and are not chosen, keep what they reserve from each other.
     /// - An unreserved limit calls before there is a permit: what the call holds, others may need.
-    /// - Nobody gets through to what is over, and some rooms go on trying for ever.
+    ///
+    /// Few stacks are of that kind. In these nobody waits for ever, and everything has to come back all the same.
     fn room(&mut self, inner: Stack) -> Stack {
         let Beneath {
             reserves,
@@ -105,14 +106,29 @@ impl<'a> Builder<'a> {
             holds,
             panics,
         } = self.beneath;
-        match self.dice.number(0..12) {
-            0 if !retries => {
+        let kind = self.dice.number(0..12);
+        let waits_for_itself = match kind {
+            0 => retries,
+            1 => reserves,
+            2 => holds,
+            6 => refuses,
+            _ => false,
+        };
+        if waits_for_itself && self.dice.chance(0.8) {
+            return self.concurrency_limit(inner);
+        }
+        self.run
+            .is_hasty
+            .set(self.run.is_hasty.get() || waits_for_itself);
+        match kind {
+            0 => {
                 let inner = self.probed(inner, None);
                 self.buffer(single(inner))
             }
-            1 if !reserves && !panics => self.balance(inner),
-            2 if !holds => self.unreserved_limit(inner),
-            0..=2 => self.concurrency_limit(inner),
+            // Nobody gets through to what is over, and a balancer goes on trying for ever.
+            1 if !panics => self.balance(inner),
+            2 => self.unreserved_limit(inner),
+            10 => self.concurrency_limit(inner),
             3 => {
                 let refusing = self.dice.chance(0.3);
                 self.beneath.refuses |= refusing && reserves;
@@ -128,7 +144,7 @@ impl<'a> Builder<'a> {
                 let inner = self.probed(inner, None);
                 self.deadline(inner)
             }
-            6 if !refuses => self.retry(inner),
+            6 => self.retry(inner),
             7 => self.hedge(inner),
             8 => self.spawn_ready(inner),
             9 => {

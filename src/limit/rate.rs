@@ -555,8 +555,8 @@ pub enum InvalidRate {
 impl fmt::Display for InvalidRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Num => "the number of requests of a rate must be at least 1",
-            Self::Per => "the period of a rate must be at least 1 ns",
+            Self::Num => "a rate of 0 requests: `num` must be at least 1",
+            Self::Per => "a rate per 0 ns: `per` must be at least 1 ns",
         })
     }
 }

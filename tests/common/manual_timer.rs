@@ -36,6 +36,13 @@ impl ManualTimer {
         Self::default()
     }
 
+    /// One that starts at `now`.
+    pub fn at(now: Instant) -> Self {
+        let timer = Self::default();
+        timer.0.lock().unwrap().now = now;
+        timer
+    }
+
     /// Moves time on, and wakes what is due, in the order of the deadlines.
     pub fn advance(&self, duration: Duration) {
         let now = self.now().saturating_add(duration);

@@ -2,7 +2,7 @@
 #![cfg(feature = "testing")]
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,29 +10,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use campanile::balance::p2c::Balance;
-use campanile::balance::quarantine::QuarantineLayer;
+use campanile::balance::quarantine::Quarantine;
 use campanile::discover::ServiceList;
 use campanile::filter::{AsyncFilter, Filter};
-use campanile::hedge::Delay;
+use campanile::hedge::{Delay, Hedge};
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
-use campanile::limit::rate::Rate;
-use campanile::load::{CompleteOnResponse, Constant};
+use campanile::limit::rate::{Rate, RateLimit};
+use campanile::load::{CompleteOnResponse, Constant, PeakEwma, PendingRequests};
 use campanile::load_shed::LoadShed;
-use campanile::retry::{CloneByClone, Retry};
+use campanile::reconnect::Reconnect;
+use campanile::retry::budget::TpsBudget;
+use campanile::retry::{CloneByClone, Retry, StandardPolicy};
 use campanile::steer::Steer;
 use campanile::testing::buffer::Buffer;
-use campanile::testing::hedge::Hedge;
-use campanile::testing::limit::RateLimit;
-use campanile::testing::load::{PeakEwma, PendingRequests};
-use campanile::testing::reconnect::Reconnect;
-use campanile::testing::retry::StandardPolicy;
 use campanile::testing::spawn_ready::SpawnReady;
-use campanile::testing::timeout::{Deadline, Timeout};
 use campanile::testing::{Probe, Runtime, Sim, idle};
+use campanile::timeout::{Deadline, Timeout};
 use campanile::util::{Either, Optional, UnsyncBoxCloneService, UnsyncBoxService};
-use campanile::{BoxError, Layer, Service, ServiceExt, service_fn};
+use campanile::{BoxError, Instant, Layer, Service, ServiceExt, Timer, service_fn};
 use futures::FutureExt;
-use futures::future::{LocalBoxFuture, ready};
+use futures::future::LocalBoxFuture;
 
 type Cloned = UnsyncBoxCloneService<u32, u32, BoxError>;
 type Single = UnsyncBoxService<u32, u32, BoxError>;
@@ -62,77 +59,96 @@ async fn pass_later(n: u32) -> Result<u32, BoxError> {
     Ok(n)
 }
 
+type Room<S> = (&'static str, fn(Cloned) -> S);
+
+/// What a room tells the time by.
+trait Clock: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static {}
+
+impl<T: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static> Clock for T {}
+
 /// The rooms that have clones, each around a service that is given.
-const CLONED: &[(&str, fn(Cloned) -> Cloned)] = &[
-    ("and_then", |s| boxed(s.and_then(pass_later))),
-    ("async_filter", |s| boxed(AsyncFilter::new(s, pass_later))),
-    ("buffer", |s| boxed(Buffer::new(s, 1))),
-    ("concurrency_limit", |s| {
-        boxed(ConcurrencyLimit::with_semaphore(s, Semaphore::new(1)))
-    }),
-    ("constant", |s| boxed(Constant::new(s, 1))),
-    ("deadline", |s| boxed(Deadline::new(s, SECOND))),
-    ("either", |s| boxed(Either::<_, Cloned>::Left(s))),
-    ("filter", |s| boxed(Filter::new(s, pass))),
-    ("hedge", |s| {
-        boxed(Hedge::with_delay(s, CloneByClone, Delay::fixed(SECOND)))
-    }),
-    ("load_shed", |s| boxed(LoadShed::new(s))),
-    ("map_future", |s| boxed(s.map_future(|future| future))),
-    ("map_request", |s| boxed(s.map_request(|n: u32| n))),
-    ("map_response", |s| boxed(s.map_response(|n: u32| n))),
-    ("map_result", |s| {
-        boxed(s.map_result(|result: Result<u32, BoxError>| result))
-    }),
-    ("optional", |s| boxed(Optional::new(Some(s)))),
-    ("peak_ewma", |s| {
-        boxed(PeakEwma::new(s, SECOND, 1e9, CompleteOnResponse))
-    }),
-    ("pending_requests", |s| {
-        boxed(PendingRequests::new(s, CompleteOnResponse))
-    }),
-    ("quarantine", |s| {
-        boxed(QuarantineLayer::with_timer(Sim).layer(s))
-    }),
-    ("rate_limit", |s| {
-        boxed(RateLimit::new(s, Rate::new(1, SECOND)))
-    }),
-    ("reconnect", |s| {
-        let connect = service_fn(move |()| ready(Ok::<_, BoxError>(s.clone())));
-        boxed(Reconnect::new(connect, ()))
-    }),
-    ("retry", |s| boxed(Retry::new(StandardPolicy::new(), s))),
-    ("steer", |s| {
-        boxed(Steer::new([s], |_: &u32, _: &[Cloned]| 0))
-    }),
-    ("then", |s| {
-        boxed(s.then(|result: Result<u32, BoxError>| ready(result)))
-    }),
-    ("timeout", |s| boxed(Timeout::new(s, SECOND))),
-    ("timeout from the call", |s| {
-        boxed(Timeout::new(s, SECOND).from_call())
-    }),
-];
+fn cloned<T: Clock>() -> Vec<Room<Cloned>> {
+    vec![
+        ("and_then", |s| boxed(s.and_then(pass_later))),
+        ("async_filter", |s| boxed(AsyncFilter::new(s, pass_later))),
+        ("concurrency_limit", |s| boxed(ConcurrencyLimit::new(s, 1))),
+        ("constant", |s| boxed(Constant::new(s, 1))),
+        ("deadline", |s| boxed(Deadline::<_, T>::new(s, SECOND))),
+        ("either", |s| boxed(Either::<_, Cloned>::Left(s))),
+        ("filter", |s| boxed(Filter::new(s, pass))),
+        ("hedge", |s| {
+            let delay = Delay::fixed(SECOND);
+            boxed(Hedge::<_, _, T>::with_delay(s, CloneByClone, delay))
+        }),
+        ("hedge by percentile", |s| {
+            boxed(Hedge::<_, _, T>::new(s, CloneByClone, 1, 0.9, SECOND))
+        }),
+        ("load_shed", |s| boxed(LoadShed::new(s))),
+        ("map_future", |s| boxed(s.map_future(|future| future))),
+        ("map_request", |s| boxed(s.map_request(|n: u32| n))),
+        ("map_response", |s| boxed(s.map_response(|n: u32| n))),
+        ("map_result", |s| {
+            boxed(s.map_result(|result: Result<u32, BoxError>| result))
+        }),
+        ("optional", |s| boxed(Optional::new(Some(s)))),
+        ("peak_ewma", |s| {
+            let over = CompleteOnResponse;
+            boxed(PeakEwma::<_, _, T>::new(s, SECOND, 1e9, over))
+        }),
+        ("pending_requests", |s| {
+            boxed(PendingRequests::<_, _, T>::new(s, CompleteOnResponse))
+        }),
+        ("quarantine", |s| boxed(Quarantine::<_, T>::new(s))),
+        ("rate_limit", |s| {
+            boxed(RateLimit::<_, T>::new(s, Rate::new(1, SECOND)))
+        }),
+        ("reconnect", |s| {
+            let connect = service_fn(move |()| ready(Ok::<_, BoxError>(s.clone())));
+            boxed(Reconnect::with_timer(connect, (), T::default()))
+        }),
+        ("retry", |s| {
+            let budget = Rc::new(TpsBudget::with_timer(SECOND, 1, 0.1, T::default()));
+            let policy = StandardPolicy::with_timer(T::default()).total_time(SECOND);
+            boxed(Retry::new(policy.budget(budget), s))
+        }),
+        ("steer", |s| {
+            boxed(Steer::new([s], |_: &u32, _: &[Cloned]| 0))
+        }),
+        ("then", |s| {
+            boxed(s.then(|result: Result<u32, BoxError>| ready(result)))
+        }),
+        ("timeout", |s| boxed(Timeout::<_, T>::new(s, SECOND))),
+        ("timeout from the call", |s| {
+            boxed(Timeout::<_, T>::new(s, SECOND).from_call())
+        }),
+    ]
+}
+
+/// Starts a task when it is made.
+fn buffer(inner: Cloned) -> Cloned {
+    boxed(Buffer::new(inner, 1))
+}
 
 /// Those that have none.
-const SINGLE: &[(&str, fn(Cloned) -> Single)] = &[
-    ("balance", |s| {
-        let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
-        single(Balance::with_timer(endpoints, Sim))
-    }),
-    ("spawn_ready", |s| single(SpawnReady::<_, BoxError>::new(s))),
-];
+fn single_ones<T: Clock>() -> Vec<Room<Single>> {
+    vec![
+        ("balance", |s| {
+            let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
+            single(Balance::with_timer(endpoints, T::default()))
+        }),
+        ("spawn_ready", |s| single(SpawnReady::<_, BoxError>::new(s))),
+    ]
+}
 
 /// All of them.
 fn rooms() -> impl Iterator<Item = (&'static str, Box<dyn Fn(Cloned) -> Single>)> {
-    let cloned = CLONED.iter().map(|&(name, room)| {
+    let cloned = cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]);
+    let cloned = cloned.map(|(name, room): Room<Cloned>| {
         let room = Box::new(move |inner| single(room(inner)));
         (name, room as Box<dyn Fn(Cloned) -> Single>)
     });
-    let others = SINGLE
-        .iter()
-        .map(|&(name, room)| (name, Box::new(room) as _));
-    cloned.chain(others)
+    let others = single_ones::<Sim>().into_iter();
+    cloned.chain(others.map(|(name, room)| (name, Box::new(room) as _)))
 }
 
 /// Runs `scenario` for a room in a runtime, and says which room it was if it fails.
@@ -166,7 +182,7 @@ fn one_at_a_time(probe: &Probe) -> (Cloned, Semaphore) {
 
 #[test]
 fn a_clone_starts_as_never_polled() {
-    for &(name, room) in CLONED {
+    for (name, room) in cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]) {
         run(name, async {
             let probe = Probe::new();
             let (inner, _) = one_at_a_time(&probe);
@@ -231,15 +247,33 @@ fn a_call_without_readiness_does_not_panic() {
     }
 }
 
+/// A clock that is not to be looked at.
+#[derive(Clone, Debug, Default)]
+struct Untouchable;
+
+impl Timer for Untouchable {
+    type Sleep = Pending<()>;
+    type Alarm = Pending<()>;
+
+    fn now(&self) -> Instant {
+        panic!("the clock is read")
+    }
+
+    fn sleep_until(&self, _: Instant) -> Pending<()> {
+        panic!("a sleep is made")
+    }
+
+    fn alarm_until(&self, _: Instant) -> Pending<()> {
+        panic!("an alarm is set")
+    }
+}
+
 #[test]
 fn to_construct_clone_and_drop_it_needs_no_runtime() {
-    for &(name, room) in CLONED {
-        // A buffer's task is started when it is made; its layer is made anywhere.
-        if name != "buffer" {
-            drop(room(echo()).clone());
-        }
+    for (_, room) in cloned::<Untouchable>() {
+        drop(room(echo()).clone());
     }
-    for (_, room) in SINGLE {
+    for (_, room) in single_ones::<Untouchable>() {
         drop(room(echo()));
     }
     let _ = campanile::testing::buffer::BufferLayer::<u32>::new(1);

@@ -287,6 +287,34 @@ fn a_token_that_comes_back_late_makes_no_burst_larger() {
 }
 
 #[test]
+fn a_token_that_comes_back_does_not_bring_a_nanosecond_too_much() {
+    // Of its cells two are of 66,666,667 ns, and the third is of one less.
+    let (most, per) = (3, 200_000_000);
+    let rate = Rate::new(most, Duration::from_nanos(per)).burst(1);
+    for offset in (0..per).step_by(9_999_991) {
+        let timer = ManualTimer::at(Instant::from_nanos(1000 * per + offset));
+        let layer = RateLimitLayer::with_timer(rate, timer.clone()).reject();
+        let mut passed = Vec::new();
+        let mut unused = layer.layer(Inner);
+        assert!(poll_ready(&mut unused).is_ready());
+        let mut service = layer.layer(Inner);
+        while passed.len() < 8 {
+            match request(&mut service) {
+                Some(Ok(())) => passed.push(timer.nanos()),
+                Some(Err(retry)) => timer.advance(retry),
+                None => panic!("it waits"),
+            }
+            if passed.len() == 1 {
+                // Time has brought back all of it.
+                unused = layer.layer(Inner);
+            }
+        }
+        assert_bound(&passed, most as usize, per, rate);
+        drop(unused);
+    }
+}
+
+#[test]
 fn an_idle_handle_holds_up_nobody() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);

@@ -88,7 +88,8 @@ impl RateBound {
                 let count = passed[n..].partition_point(|moment| *moment < end);
                 assert!(
                     count <= allowed,
-                    "{count} within {span:?} from {from:?}, where {allowed} are allowed"
+                    "{count} within {span:?}, where {allowed} are allowed: {:?}",
+                    &passed[n..n + count]
                 );
             }
         }
@@ -234,17 +235,31 @@ impl Service<u64> for Mortal {
     }
 }
 
-/// Nobody listens.
-#[derive(Debug)]
-pub(super) struct Refused;
+macro_rules! failure {
+    ($(#[$doc:meta])* $name:ident, $message:literal) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(super) struct $name;
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("connection refused")
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str($message)
+            }
+        }
+
+        impl Error for $name {}
+    };
 }
 
-impl Error for Refused {}
+failure! {
+    /// Nobody listens.
+    Refused, "connection refused"
+}
+
+failure! {
+    /// By a filter.
+    Rejected, "request rejected"
+}
 
 /// A service that has no clone: each handle is made anew.
 pub(super) struct Remade {

@@ -29,7 +29,7 @@ use campanile::util::UnsyncBoxCloneService;
 use campanile::{BoxError, Service, ServiceExt};
 use futures::future::{Either, LocalBoxFuture, select};
 
-use doubles::{Dice, Gauge, Log, RateBound, Refused};
+use doubles::{Dice, Gauge, Log, RateBound, Refused, Rejected};
 use stack::Builder;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -218,7 +218,7 @@ fn name(error: &BoxError) -> &'static str {
             })*
         };
     }
-    is!(Closed Panicked Elapsed Injected Limited Lost Overloaded Refused);
+    is!(Closed Panicked Elapsed Injected Limited Lost Overloaded Refused Rejected);
     if error.downcast_ref::<ServiceError<BoxError>>().is_some() {
         return "ServiceError";
     }
@@ -277,9 +277,10 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
         };
         if let Err(error) = &result {
             let name = name(error);
-            // Another attempt follows at once, and may find a rate limit reached.
+            // Another attempt follows at once, or a service beside this one is asked, and may find a rate limit reached.
             let about = run.about.borrow();
-            let wavers = ["pauses", "balance", "reconnect"].map(|room| about.contains(room));
+            let wavers =
+                ["pauses", "balance", "reconnect", "steer"].map(|room| about.contains(room));
             let excuse = wavers.contains(&true) || run.attempts.get() > 1;
             drop(about);
             let is_free = !matches!(name, "Overloaded" | "Limited") || excuse;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use campanile::balance::p2c::Balance;
 use campanile::balance::quarantine::QuarantineLayer;
 use campanile::discover::{Sender, channel};
+use campanile::filter::{AsyncFilter, Filter};
 use campanile::hedge::Delay;
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::Rate;
@@ -16,6 +17,7 @@ use campanile::reconnect::{ConnectErrors, Reconnect};
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::retry::budget::Unlimited;
 use campanile::retry::{CloneByClone, Retry};
+use campanile::steer::Steer;
 use campanile::testing::buffer::Buffer;
 use campanile::testing::hedge::Hedge;
 use campanile::testing::limit::RateLimit;
@@ -28,7 +30,7 @@ use campanile::{BoxError, Layer, Service, ServiceExt, service_fn};
 use futures::future::LocalBoxFuture;
 
 use super::doubles::{
-    Admission, Attempts, Dice, Gauge, Log, Mortal, RateBound, Refused, Remade, Single,
+    Admission, Attempts, Dice, Gauge, Log, Mortal, RateBound, Refused, Rejected, Remade, Single,
 };
 use super::{Run, Stack};
 
@@ -106,7 +108,7 @@ impl<'a> Builder<'a> {
             holds,
             panics,
         } = self.beneath;
-        let kind = self.dice.number(0..12);
+        let kind = self.dice.number(0..14);
         let waits_for_itself = match kind {
             0 => retries,
             1 => reserves,
@@ -129,6 +131,8 @@ impl<'a> Builder<'a> {
             1 if !panics => self.balance(inner),
             2 => self.unreserved_limit(inner),
             10 => self.concurrency_limit(inner),
+            11 => self.filter(inner),
+            12 if !reserves => self.steer(inner),
             3 => {
                 let refusing = self.dice.chance(0.3);
                 self.beneath.refuses |= refusing && reserves;
@@ -448,6 +452,42 @@ impl<'a> Builder<'a> {
         let inner = self.probed(inner, None);
         let hedge = Hedge::with_delay(inner, CloneByClone, Delay::fixed(delay));
         boxed(hedge.budget(Unlimited))
+    }
+
+    /// Rejects some requests, at once or later.
+    fn filter(&mut self, inner: Stack) -> Stack {
+        let later = self.dice.chance(0.5).then(|| self.dice.millis(0..20));
+        self.run.say(format_args!("filter {later:?}"));
+        self.run.may_fail("Rejected");
+        let dice = Rc::new(RefCell::new(self.dice.fork()));
+        let inner = self.probed(inner, None);
+        let check = move |request| match dice.borrow_mut().chance(0.2) {
+            true => Err(Rejected),
+            false => Ok(request),
+        };
+        let Some(later) = later else {
+            return boxed(Filter::new(inner, check));
+        };
+        // The service that is ready waits in the response future until the check is over.
+        self.beneath.holds |= self.beneath.reserves;
+        boxed(AsyncFilter::new(inner, move |request| {
+            let checked = check(request);
+            async move {
+                sleep(later).await;
+                checked
+            }
+        }))
+    }
+
+    /// Ready when all of its services are, and so not for what one of them keeps from the others.
+    fn steer(&mut self, inner: Stack) -> Stack {
+        let count = self.dice.size(1..4);
+        self.run.say(format_args!("steer {count}"));
+        let services: Box<[_]> = (0..count)
+            .map(|_| self.probed(inner.clone(), None))
+            .collect();
+        let pick = |request: &u64, services: &[Stack]| *request as usize % services.len();
+        boxed(Steer::new(services, pick))
     }
 
     /// Each handle has a task of its own.

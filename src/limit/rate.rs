@@ -678,9 +678,10 @@ impl Limiter {
         // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
         // part of it, up to all of what has passed since, where without it the budget would have been full; and to
         // give that a second time would be too much.
-        // Where cells are not all of one width, its own may have been narrower by one than that which is given back.
+        // Where cells are not all of one width, its own may be narrower by one than that which is given back.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
-        let elapsed = elapsed.saturating_add(u64::from(self.step.is_none()));
+        let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
+        let elapsed = elapsed.saturating_add(u64::from(is_uneven));
         self.full_at.update(|full_at| {
             let without = self.back(full_at, 1);
             let then = if full_at == token.full_at {

@@ -56,6 +56,8 @@ struct Run {
     wavers: Cell<bool>,
     semaphores: RefCell<Vec<(Semaphore, usize)>>,
     rates: RefCell<Vec<(RateBound, Rc<Log>)>>,
+    /// How many requests each endpoint of a balancer takes to be under way.
+    loads: RefCell<Vec<Box<dyn Fn() -> usize>>>,
     /// Whether requests may wait for each other for ever, so that nobody waits for very long.
     is_hasty: Cell<bool>,
     /// Shuts the outermost buffer down.
@@ -295,6 +297,11 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
         None => run.check_permits(),
     }
     drop(stack);
+    idle().await;
+    for in_flight in run.loads.take() {
+        assert_eq!(in_flight(), 0, "the load of a request is left");
+    }
+    // These had handles of what is beneath.
     idle().await;
 }
 

@@ -301,16 +301,27 @@ impl<'a> Builder<'a> {
             }
         };
         self.beneath.holds |= limit.is_some();
+        let run = Rc::clone(run);
+        let watched =
+            move |in_flight: Box<dyn Fn() -> usize>| run.loads.borrow_mut().push(in_flight);
         match kind {
             0 => self.balance_of(move |n| Constant::new(endpoint(), n % 3), failures),
             1 => self.balance_of(
-                move |_| PendingRequests::new(endpoint(), CompleteOnResponse),
+                move |_| {
+                    let load = PendingRequests::new(endpoint(), CompleteOnResponse);
+                    let clone = load.clone();
+                    watched(Box::new(move || clone.in_flight()));
+                    load
+                },
                 failures,
             ),
             _ => self.balance_of(
                 move |_| {
                     let (rtt, decay) = (Duration::from_millis(10), 1e8);
-                    PeakEwma::new(endpoint(), rtt, decay, CompleteOnResponse)
+                    let load = PeakEwma::new(endpoint(), rtt, decay, CompleteOnResponse);
+                    let clone = load.clone();
+                    watched(Box::new(move || clone.in_flight()));
+                    load
                 },
                 failures,
             ),

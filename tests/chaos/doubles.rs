@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use campanile::retry::Policy;
 use campanile::testing::{Sim, Sleep, now};
-use campanile::util::UnsyncBoxService;
 use campanile::util::rng::{Rng, SplitMix64};
+use campanile::util::{MapRequest, UnsyncBoxService};
 use campanile::{BoxError, Instant, Service, Timer};
 use futures::future::LocalBoxFuture;
 
@@ -158,6 +158,58 @@ impl<E> Policy<u64, u64, E> for Attempts {
 
     fn clone_request(&mut self, request: &u64) -> Option<u64> {
         Some(*request)
+    }
+}
+
+/// Counts the requests that come, and what is made of them, where a budget is between.
+pub(super) struct Account {
+    share: f64,
+    saved: u64,
+    asked: Cell<u64>,
+    sent: Cell<u64>,
+}
+
+impl Account {
+    pub(super) fn new(share: f64, saved: u64) -> Self {
+        Self {
+            share,
+            saved,
+            asked: Cell::new(0),
+            sent: Cell::new(0),
+        }
+    }
+
+    /// `service`, whose requests come.
+    pub(super) fn ask<S: Service<u64>>(
+        self: &Rc<Self>,
+        service: S,
+    ) -> MapRequest<S, impl Fn(u64) -> u64 + Clone + use<S>> {
+        let this = Rc::clone(self);
+        MapRequest::new(service, move |request| {
+            this.asked.set(this.asked.get() + 1);
+            request
+        })
+    }
+
+    /// `service`, to which they and the others are sent.
+    pub(super) fn send<S: Service<u64>>(
+        self: &Rc<Self>,
+        service: S,
+    ) -> MapRequest<S, impl Fn(u64) -> u64 + Clone + use<S>> {
+        let this = Rc::clone(self);
+        MapRequest::new(service, move |request| {
+            this.sent.set(this.sent.get() + 1);
+            request
+        })
+    }
+
+    pub(super) fn check(&self) {
+        let (asked, sent) = (self.asked.get(), self.sent.get());
+        let most = asked + self.saved + (asked as f64 * self.share + 1e-6) as u64;
+        assert!(
+            sent <= most,
+            "{sent} attempts of {asked} requests, where {most} are allowed"
+        );
     }
 }
 

@@ -29,7 +29,7 @@ use campanile::util::UnsyncBoxCloneService;
 use campanile::{BoxError, Service, ServiceExt};
 use futures::future::{Either, LocalBoxFuture, select};
 
-use doubles::{Dice, Gauge, Log, RateBound, Refused, Rejected};
+use doubles::{Account, Dice, Gauge, Log, RateBound, Refused, Rejected};
 use stack::Builder;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,6 +56,8 @@ struct Run {
     wavers: Cell<bool>,
     semaphores: RefCell<Vec<(Semaphore, usize)>>,
     rates: RefCell<Vec<(RateBound, Rc<Log>)>>,
+    /// Of budgets for retries and hedges.
+    accounts: RefCell<Vec<Rc<Account>>>,
     /// How many requests each endpoint of a balancer takes to be under way.
     loads: RefCell<Vec<Box<dyn Fn() -> usize>>>,
     /// Whether requests may wait for each other for ever, so that nobody waits for very long.
@@ -104,6 +106,10 @@ impl Run {
             let most = gauge.most();
             assert!(most <= *limit, "{most} at work at a limit of {limit}");
         }
+        self.accounts
+            .borrow()
+            .iter()
+            .for_each(|account| account.check());
         self.check_permits();
         for (bound, log) in &*self.rates.borrow() {
             bound.check(log);

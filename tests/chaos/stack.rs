@@ -8,15 +8,15 @@ use campanile::balance::p2c::Balance;
 use campanile::balance::quarantine::QuarantineLayer;
 use campanile::discover::{Sender, channel};
 use campanile::filter::{AsyncFilter, Filter};
-use campanile::hedge::Delay;
+use campanile::hedge::{Delay, ShareBudget};
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::Rate;
 use campanile::load::{CompleteOnResponse, Constant, Load};
 use campanile::load_shed::LoadShed;
 use campanile::reconnect::{ConnectErrors, Reconnect};
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
-use campanile::retry::budget::Unlimited;
-use campanile::retry::{CloneByClone, Retry};
+use campanile::retry::budget::{TpsBudget, Unlimited};
+use campanile::retry::{CloneByClone, Retry, StandardPolicy};
 use campanile::steer::Steer;
 use campanile::testing::buffer::Buffer;
 use campanile::testing::hedge::Hedge;
@@ -30,7 +30,8 @@ use campanile::{BoxError, Layer, Service, ServiceExt, service_fn};
 use futures::future::LocalBoxFuture;
 
 use super::doubles::{
-    Admission, Attempts, Dice, Gauge, Log, Mortal, RateBound, Refused, Rejected, Remade, Single,
+    Account, Admission, Attempts, Dice, Gauge, Log, Mortal, RateBound, Refused, Rejected, Remade,
+    Single,
 };
 use super::{Run, Stack};
 
@@ -447,22 +448,43 @@ impl<'a> Builder<'a> {
     fn retry(&mut self, inner: Stack) -> Stack {
         let left = self.dice.number(1..3);
         let wait = self.dice.millis(0..50);
-        self.run.say(format_args!("retry {left}"));
         self.run.multiply_attempts(left + 1);
         self.beneath.retries |= self.beneath.reserves;
-        boxed(Retry::new(
-            Attempts { left, wait },
-            self.probed(inner, None),
-        ))
+        let inner = self.probed(inner, None);
+        if self.dice.chance(0.5) {
+            self.run.say(format_args!("retry {left}"));
+            return boxed(Retry::new(Attempts { left, wait }, inner));
+        }
+        let share = *self.dice.pick(&[0.0, 0.1, 0.5, 1.0]);
+        self.run.say(format_args!("retry {left} of {share}"));
+        let budget = TpsBudget::with_timer(Duration::from_secs(10), 0, share as f32, Sim);
+        let policy = StandardPolicy::with_backoff(self.backoff(), Sim);
+        let policy = policy.max_retries(left as u32).budget(Rc::new(budget));
+        let account = self.account(share, 0);
+        boxed(account.ask(Retry::new(policy, account.send(inner))))
     }
 
     fn hedge(&mut self, inner: Stack) -> Stack {
         let delay = self.dice.millis(0..50);
-        self.run.say(format_args!("hedge {delay:?}"));
         self.run.multiply_attempts(2);
         let inner = self.probed(inner, None);
-        let hedge = Hedge::with_delay(inner, CloneByClone, Delay::fixed(delay));
-        boxed(hedge.budget(Unlimited))
+        let delay = Delay::fixed(delay);
+        if self.dice.chance(0.5) {
+            self.run.say(format_args!("hedge {delay:?}"));
+            let hedge = Hedge::with_delay(inner, CloneByClone, delay);
+            return boxed(hedge.budget(Unlimited));
+        }
+        let share = *self.dice.pick(&[0.0, 0.1, 0.5, 1.0]);
+        self.run.say(format_args!("hedge {delay:?} of {share}"));
+        let account = self.account(share, 10);
+        let hedge = Hedge::with_delay(account.send(inner), CloneByClone, delay);
+        boxed(account.ask(hedge.budget(ShareBudget::new(share as f32))))
+    }
+
+    fn account(&self, share: f64, saved: u64) -> Rc<Account> {
+        let account = Rc::new(Account::new(share, saved));
+        self.run.accounts.borrow_mut().push(account.clone());
+        account
     }
 
     /// Rejects some requests, at once or later.

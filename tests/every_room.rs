@@ -1,7 +1,6 @@
 //! What every room keeps to, whatever else it does.
 #![cfg(feature = "testing")]
 
-use std::cell::RefCell;
 use std::future::{Pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -321,10 +320,10 @@ fn a_panic_gives_back_what_was_taken() {
                 let service = room(boxed(probe.layer(inner)));
                 let mut service = ConcurrencyLimit::with_semaphore(service, outside.clone());
                 service.ready().await.unwrap();
-                let response = RefCell::new(quietly(|| Box::pin(service.call(1))));
+                let mut response = quietly(|| Box::pin(service.call(1)));
                 // In a worker it is the worker's.
                 idle().await;
-                if let Some(response) = &mut *response.borrow_mut() {
+                if let Some(response) = &mut response {
                     let answer = poll_fn(|cx| {
                         let response = pin!(response.as_mut());
                         Poll::Ready(quietly(|| response.poll(cx)))

@@ -136,29 +136,28 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let services = self.services.as_mut();
-        let refusal = match self.readiness.phase {
-            _ if services.is_empty() => Refusal::Empty,
-            Phase::Failed => Refusal::Failed,
-            Phase::Unready => Refusal::NotReady,
+        let state = match self.readiness.phase {
+            _ if services.is_empty() => State::Empty,
+            Phase::Failed => State::Failed,
+            Phase::Unready => State::NotReady,
             Phase::Ready => {
                 let index = self.router.pick(&request, services);
                 let len = services.len();
                 match services.get_mut(index) {
                     Some(service) => {
                         self.readiness = Readiness::unready(index);
-                        let inner = service.call(request);
-                        return ResponseFuture {
-                            state: State::Called { inner },
-                        };
+                        State::Called {
+                            inner: service.call(request),
+                        }
                     }
                     // All stay ready for the next request.
-                    None => Refusal::OutOfRange(OutOfRange { index, len }),
+                    None => State::OutOfRange {
+                        error: OutOfRange::new(index, len),
+                    },
                 }
             }
         };
-        ResponseFuture {
-            state: State::Refused { refusal },
-        }
+        ResponseFuture { state }
     }
 }
 
@@ -309,6 +308,7 @@ pin_project! {
 }
 
 pin_project! {
+    // Flat, and each refusal no wider than a word: so it fits beside most futures without a tag of its own.
     #[derive(Debug)]
     #[project = StateProj]
     enum State<F> {
@@ -316,19 +316,13 @@ pin_project! {
             #[pin]
             inner: F,
         },
-        Refused {
-            refusal: Refusal,
+        Empty,
+        Failed,
+        NotReady,
+        OutOfRange {
+            error: OutOfRange,
         },
     }
-}
-
-/// Why a request reaches no service.
-#[derive(Clone, Copy, Debug)]
-enum Refusal {
-    Empty,
-    Failed,
-    NotReady,
-    OutOfRange(OutOfRange),
 }
 
 impl<F, T, E> Future for ResponseFuture<F>
@@ -338,15 +332,12 @@ where
     type Output = Result<T, Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let refusal = match self.project().state.project() {
+        Poll::Ready(Err(match self.project().state.project() {
             StateProj::Called { inner } => return inner.poll(cx).map_err(Error::Service),
-            StateProj::Refused { refusal } => *refusal,
-        };
-        Poll::Ready(Err(match refusal {
-            Refusal::Empty => Error::Empty(Empty::new()),
-            Refusal::Failed => Error::Failed(Failed::new()),
-            Refusal::NotReady => Error::NotReady(NotReady::new()),
-            Refusal::OutOfRange(error) => Error::OutOfRange(error),
+            StateProj::Empty => Error::Empty(Empty::new()),
+            StateProj::Failed => Error::Failed(Failed::new()),
+            StateProj::NotReady => Error::NotReady(NotReady::new()),
+            StateProj::OutOfRange { error } => Error::OutOfRange(*error),
         }))
     }
 }
@@ -386,21 +377,29 @@ leaf_error! {
 /// A picker gave an index at which there is no service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRange {
-    index: usize,
-    len: usize,
+    index: u32,
+    len: u32,
 }
 
 impl OutOfRange {
-    /// The index that was picked.
+    fn new(index: usize, len: usize) -> Self {
+        let narrow = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            index: narrow(index),
+            len: narrow(len),
+        }
+    }
+
+    /// The index that was picked. One above `u32::MAX` is given as that.
     #[must_use]
     pub const fn index(&self) -> usize {
-        self.index
+        self.index as usize
     }
 
     /// How many services there are.
     #[must_use]
     pub const fn services(&self) -> usize {
-        self.len
+        self.len as usize
     }
 }
 

@@ -171,6 +171,12 @@ fn an_index_out_of_range_is_an_error_and_uses_up_no_readiness() {
     let found = find::<OutOfRange>(&error).unwrap();
     assert_eq!((found.index(), found.services()), (2, 2));
     assert_eq!(error.to_string(), "picked service 2 of 2, counted from 0");
+    // It is narrower in the response than a `usize`.
+    let error = steer.call(u32::MAX).now_or_never().unwrap().unwrap_err();
+    assert_eq!(
+        find::<OutOfRange>(&error).unwrap().index(),
+        u32::MAX as usize
+    );
     for _ in 0..2 {
         assert!(steer.call(u32::MAX).now_or_never().unwrap().is_err());
     }

@@ -17,9 +17,15 @@ pub(crate) trait Host {
     fn spawn<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
     where
         F: Future<Output: Send> + Send + 'static;
+
+    /// For nobody to wait for.
+    fn detach<F>(future: F)
+    where
+        F: Future<Output: Send> + Send + 'static;
 }
 
-/// tokio on the thread that asks.
+/// tokio on the thread that asks. In a task, as a server's handlers are: what is not in one is woken by way of the
+/// driver.
 pub(crate) struct CurrentThread;
 /// tokio on two threads of its own.
 pub(crate) struct TwoThreads;
@@ -27,7 +33,7 @@ pub(crate) struct Smol;
 pub(crate) struct AsyncStd;
 
 macro_rules! host {
-    ($host:ty, $name:literal, $block_on:expr, $spawn:expr) => {
+    ($host:ty, $name:literal, $block_on:expr, $spawn:expr, $detach:expr) => {
         impl Host for $host {
             const NAME: &'static str = $name;
 
@@ -44,15 +50,24 @@ macro_rules! host {
             {
                 $spawn(future)
             }
+
+            fn detach<F>(future: F)
+            where
+                F: Future<Output: Send> + Send + 'static,
+            {
+                $detach(future);
+            }
         }
     };
 }
 
-async fn on_tokio<F>(future: F) -> F::Output
+/// Starts it at once, and not when it is waited for.
+fn on_tokio<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    tokio::spawn(future).await.expect("a task panicked")
+    let task = tokio::spawn(future);
+    async { task.await.expect("a task panicked") }
 }
 
 host!(
@@ -64,9 +79,10 @@ host!(
             .enable_time()
             .build()
             .expect("no runtime")
-            .block_on(future)
+            .block_on(async { on_tokio(future).await })
     },
-    on_tokio
+    on_tokio,
+    tokio::spawn
 );
 host!(
     TwoThreads,
@@ -79,16 +95,20 @@ host!(
             .build()
             .expect("no runtime");
         // Not on this thread, which is none of the two.
-        runtime.block_on(on_tokio(future))
+        runtime.block_on(async { on_tokio(future).await })
     },
-    on_tokio
+    on_tokio,
+    tokio::spawn
 );
 #[cfg(feature = "smol")]
-host!(Smol, "smol", smol::block_on, smol::spawn);
+host!(Smol, "smol", smol::block_on, smol::spawn, |future| {
+    smol::spawn(future).detach()
+});
 #[cfg(feature = "async-std")]
 host!(
     AsyncStd,
     "async-std",
     async_std::task::block_on,
+    async_std::task::spawn,
     async_std::task::spawn
 );

@@ -7,20 +7,21 @@
 //!                                  first requests, and the bytes of a response future.
 //! rooms clock [ROOM..]             wall clock, in rounds that take turns
 //! rooms buffers                    wall clock of buffers, by callers and bound
+//! rooms limits                     wall clock of concurrency limits, by callers and limit
 //! ```
 //!
-//! The last two need the features `async-std` and `smol`: without them this builds in half the time.
+//! The last three need the features `async-std` and `smol`: without them this builds in half the time.
 //!
 //! `benches/instructions` runs it under cachegrind, `benches/clock` without.
 
-#[cfg(all(feature = "async-std", feature = "smol"))]
-mod buffers;
 #[cfg(all(feature = "async-std", feature = "smol"))]
 mod clock;
 mod count;
 mod host;
 mod leaf;
 mod list;
+#[cfg(all(feature = "async-std", feature = "smol"))]
+mod shared;
 
 use std::process::ExitCode;
 
@@ -38,8 +39,10 @@ fn main() -> ExitCode {
         #[cfg(all(feature = "async-std", feature = "smol"))]
         ["clock", ref rooms @ ..] => clock::run(rooms),
         #[cfg(all(feature = "async-std", feature = "smol"))]
-        ["buffers"] => buffers::run(),
-        _ => println!("rooms list | run ROOM WHOSE LEAF COUNT | clock [ROOM..] | buffers"),
+        ["buffers"] => shared::run_buffers(),
+        #[cfg(all(feature = "async-std", feature = "smol"))]
+        ["limits"] => shared::run_limits(),
+        _ => println!("rooms list | run ROOM WHOSE LEAF COUNT | clock [ROOM..] | buffers | limits"),
     }
     ExitCode::SUCCESS
 }

@@ -52,7 +52,7 @@ use super::error::{Discover as DiscoverFailed, NoEndpoints, NotReady};
 use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
-use crate::ready_cache::{POLLS, ReadyCache, Ticket};
+use crate::ready_cache::{Checked, POLLS, ReadyCache, Ticket};
 use crate::util::rng::{HasherRng, Rng, SplitMix64};
 use crate::{Layer, NoRuntime, Service, sync::is_attempt};
 
@@ -181,11 +181,8 @@ where
     L: Layer<D::Service, Service = S>,
     S: Service<Req> + Load,
 {
-    /// Follows discovery. `true` when there may be more at once.
+    /// Follows discovery, which is not settled yet. `true` when there may be more at once.
     fn poll_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, DiscoverFailed<D::Error>> {
-        if self.is_settled {
-            return Ok(false);
-        }
         for _ in 0..CHANGES {
             match Pin::new(&mut self.discover).poll_discover(cx) {
                 Poll::Pending => return Ok(false),
@@ -206,9 +203,9 @@ where
     }
 
     /// The better one of two ready endpoints.
-    #[inline]
+    #[inline(always)]
     fn choose(&mut self) -> Option<Ticket> {
-        let count = self.endpoints.ready_len();
+        let count = self.endpoints.settled_len();
         if count < 2 {
             return self.endpoints.ticket(0);
         }
@@ -218,10 +215,8 @@ where
         let a = scale(drawn >> 32, count);
         let b = scale(drawn & u64::from(u32::MAX), count - 1);
         let b = if b < a { b } else { b + 1 };
-        let (_, first) = self.endpoints.get_ready_index(a)?;
-        let (_, second) = self.endpoints.get_ready_index(b)?;
-        let index = if first.load() <= second.load() { a } else { b };
-        self.endpoints.ticket(index)
+        self.endpoints
+            .ticket_of(a, b, |first, second| first.is_no_busier_than(second))
     }
 
     #[cold]
@@ -234,25 +229,31 @@ where
     #[cold]
     fn try_choice(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
         while self.endpoints.try_due(cx).is_err() {}
-        self.poll_choice(Some(cx), budget)
+        self.poll_choice(budget, |endpoints, ticket| endpoints.check_in(ticket, cx))
     }
 
-    /// Chooses until the chosen one is ready. `false`: none is, or so many were asked in this poll that the
-    /// others have to wait for the next.
-    #[inline]
-    fn poll_choice(&mut self, mut attempt: Option<&mut Context<'_>>, budget: &mut usize) -> bool {
+    /// Chooses until the chosen one is ready, as `check` says. `false`: none is, or so many were asked in this poll
+    /// that the others have to wait for the next.
+    #[inline(always)]
+    fn poll_choice(
+        &mut self,
+        budget: &mut usize,
+        mut check: impl FnMut(&mut ReadyCache<D::Key, S, Req>, Ticket) -> Checked<D::Key, S::Error>,
+    ) -> bool {
         loop {
-            let ticket = match self.chosen.take() {
-                Some(ticket) if self.endpoints.ready_service(ticket).is_some() => ticket,
-                _ => match self.choose() {
-                    Some(ticket) => ticket,
-                    None => return false,
-                },
+            let chosen = match self.chosen {
+                Some(ticket) if self.endpoints.is_ready(ticket) => Some(ticket),
+                _ => self.choose(),
             };
-            if let Ok(true) = self.endpoints.check(ticket, attempt.as_deref_mut()) {
+            let Some(ticket) = chosen else {
+                self.chosen = None;
+                return false;
+            };
+            if let Ok(true) = check(&mut self.endpoints, ticket) {
                 self.chosen = Some(ticket);
                 return true;
             }
+            self.chosen = None;
             *budget = budget.saturating_sub(1);
             if *budget == 0 {
                 return false;
@@ -283,14 +284,18 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let mut more = self.poll_discover(cx).map_err(Error::Discover)?;
+        let mut more = !self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?;
         let mut budget = POLLS;
         let is_ready = if is_attempt(cx) {
             self.try_choice(cx, &mut budget)
         } else {
             // Those that fail are gone.
             while self.endpoints.poll_due(&mut budget).is_err() {}
-            let is_ready = self.poll_choice(None, &mut budget);
+            let is_ready =
+                self.poll_choice(&mut budget, |endpoints, ticket| endpoints.check(ticket));
+            if is_ready && !more && self.endpoints.is_all_ready() {
+                return Poll::Ready(Ok(()));
+            }
             more |= !is_ready && self.endpoints.ready_len() > 0;
             // Though an endpoint may be ready: the others get ready only when they are polled.
             if self.endpoints.pending_len() > 0 {
@@ -311,16 +316,20 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let called = match self.chosen.take() {
-            Some(ticket) => self.endpoints.try_call(ticket, request),
-            None => Err(request),
-        };
-        let inner = match called {
-            Ok(inner) => Some(inner),
-            Err(request) => self.call_unready(request),
+        let request = match self.chosen.take() {
+            Some(ticket) => match self.endpoints.try_call(ticket, request) {
+                Ok(inner) => {
+                    return ResponseFuture {
+                        inner: Some(inner),
+                        discover: PhantomData,
+                    };
+                }
+                Err(request) => request,
+            },
+            None => request,
         };
         ResponseFuture {
-            inner,
+            inner: self.call_unready(request),
             discover: PhantomData,
         }
     }

@@ -407,6 +407,7 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, C>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if self.record.is_some() && self.has_failed() {
             self.set_aside();
@@ -446,12 +447,23 @@ where
     }
 }
 
+impl<S, T: Timer, M: MakeBackoff, C> Quarantine<S, T, M, C> {
+    #[inline]
+    fn present(&self) -> &S {
+        self.inner.as_ref().unwrap_or(&self.spare)
+    }
+}
+
 /// The load of the present instance; while there is none, that of the clone that is never used.
 impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
     type Metric = S::Metric;
 
     fn load(&self) -> S::Metric {
-        self.inner.as_ref().unwrap_or(&self.spare).load()
+        self.present().load()
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        self.present().is_no_busier_than(other.present())
     }
 }
 

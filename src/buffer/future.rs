@@ -104,12 +104,16 @@ where
                         },
                     }
                 }
-                StateProj::Queued { message } => match ready!(message.poll_answer(cx)) {
-                    Ok(response) => State::Called { response },
-                    Err(end) => State::Refused {
-                        refusal: Some(end.into()),
-                    },
-                },
+                StateProj::Queued { message } => {
+                    let mut answer = None;
+                    let end = ready!(message.poll_answer(&mut answer, cx)).err();
+                    match answer {
+                        Some(response) => State::Called { response },
+                        None => State::Refused {
+                            refusal: end.map(Refusal::Ended),
+                        },
+                    }
+                }
                 StateProj::Called { response } => {
                     return response.poll(cx).map_err(Q::Error::from);
                 }
@@ -136,7 +140,7 @@ impl<Q: Queue> State<Q> {
             Ok(index) => Self::Queued {
                 message: Message {
                     queue: queue.clone(),
-                    index: Some(index),
+                    ticket: Ticket::New(index),
                 },
             },
             Err((request, end)) => {
@@ -165,24 +169,41 @@ impl<Q: Queue> Drop for Admission<Q> {
 /// A request in the queue, with the worker, or answered.
 struct Message<Q: Queue> {
     queue: Q,
-    // `None` once it was answered.
-    index: Option<Index>,
+    ticket: Ticket,
+}
+
+/// What a request is known by in the queue.
+#[derive(Clone, Copy)]
+enum Ticket {
+    New(Index),
+    Polled(Index),
+    /// It was answered.
+    Void,
 }
 
 impl<Q: Queue> Message<Q> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Q::Answer, End<Q::Failure>>> {
-        let Some(index) = self.index else {
-            return Poll::Ready(Err(End::Closed));
+    fn poll_answer(
+        &mut self,
+        answer: &mut Option<Q::Answer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End<Q::Failure>>> {
+        let (index, is_first) = match self.ticket {
+            Ticket::New(index) => (index, true),
+            Ticket::Polled(index) => (index, false),
+            Ticket::Void => return Poll::Ready(Err(End::Closed)),
         };
-        let answer = ready!(self.queue.poll_answer(index, cx));
-        self.index = None;
-        Poll::Ready(answer)
+        let polled = self.queue.poll_answer(index, is_first, answer, cx);
+        self.ticket = match polled {
+            Poll::Ready(_) => Ticket::Void,
+            Poll::Pending => Ticket::Polled(index),
+        };
+        polled
     }
 }
 
 impl<Q: Queue> Drop for Message<Q> {
     fn drop(&mut self) {
-        if let Some(index) = self.index {
+        if let Ticket::New(index) | Ticket::Polled(index) = self.ticket {
             self.queue.abandon(index);
         }
     }

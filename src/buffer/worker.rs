@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use core::pin::Pin;
 #[cfg(feature = "std")]
 use core::task::Waker;
-use core::task::{Context, Poll, ready};
+use core::task::{Context, Poll};
 
 use super::Queue;
 use crate::Service;
@@ -121,8 +121,9 @@ impl<S> Driven<S> {
         Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
     {
         let mut has_rung = self.bell.has_rung();
+        let mut work = queue.poll_work(cx);
         for _ in 0..REQUESTS_PER_POLL {
-            let is_wanted = match queue.poll_work(cx) {
+            let is_wanted = match work {
                 Work::Waiting => true,
                 // Without a request the service is not asked, since its readiness may reserve what others wait
                 // for. But if it has asked to be polled, it has something to go on with.
@@ -135,15 +136,20 @@ impl<S> Driven<S> {
             };
             has_rung = false;
             self.is_ready = false;
-            if let Err(error) = ready!(self.bell.poll_ready(&mut self.service, cx)) {
-                return Poll::Ready(End::Failed(queue.share(error)));
+            match self.bell.poll_ready(&mut self.service, cx) {
+                Poll::Pending => return queue.poll_done(cx).map(|()| End::Closed),
+                Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(queue.share(error))),
+                Poll::Ready(Ok(())) => self.is_ready = true,
             }
-            self.is_ready = true;
             // A request stays in the queue until the service is ready for it, and can be cancelled there.
-            if let Some(request) = is_wanted.then(|| queue.take()).flatten() {
-                self.is_ready = false;
-                queue.answer(self.service.call(request));
-            }
+            work = match is_wanted.then(|| queue.take()).flatten() {
+                Some((request, is_last)) => {
+                    self.is_ready = false;
+                    let mut response = Some(self.service.call(request));
+                    queue.answer(&mut response, is_last, cx)
+                }
+                None => queue.poll_work(cx),
+            };
         }
         cx.waker().wake_by_ref();
         Poll::Pending

@@ -346,6 +346,10 @@ impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
     fn load(&self) -> S::Metric {
         self.inner.load()
     }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        self.inner.is_no_busier_than(&other.inner)
+    }
 }
 
 /// A [`ConcurrencyLimit`] that gives the permit along with the response:

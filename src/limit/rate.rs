@@ -68,6 +68,8 @@
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
 use core::fmt;
+use core::mem::replace;
+use core::num::NonZeroU64;
 use core::ops::Deref;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -75,6 +77,7 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use crate::runtime::saturating_nanos;
 use crate::sync::{is_attempt, word::Word};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
@@ -185,9 +188,7 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target = Limiter> = Shared> {
     inner: S,
     token: Token<T, H>,
     patience: Duration,
-    // When the present wait began.
-    waiting_since: Option<Instant>,
-    refused: Option<Limited>,
+    wait: Wait,
     // Kept from wait to wait, and set in place; `due` is what it is set to.
     alarm: Option<T::Alarm>,
     due: Instant,
@@ -221,8 +222,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
                 held: None,
             },
             patience: Duration::MAX,
-            waiting_since: None,
-            refused: None,
+            wait: Wait::Not,
             alarm: None,
             due: Instant::MAX,
         }
@@ -243,19 +243,30 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
+    /// A refusal that no call took is not for the request that is waiting now.
+    fn forget_refusal(&mut self) {
+        if let Wait::Refused(_) = self.wait {
+            self.wait = Wait::Not;
+        }
+    }
+
     /// There is no token before `due`: ready when there may be one, or when it is too long to wait for.
+    #[cold]
     fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        self.forget_refusal();
         if is_attempt(cx) {
             return Poll::Pending;
         }
         if self.patience != Duration::MAX {
-            let since = *self.waiting_since.get_or_insert(now);
+            let since = match self.wait {
+                Wait::Since(since) => since,
+                _ => now,
+            };
             if due > since.saturating_add(self.patience) {
-                self.refused = Some(Limited {
-                    retry_after: due.saturating_duration_since(now),
-                });
+                self.wait = Wait::Refused(Limited::until(due, now));
                 return Poll::Ready(());
             }
+            self.wait = Wait::Since(since);
         }
         if due == Instant::MAX {
             return Poll::Pending;
@@ -272,6 +283,15 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
         self.due = due;
         Pin::new(alarm).poll(cx)
     }
+}
+
+/// What a handle has to do with the limit while it holds no token.
+#[derive(Clone, Copy)]
+enum Wait {
+    Not,
+    Since(Instant),
+    /// It was too long, and the next call fails.
+    Refused(Limited),
 }
 
 // A clone shares the budget, but not the readiness.
@@ -294,6 +314,10 @@ impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> 
 
     fn load(&self) -> S::Metric {
         self.inner.load()
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        self.inner.is_no_busier_than(&other.inner)
     }
 }
 
@@ -319,8 +343,6 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A refusal that no call took is not for the request that is waiting now.
-        self.refused = None;
         if self.token.held.is_some() {
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
@@ -329,40 +351,36 @@ where
             // Nothing is asked of the inner service while the limit is reached, and no token is kept
             // while the inner service is not ready: tokens that pile up would be a burst when it is.
             let taken = match self.token.limiter.offer(now) {
-                Ok(offer) => {
-                    ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
-                    self.token.take(offer, now)
-                }
+                Ok(offer) => match self.inner.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => self.token.take(offer, now),
+                    other => {
+                        self.forget_refusal();
+                        return other.map_err(Error::Service);
+                    }
+                },
                 Err(due) => Err(due),
             };
             match taken {
                 Ok(()) => {
-                    self.waiting_since = None;
+                    self.wait = Wait::Not;
                     return Poll::Ready(Ok(()));
                 }
                 Err(due) => ready!(self.poll_due(now, due, cx)),
             }
-            if self.refused.is_some() {
+            if let Wait::Refused(_) = self.wait {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.waiting_since = None;
-        let admitted = match self.refused.take() {
-            Some(limited) => Err(limited),
-            None if self.token.spend() => Ok(()),
-            // Called without readiness.
-            None => {
-                let now = self.token.timer.now();
-                let limiter = &self.token.limiter;
-                let taken = limiter
-                    .offer(now)
-                    .and_then(|offer| limiter.take(offer, now));
-                taken.map(drop).map_err(|due| Limited {
-                    retry_after: due.saturating_duration_since(now),
-                })
+        let admitted = if self.token.spend() {
+            Ok(())
+        } else {
+            match replace(&mut self.wait, Wait::Not) {
+                Wait::Refused(limited) => Err(limited),
+                // Called without readiness.
+                _ => self.token.limiter.spend(self.token.timer.now()),
             }
         };
         ResponseFuture {
@@ -428,20 +446,27 @@ flatten!(Error: Limited);
 /// A request was refused: the rate limit was reached, and the wait would have been too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limited {
-    retry_after: Duration,
+    // Nanoseconds: in a response future this takes less room than a `Duration`.
+    retry_after: u64,
 }
 
 impl Limited {
+    fn until(due: Instant, now: Instant) -> Self {
+        Self {
+            retry_after: due.as_nanos().saturating_sub(now.as_nanos()),
+        }
+    }
+
     /// How long it was, at the refusal, until the next token was due.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
-        self.retry_after
+        Duration::from_nanos(self.retry_after)
     }
 }
 
 impl fmt::Display for Limited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rate limited, retry after {:?}", self.retry_after)
+        write!(f, "rate limited, retry after {:?}", self.retry_after())
     }
 }
 
@@ -470,7 +495,7 @@ pub struct Rate {
 }
 
 /// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
-const LONGEST: u128 = 1 << 62;
+const LONGEST: u64 = 1 << 62;
 
 impl Rate {
     /// `num` requests in each `per`, and after a pause as many at once.
@@ -494,8 +519,8 @@ impl Rate {
     ///
     /// If `num` or `per` is 0.
     pub const fn try_new(num: u64, per: Duration) -> Result<Self, InvalidRate> {
-        let nanos = per.as_nanos();
-        let per = if nanos < LONGEST { nanos } else { LONGEST } as u64;
+        let nanos = saturating_nanos(per);
+        let per = if nanos < LONGEST { nanos } else { LONGEST };
         if num == 0 {
             Err(InvalidRate::Num)
         } else if per == 0 {
@@ -577,28 +602,39 @@ impl core::error::Error for InvalidRate {}
 #[derive(Debug)]
 pub struct Limiter {
     rate: Rate,
-    // Nanoseconds per token, where that is a whole number.
-    step: Option<u64>,
+    pace: Pace,
+    // The width of one cell: so many nanoseconds, and `rest / num` of one.
+    one: NonZeroU64,
+    rest: u64,
+    // All of a burst but one.
+    others: Width,
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
     // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
     full_at: Word,
-    // With fixed windows: where the first of them began; 0 before that.
-    origin: Word,
+    // With fixed windows: where the latest begins that somebody has asked in; 0 before that.
+    window: Word,
 }
 
 impl Limiter {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
+        let rest = rate.per % rate.num;
         Self {
             rate,
-            step: if rate.per % rate.num == 0 {
-                Some(rate.per / rate.num)
-            } else {
-                None
+            pace: match rest {
+                _ if rate.fixed_window => Pace::Windows,
+                0 => Pace::Even,
+                _ => Pace::Uneven,
             },
+            one: match NonZeroU64::new(rate.per / rate.num) {
+                Some(one) => one,
+                None => NonZeroU64::MIN,
+            },
+            rest,
+            others: Width::of(rate.burst - 1, rate),
             full_at: Word::new(0),
-            origin: Word::new(0),
+            window: Word::new(0),
         }
     }
 
@@ -608,71 +644,122 @@ impl Limiter {
     }
 
     /// A token to be had at `now`; if there is none, when the next one is due.
+    #[inline]
     fn offer(&self, now: Instant) -> Result<Offer, Instant> {
         // Nothing but this one word is shared, so no order with other memory is needed.
         self.offer_after(self.full_at.load(), now)
     }
 
+    #[inline]
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
-        if self.rate.fixed_window {
-            return self.offer_in_window(full_at, now);
+        match self.pace {
+            Pace::Even => self.offer_cell(full_at, now),
+            Pace::Uneven => self.offer_uneven_cell(full_at, now),
+            Pace::Windows => self.offer_in_window(full_at, now),
         }
-        if full_at > now.as_nanos() {
-            let due = self.back(full_at, self.rate.burst - 1);
-            if due > now.as_nanos() {
+    }
+
+    #[inline]
+    fn offer_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        let mut from = now.as_nanos();
+        if full_at > from {
+            let due = self.back(full_at, self.others);
+            if due > from {
                 return Err(Instant::from_nanos(due));
             }
+            from = full_at;
         }
-        match self.forward(full_at.max(now.as_nanos())) {
+        match self.forward(from) {
             Some(then) => Ok(Offer { full_at, then }),
             None => Err(Instant::MAX),
         }
     }
 
+    #[cold]
+    fn offer_uneven_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        self.offer_cell(full_at, now)
+    }
+
+    #[inline]
     fn offer_in_window(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         let window = self.window(now.as_nanos());
-        let passed = full_at.saturating_sub(window);
-        if passed < self.rate.num {
-            return Ok(Offer {
-                full_at,
-                then: window.saturating_add(passed + 1),
-            });
+        // As none has passed in it, if that is before.
+        let counted = full_at.max(window);
+        if counted - window < self.rate.num {
+            let then = NonZeroU64::MIN.saturating_add(counted);
+            return Ok(Offer { full_at, then });
         }
         Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
     }
 
-    /// Where the window of `nanos` begins.
+    /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
+    #[inline]
     fn window(&self, nanos: u64) -> u64 {
-        let origin = match self.origin.load() {
-            // The first to ask sets it, and all others find what it has set.
-            0 => {
-                let first = nanos.max(1);
-                self.origin.replace(0, first).err().unwrap_or(first)
+        let latest = self.window.load();
+        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per {
+            return latest;
+        }
+        self.open_window(latest, nanos)
+    }
+
+    #[cold]
+    fn open_window(&self, mut latest: u64, nanos: u64) -> u64 {
+        loop {
+            let window = match nanos.checked_sub(latest) {
+                // The first to ask begins the first.
+                _ if latest == 0 => nanos.max(1),
+                Some(since) if since >= self.rate.per => nanos - since % self.rate.per,
+                _ => return latest,
+            };
+            match self.window.replace(latest, window) {
+                Ok(()) => return window,
+                Err(other) => latest = other,
             }
-            origin => origin,
-        };
-        let since = nanos.saturating_sub(origin);
-        origin + (since - since % self.rate.per)
+        }
     }
 
     /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
-    fn take(&self, mut offer: Offer, now: Instant) -> Result<Taken, Instant> {
-        while let Err(changed) = self.full_at.replace(offer.full_at, offer.then) {
-            offer = self.offer_after(changed, now)?;
+    #[inline]
+    fn take(&self, offer: Offer, now: Instant) -> Result<Taken, Instant> {
+        let mut full_at = offer.then;
+        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then.get()) {
+            full_at = self.take_another(changed, now)?;
         }
-        Ok(Taken {
-            at: now,
-            full_at: offer.then,
-        })
+        Ok(Taken { at: now, full_at })
+    }
+
+    #[cold]
+    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, Instant> {
+        loop {
+            let offer = self.offer_after(full_at, now)?;
+            match self.full_at.replace(full_at, offer.then.get()) {
+                Ok(()) => return Ok(offer.then),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    /// Uses a token up at `now`.
+    #[cold]
+    fn spend(&self, now: Instant) -> Result<(), Limited> {
+        match self.take_another(self.full_at.load(), now) {
+            Ok(_) => Ok(()),
+            Err(due) => Err(Limited::until(due, now)),
+        }
     }
 
     /// Gives a token back, at `now`.
     fn give_back(&self, token: Taken, now: Instant) {
         if self.rate.fixed_window {
-            // Into the window that it was taken from, if that is still the latest.
-            let window = self.window(token.full_at - 1);
-            let back = |full_at| (self.window(full_at - 1) == window).then(|| full_at - 1);
-            self.full_at.update(back);
+            // Into the window that it was taken from, as long as no later one has begun.
+            let window = self.window.load();
+            if token.full_at.get() > window {
+                let back = |full_at: u64| {
+                    let passed = full_at.saturating_sub(window);
+                    (0 < passed && passed <= self.rate.per).then(|| full_at - 1)
+                };
+                self.full_at.update(back);
+            }
             return;
         }
         // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
@@ -683,8 +770,8 @@ impl Limiter {
         let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
         self.full_at.update(|full_at| {
-            let without = self.back(full_at, 1);
-            let then = if full_at == token.full_at {
+            let without = self.back(full_at, self.one());
+            let then = if full_at == token.full_at.get() {
                 without
             } else {
                 without.saturating_add(elapsed)
@@ -697,57 +784,103 @@ impl Limiter {
     // that `num` cells are `per` exactly. A token moves the theoretical arrival time on by one cell, with
     // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
     // all cells are of one width, and this needs no division.
-
     //
-    // Cell `c` begins at `c * per / num`, rounded up. Of that division only the remainder is needed.
+    // Cell `c` begins at `c * per / num`, rounded up. What was added to round it up, in parts of `num`, says how
+    // wide the cells next to it are.
 
-    /// The remainder of `c * per / num`, where `c` is the cell in which `nanos` lies.
-    fn remainder(&self, nanos: u64) -> u64 {
+    /// What was added where the cell of `nanos` begins.
+    #[cold]
+    fn rounded(&self, nanos: u64) -> u64 {
         let Rate { num, per, .. } = self.rate;
-        // `nanos * num` is `c * per` and `past` more.
-        let past = (u128::from(nanos) * u128::from(num) % u128::from(per)) as u64;
-        match past % num {
-            0 => 0,
-            past => num - past,
+        // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
+        multiply_divide(num, nanos % per, per).1 % num
+    }
+
+    const fn one(&self) -> Width {
+        Width {
+            whole: self.one.get(),
+            rest: self.rest,
         }
     }
 
     /// One token later; `None` if that is beyond all time.
-    fn forward(&self, nanos: u64) -> Option<u64> {
-        let width = self.step.unwrap_or_else(|| {
-            let Rate { num, per, .. } = self.rate;
-            let remainder = self.remainder(nanos);
-            (remainder + per).div_ceil(num) - u64::from(remainder > 0)
-        });
-        nanos.checked_add(width)
+    #[inline]
+    fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
+        let then = self.one.checked_add(nanos)?;
+        if self.pace == Pace::Uneven && self.rest > self.rounded(nanos) {
+            return then.checked_add(1);
+        }
+        Some(then)
     }
 
-    /// `tokens` tokens earlier, at least 0.
-    fn back(&self, nanos: u64, tokens: u64) -> u64 {
-        if tokens == 0 {
-            return nanos;
+    /// So much earlier, at least 0.
+    #[inline]
+    fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
+        let then = nanos.saturating_sub(whole);
+        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num {
+            return then.saturating_sub(1);
         }
-        let width = self.step.map_or_else(
-            || {
-                let Rate { num, per, .. } = self.rate;
-                let remainder = self.remainder(nanos);
-                let exact = u128::from(tokens) * u128::from(per);
-                let width = (exact - u128::from(remainder)) / u128::from(num);
-                u64::try_from(width)
-                    .unwrap_or(u64::MAX)
-                    .saturating_add(u64::from(remainder > 0))
-            },
-            |step| step.saturating_mul(tokens),
-        );
-        nanos.saturating_sub(width)
+        then
     }
+}
+
+/// How the budget comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// In cells of one width.
+    Even,
+    /// In cells that are one nanosecond wider, or not.
+    Uneven,
+    /// All at once.
+    Windows,
+}
+
+/// The width of a number of cells: `whole` nanoseconds, and `rest / num` of one.
+#[derive(Clone, Copy, Debug)]
+struct Width {
+    whole: u64,
+    rest: u64,
+}
+
+impl Width {
+    const fn of(tokens: u64, Rate { num, per, .. }: Rate) -> Self {
+        let (more, rest) = multiply_divide(tokens, per % num, num);
+        Self {
+            whole: (per / num).saturating_mul(tokens).saturating_add(more),
+            rest,
+        }
+    }
+}
+
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the highest of `a` on. Most processors have no
+/// arithmetic of 128 bits, and what stands in for it is large.
+const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
+    let (mut quotient, mut rest) = (0, 0);
+    let mut bits = u64::BITS - a.leading_zeros();
+    while bits > 0 {
+        bits -= 1;
+        quotient *= 2;
+        rest *= 2;
+        if rest >= c {
+            rest -= c;
+            quotient += 1;
+        }
+        if a >> bits & 1 == 1 {
+            rest += b;
+            if rest >= c {
+                rest -= c;
+                quotient += 1;
+            }
+        }
+    }
+    (quotient, rest)
 }
 
 /// A token that was there when it was looked for.
 struct Offer {
     full_at: u64,
     // When the budget is full if the token is taken.
-    then: u64,
+    then: NonZeroU64,
 }
 
 /// A token that was taken.
@@ -755,7 +888,7 @@ struct Offer {
 struct Taken {
     at: Instant,
     // When the budget was to be full again.
-    full_at: u64,
+    full_at: NonZeroU64,
 }
 
 /// A handle's access to the budget, and the token it may hold. Dropped, it gives that back.
@@ -781,6 +914,64 @@ impl<T: Timer, H: Deref<Target = Limiter>> Drop for Token<T, H> {
     fn drop(&mut self) {
         if let Some(token) = self.held.take() {
             self.limiter.give_back(token, self.timer.now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    #[test]
+    fn a_product_is_divided_as_by_128_bits() {
+        let mut rng = SplitMix64::new(1);
+        for n in 0..50_000 {
+            let c = rng.next_range(1..1 << (n % 63 + 1)) + u64::from(n % 63 == 62);
+            let b = rng.next_range(0..c);
+            let a = rng.next_u64() >> (n % 64);
+            let (product, wide) = (u128::from(a) * u128::from(b), u128::from(c));
+            let (quotient, rest) = multiply_divide(a, b, c);
+            assert_eq!(
+                (quotient.into(), rest.into()),
+                (product / wide, product % wide)
+            );
+        }
+    }
+
+    /// The start of cell `cell`, and the cell of a moment, by the definition.
+    fn start(cell: u128, num: u128, per: u128) -> u128 {
+        (cell * per).div_ceil(num)
+    }
+
+    #[test]
+    fn a_token_is_a_cell_to_the_nanosecond() {
+        let mut rng = SplitMix64::new(2);
+        for n in 0..20_000_u32 {
+            let per = rng.next_range(1..1 << (n % 62 + 1));
+            let num = rng.next_range(1..per + 1) >> (n / 62 % 62);
+            let rate = Rate::new(num.max(1), Duration::from_nanos(per))
+                .burst(rng.next_u64() >> (n % 61 + 3));
+            let limiter = Limiter::new(rate);
+            let nanos = rng.next_u64() >> (n / 7 % 10 + 1);
+            let (num, per) = (u128::from(rate.num), u128::from(rate.per));
+            let cell = u128::from(nanos) * num / per;
+            let offset = u128::from(nanos) - start(cell, num, per);
+            assert_eq!(
+                limiter.forward(nanos).map(|then| then.get().into()),
+                Some(start(cell + 1, num, per) + offset)
+            );
+            for (tokens, width) in [(1, limiter.one()), (rate.burst - 1, limiter.others)] {
+                let expected = (cell.checked_sub(tokens.into()))
+                    .map_or(0, |cell| start(cell, num, per) + offset);
+                let found = u128::from(limiter.back(nanos, width));
+                // Before the first cell there is none, and what is left of its offset is as good as 0.
+                let is_before = cell < tokens.into() && found <= offset + per;
+                assert!(
+                    found == expected || is_before,
+                    "{rate:?} {nanos} {tokens}: {found}, not {expected}"
+                );
+            }
         }
     }
 }

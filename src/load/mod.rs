@@ -89,6 +89,18 @@ pub trait Load {
 
     /// How busy the service is now.
     fn load(&self) -> Self::Metric;
+
+    /// Whether it is no busier than `other`: what a balancer asks of two endpoints. Where both are as busy, either
+    /// answer will do.
+    ///
+    /// It compares the loads, unless an implementation can tell for less. A service that hands on the load of
+    /// another one should hand this on, too.
+    fn is_no_busier_than(&self, other: &Self) -> bool
+    where
+        Self: Sized,
+    {
+        self.load() <= other.load()
+    }
 }
 
 macro_rules! forward {
@@ -113,6 +125,14 @@ impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
         match self {
             Self::Left(load) => load.load(),
             Self::Right(load) => load.load(),
+        }
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Left(load), Self::Left(other)) => load.is_no_busier_than(other),
+            (Self::Right(load), Self::Right(other)) => load.is_no_busier_than(other),
+            _ => self.load() <= other.load(),
         }
     }
 }

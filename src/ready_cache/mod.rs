@@ -39,6 +39,7 @@ use core::borrow::Borrow;
 use core::fmt;
 use core::hash::Hash;
 use core::marker::PhantomData;
+use core::num::NonZeroU32;
 use core::task::{Context, Poll, Waker};
 use std::collections::HashMap;
 
@@ -50,8 +51,11 @@ use crate::sync::wakes::{Node, Wakes};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     slot: usize,
-    generation: u32,
+    generation: NonZeroU32,
 }
+
+/// Whether an endpoint is ready, or how it failed.
+pub(crate) type Checked<K, E> = Result<bool, error::Failed<K, E>>;
 
 /// Services by key, each either ready or pending.
 ///
@@ -78,12 +82,18 @@ pub struct ReadyCache<K, S, Req> {
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
+    // The slot that was called last, if it is still among the ready ones, or `NOBODY`. It counts as if it had been swapped with the
+    // last of them, and is to be polled; most likely it is ready then, and neither swap is needed.
+    called: usize,
     // The last poll did not get to all that were due.
     is_behind: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
 }
+
+/// No slot.
+const NOBODY: usize = usize::MAX;
 
 /// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
 /// used, and takes some microseconds where readiness is cheap.
@@ -94,7 +104,9 @@ const TRIES: usize = 16;
 
 struct Slot<K, S> {
     // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
-    generation: u32,
+    generation: NonZeroU32,
+    /// Where in the order the endpoint is.
+    at: usize,
     endpoint: Option<Endpoint<K, S>>,
 }
 
@@ -104,8 +116,6 @@ struct Endpoint<K, S> {
     node: Arc<Node<Ticket>>,
     /// `node` as a waker.
     waker: Waker,
-    /// Where in the order it is.
-    at: usize,
     /// The slot of the ready endpoint of the same key that this one is to replace.
     older: Option<usize>,
     /// The slot of the pending endpoint that is to replace this one.
@@ -127,70 +137,135 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 
     /// How many services are ready.
     pub fn ready_len(&self) -> usize {
-        self.ready
+        self.ready - usize::from(self.called != NOBODY)
     }
 
     /// How many services are pending.
     pub fn pending_len(&self) -> usize {
-        self.order.len() - self.ready
+        self.order.len() - self.ready_len()
     }
 
     /// The ready service at `index`, and its key.
-    #[inline]
     pub fn get_ready_index(&self, index: usize) -> Option<(&K, &S)> {
-        let slot = *self.ready_slots().get(index)?;
+        let slot = self.slot_at(index)?;
         let endpoint = self.slots[slot].endpoint.as_ref()?;
         Some((&endpoint.key, &endpoint.service))
     }
 
     /// The ready service at `index`, mutably, and its key.
     pub fn get_ready_index_mut(&mut self, index: usize) -> Option<(&K, &mut S)> {
-        let slot = *self.ready_slots().get(index)?;
+        let slot = self.slot_at(index)?;
         let endpoint = self.slots[slot].endpoint.as_mut()?;
         Some((&endpoint.key, &mut endpoint.service))
     }
 
     /// The ready services and their keys, by index.
     pub fn iter_ready(&self) -> impl Iterator<Item = (&K, &S)> {
-        (0..self.ready).filter_map(|index| self.get_ready_index(index))
+        (0..self.ready_len()).filter_map(|index| self.get_ready_index(index))
     }
 
     /// The ready services, mutably, and their keys, in any order.
     pub fn iter_ready_mut(&mut self) -> impl Iterator<Item = (&K, &mut S)> {
+        self.settle();
         let ready = self.ready;
         self.slots
             .iter_mut()
+            .filter(move |slot| slot.at < ready)
             .filter_map(|slot| slot.endpoint.as_mut())
-            .filter(move |endpoint| endpoint.at < ready)
             .map(|endpoint| (&endpoint.key, &mut endpoint.service))
     }
 
-    fn ready_slots(&self) -> &[usize] {
-        &self.order[..self.ready]
+    /// The ready slot at `index`.
+    #[inline]
+    fn slot_at(&self, index: usize) -> Option<usize> {
+        let slot = *self.order[..self.ready_len()].get(index)?;
+        if slot == self.called {
+            return self.order.get(self.ready - 1).copied();
+        }
+        Some(slot)
     }
 
+    /// The index of a slot in use; if it is pending, not less than that of every ready one.
     fn place_of(&self, slot: usize) -> Option<usize> {
-        Some(self.slots.get(slot)?.endpoint.as_ref()?.at)
+        let found = self.slots.get(slot)?;
+        found.endpoint.as_ref()?;
+        Some(match self.called {
+            NOBODY => found.at,
+            called if called == slot => self.ready - 1,
+            called if found.at == self.ready - 1 => self.slots[called].at,
+            _ => found.at,
+        })
+    }
+
+    /// Lets the one that was called be polled next, as others that are due: the order is what it counts as.
+    fn settle(&mut self) {
+        self.settled_len();
+    }
+
+    #[cold]
+    fn settle_called(&mut self, slot: usize) {
+        self.called = NOBODY;
+        self.ready_to_due(self.slots[slot].at);
     }
 
     /// The ready endpoint at `index`, whatever its index becomes.
     #[inline]
     pub(crate) fn ticket(&self, index: usize) -> Option<Ticket> {
-        let slot = *self.ready_slots().get(index)?;
+        let slot = self.slot_at(index)?;
         let generation = self.slots[slot].generation;
         Some(Ticket { slot, generation })
     }
 
-    /// The endpoint, if it is still there and ready.
-    #[inline]
-    pub(crate) fn ready_service(&self, ticket: Ticket) -> Option<&S> {
-        let slot = &self.slots[ticket.slot];
-        match &slot.endpoint {
-            Some(endpoint) if endpoint.at < self.ready && slot.generation == ticket.generation => {
-                Some(&endpoint.service)
-            }
-            _ => None,
+    /// How many are ready; from here on their indices are places in the order.
+    #[inline(always)]
+    pub(crate) fn settled_len(&mut self) -> usize {
+        if self.called != NOBODY {
+            self.settle_called(self.called);
         }
+        self.ready
+    }
+
+    /// Whether there is nothing to wait for.
+    #[inline]
+    pub(crate) fn is_all_ready(&self) -> bool {
+        self.ready == self.order.len() && self.called == NOBODY
+    }
+
+    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says so of their services, or the second.
+    #[inline(always)]
+    pub(crate) fn ticket_of(
+        &mut self,
+        first: usize,
+        second: usize,
+        is_first: impl FnOnce(&S, &S) -> bool,
+    ) -> Option<Ticket> {
+        let (first, second) = (*self.order.get(first)?, *self.order.get(second)?);
+        let (one, other) = (self.slots.get(first)?, self.slots.get(second)?);
+        let is_first = is_first(
+            &one.endpoint.as_ref()?.service,
+            &other.endpoint.as_ref()?.service,
+        );
+        Some(if is_first {
+            Ticket {
+                slot: first,
+                generation: one.generation,
+            }
+        } else {
+            Ticket {
+                slot: second,
+                generation: other.generation,
+            }
+        })
+    }
+
+    /// Whether the endpoint is still there and ready.
+    #[cold]
+    pub(crate) fn is_ready(&self, ticket: Ticket) -> bool {
+        let slot = &self.slots[ticket.slot];
+        slot.endpoint.is_some()
+            && slot.at < self.ready
+            && slot.generation == ticket.generation
+            && self.called != ticket.slot
     }
 
     #[inline]
@@ -206,13 +281,10 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     #[inline]
     fn put(&mut self, slot: usize, at: usize) {
         self.order[at] = slot;
-        if let Some(endpoint) = &mut self.slots[slot].endpoint {
-            endpoint.at = at;
-        }
+        self.slots[slot].at = at;
     }
 
     /// Lets a ready endpoint be polled next.
-    #[inline]
     fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
         self.swap(at, self.ready);
@@ -231,21 +303,21 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     }
 
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
-    #[inline]
     fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
         let slot = self.order[self.ready];
         self.ready += 1;
-        if let Some(Endpoint { older, .. }) = &mut self.slots[slot].endpoint {
-            if let Some(older) = older.take() {
-                self.drop_older(older);
-            }
+        let endpoint = self.slots[slot].endpoint.as_ref();
+        if endpoint.is_some_and(|endpoint| endpoint.older.is_some()) {
+            self.drop_older(slot);
         }
     }
 
     #[cold]
     fn drop_older(&mut self, slot: usize) {
-        let at = self.place_of(slot);
+        let endpoint = self.slots[slot].endpoint.as_mut();
+        let older = endpoint.and_then(|endpoint| endpoint.older.take());
+        let at = older.and_then(|older| self.place_of(older));
         drop(at.and_then(|at| self.detach(at)));
     }
 
@@ -263,7 +335,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         let vacant = self.order.pop()?;
         self.vacant.push(vacant);
         let slot = &mut self.slots[vacant];
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = slot.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let endpoint = slot.endpoint.take()?;
         endpoint.node.retire();
         Some(endpoint)
@@ -290,8 +362,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
             }
             endpoint.node.unqueue();
             // A ready one is polled when it is picked.
-            if endpoint.at >= self.due {
-                self.waiting_to_due(endpoint.at);
+            if slot.at >= self.due {
+                self.waiting_to_due(slot.at);
             }
         }
         self.wakes.give_back(woken);
@@ -313,6 +385,7 @@ where
             order: Vec::new(),
             ready: 0,
             due: 0,
+            called: NOBODY,
             is_behind: false,
             keys: HashMap::new(),
             request: PhantomData,
@@ -327,7 +400,7 @@ where
     {
         let slot = self.keys.get(key);
         slot.and_then(|slot| self.place_of(*slot))
-            .is_some_and(|at| at >= self.ready)
+            .is_some_and(|at| at >= self.ready_len())
     }
 
     /// The ready service with this key, and its index.
@@ -361,6 +434,7 @@ where
         let Some(slot) = self.keys.remove(key) else {
             return false;
         };
+        self.settle();
         let newest = self.place_of(slot).and_then(|at| self.detach(at));
         let older = newest.as_ref().and_then(|endpoint| endpoint.older);
         let older = older
@@ -376,12 +450,10 @@ where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let newest = self.slots[*self.keys.get(key)?].endpoint.as_ref()?;
-        let at = match newest.older {
-            Some(older) => self.place_of(older)?,
-            None => newest.at,
-        };
-        (at < self.ready).then_some(at)
+        let newest = *self.keys.get(key)?;
+        let older = self.slots[newest].endpoint.as_ref()?.older;
+        let at = self.place_of(older.unwrap_or(newest))?;
+        (at < self.ready_len()).then_some(at)
     }
 
     /// Takes an endpoint out, and whatever refers to it.
@@ -433,6 +505,7 @@ where
     /// until the new one is ready and takes its place; once called, or found not to be ready any more, it is
     /// dropped.
     pub fn push(&mut self, key: K, service: S) {
+        self.settle();
         let (mut older, mut replaced) = (None, None);
         if let Some(&newest) = self.keys.get(&key) {
             match self.place_of(newest) {
@@ -445,7 +518,8 @@ where
         }
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
-                generation: 0,
+                generation: NonZeroU32::MIN,
+                at: 0,
                 endpoint: None,
             });
             self.slots.len() - 1
@@ -454,15 +528,15 @@ where
             older.newer = Some(slot);
         }
         self.keys.insert(key.clone(), slot);
+        let at = self.order.len();
+        self.slots[slot].at = at;
         let generation = self.slots[slot].generation;
         let node = self.wakes.node(Ticket { slot, generation });
-        let at = self.order.len();
         self.slots[slot].endpoint = Some(Endpoint {
             key,
             service,
             waker: Waker::from(node.clone()),
             node,
-            at,
             older,
             newer: None,
         });
@@ -529,35 +603,50 @@ where
         index: usize,
     ) -> Result<bool, error::Failed<K, S::Error>> {
         match self.ticket(index) {
-            Some(ticket) => self.check(ticket, is_attempt(cx).then_some(cx)),
+            Some(ticket) if is_attempt(cx) => self.check_in(ticket, cx),
+            Some(ticket) => self.check(ticket),
             None => Ok(false),
         }
     }
 
-    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago. `attempt` is
-    /// the context of a try.
-    #[inline]
-    pub(crate) fn check(
+    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago.
+    #[inline(always)]
+    pub(crate) fn check(&mut self, ticket: Ticket) -> Checked<K, S::Error> {
+        match self.poll_slot(ticket.slot) {
+            Poll::Ready(Ok(())) => Ok(true),
+            other => self.checked(ticket.slot, other, false),
+        }
+    }
+
+    /// As `check`, in the context of a try.
+    #[cold]
+    pub(crate) fn check_in(
         &mut self,
         ticket: Ticket,
-        attempt: Option<&mut Context<'_>>,
-    ) -> Result<bool, error::Failed<K, S::Error>> {
-        let was_tried = attempt.is_some();
-        let polled = match attempt {
-            None => self.poll_slot(ticket.slot),
-            Some(cx) => self.try_slot(ticket.slot, cx),
-        };
-        match polled {
+        cx: &mut Context<'_>,
+    ) -> Checked<K, S::Error> {
+        match self.try_slot(ticket.slot, cx) {
             Poll::Ready(Ok(())) => Ok(true),
-            Poll::Ready(Err(error)) => self.failed(ticket.slot, error).map(|()| false),
-            Poll::Pending => {
-                self.not_ready(ticket.slot, was_tried);
-                Ok(false)
-            }
+            other => self.checked(ticket.slot, other, true),
         }
     }
 
     #[cold]
+    fn checked(
+        &mut self,
+        slot: usize,
+        polled: Poll<Result<(), S::Error>>,
+        was_tried: bool,
+    ) -> Checked<K, S::Error> {
+        self.settle();
+        match polled {
+            Poll::Ready(Ok(())) => return Ok(true),
+            Poll::Ready(Err(error)) => self.failed(slot, error)?,
+            Poll::Pending => self.not_ready(slot, was_tried),
+        }
+        Ok(false)
+    }
+
     fn not_ready(&mut self, slot: usize, was_tried: bool) {
         let Some(at) = self.place_of(slot) else {
             return;
@@ -608,36 +697,72 @@ where
     }
 
     /// Calls a ready service, or gives the request back if it is there no more.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_call(&mut self, ticket: Ticket, request: Req) -> Result<S::Future, Req> {
+        let ready = self.settled_len();
         let Ticket { slot, generation } = ticket;
         let guard = Asking { cache: self, slot };
-        let ready = guard.cache.ready;
         let found = &mut guard.cache.slots[slot];
-        let future = match &mut found.endpoint {
-            Some(endpoint) if endpoint.at < ready && found.generation == generation => {
-                let (at, is_replaced) = (endpoint.at, endpoint.newer.is_some());
-                Ok((endpoint.service.call(request), at, is_replaced))
+        let at = found.at;
+        match &mut found.endpoint {
+            Some(endpoint) if at < ready && found.generation == generation => {
+                let is_replaced = endpoint.newer.is_some();
+                let future = endpoint.service.call(request);
+                core::mem::forget(guard);
+                if is_replaced {
+                    self.drop_replaced(at);
+                } else {
+                    self.called = slot;
+                }
+                Ok(future)
             }
-            _ => Err(request),
-        };
-        core::mem::forget(guard);
-        future.map(|(future, at, is_replaced)| {
-            if is_replaced {
-                self.drop_replaced(at);
-            } else {
-                self.ready_to_due(at);
+            _ => {
+                core::mem::forget(guard);
+                Err(request)
             }
-            future
-        })
+        }
     }
 
     /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn poll_due(
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
+        match self.called {
+            // As a rule there is nobody else.
+            slot if slot != NOBODY && self.ready == self.due && !self.wakes.any() => {
+                *budget = budget.saturating_sub(1);
+                match self.poll_slot(slot) {
+                    Poll::Ready(Ok(())) => {
+                        self.called = NOBODY;
+                        Ok(())
+                    }
+                    other => self.called_is_not_ready(slot, other),
+                }
+            }
+            _ => self.poll_all_due(budget),
+        }
+    }
+
+    #[cold]
+    fn called_is_not_ready(
+        &mut self,
+        slot: usize,
+        polled: Poll<Result<(), S::Error>>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.settle();
+        match polled {
+            Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
+            Poll::Ready(Err(error)) => self.failed(slot, error)?,
+            Poll::Pending => self.due_to_waiting(self.ready),
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
+        self.settle();
         // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
         if !self.is_behind {
             self.collect_woken();
@@ -661,6 +786,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Result<(), error::Failed<K, S::Error>> {
+        self.settle();
         self.collect_woken();
         // The one that was called last is the first of those that are due, and most likely ready.
         let mut skip = 0;
@@ -692,7 +818,7 @@ where
 
     /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
     pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
-        if self.ready < self.due || !self.wakes.register(cx.waker()) {
+        if self.ready_len() < self.due || !self.wakes.register(cx.waker()) {
             cx.waker().wake_by_ref();
         }
     }
@@ -706,7 +832,7 @@ where
     }
 
     /// Polls one, with its own waker.
-    #[inline]
+    #[inline(always)]
     fn poll_slot(&mut self, slot: usize) -> Poll<Result<(), S::Error>> {
         self.ask(slot, |endpoint| {
             let mut cx = Context::from_waker(&endpoint.waker);
@@ -721,7 +847,7 @@ where
     }
 
     /// If the service panics, it leaves the cache.
-    #[inline]
+    #[inline(always)]
     fn ask(
         &mut self,
         slot: usize,
@@ -745,15 +871,15 @@ impl<K: Eq + Hash, S, Req> Default for ReadyCache<K, S, Req> {
 
 impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = |slots: &[usize]| -> Vec<&K> {
-            let endpoints = slots
-                .iter()
-                .filter_map(|&at| self.slots[at].endpoint.as_ref());
-            endpoints.map(|endpoint| &endpoint.key).collect()
-        };
+        let key = |slot: usize| Some(&self.slots[slot].endpoint.as_ref()?.key);
+        let ready = (0..self.ready_len()).filter_map(|index| self.slot_at(index));
+        let called = Some(self.called).filter(|called| *called != NOBODY);
+        let pending = called
+            .into_iter()
+            .chain(self.order[self.ready..].iter().copied());
         f.debug_struct("ReadyCache")
-            .field("ready", &keys(self.ready_slots()))
-            .field("pending", &keys(&self.order[self.ready..]))
+            .field("ready", &ready.filter_map(key).collect::<Vec<_>>())
+            .field("pending", &pending.filter_map(key).collect::<Vec<_>>())
             .finish()
     }
 }
@@ -802,6 +928,7 @@ struct Asking<'a, K: Eq + Hash, S, Req> {
 impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
     #[cold]
     fn drop(&mut self) {
+        self.cache.settle();
         let at = self.cache.place_of(self.slot);
         drop(at.and_then(|at| self.cache.remove(at)));
     }

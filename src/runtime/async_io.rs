@@ -49,6 +49,7 @@ macro_rules! async_io_timer {
         type Sleep = Sleep;
         type Alarm = Sleep;
 
+        #[inline]
         fn now(&self) -> Instant {
             std_clock::now()
         }

@@ -50,6 +50,7 @@ impl Timer for FuturesTimer {
     type Sleep = Delay;
     type Alarm = Delay;
 
+    #[inline]
     fn now(&self) -> Instant {
         std_clock::now()
     }

@@ -58,6 +58,7 @@ impl Timer for Tokio {
     type Alarm = Pin<Box<Sleep>>;
 
     // tokio's clock and not std's: the one that `tokio::time::pause` stops.
+    #[inline]
     fn now(&self) -> Instant {
         std_clock::from_std(time::Instant::now().into_std())
     }
@@ -113,6 +114,7 @@ impl Timer for Handle {
     type Sleep = Sleep;
     type Alarm = Pin<Box<Sleep>>;
 
+    #[inline]
     fn now(&self) -> Instant {
         let _context = self.enter();
         Tokio.now()

@@ -7,7 +7,7 @@
 mod imp {
     use core::task::{Context, Poll};
 
-    use crate::sync::gate::{Full, Gate, Place};
+    use crate::sync::gate::{Full, Gate, Place, Waiters};
     use crate::sync::primitives::Mutex;
     use crate::sync::primitives::atomic::{
         AtomicUsize,
@@ -26,7 +26,7 @@ mod imp {
     pub(crate) struct Counter {
         // How many permits nobody has, or `LINE`.
         free: AtomicUsize,
-        gate: Mutex<Gate<Growing>>,
+        gate: Mutex<Gate<Waiters<Growing>>>,
     }
 
     impl Counter {

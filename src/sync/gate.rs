@@ -1,24 +1,31 @@
-use core::mem::{replace, take};
+use core::mem::take;
 use core::task::{Context, Poll, Waker};
 
-use super::slab::{Index, List, Slab, Storage};
+use super::slab::{Index, List, Nodes, Slab, Storage};
 use super::{is_attempt, wake};
 
 /// Permits, and the line of those who wait for one: first come, first served.
 ///
 /// The state of a semaphore without its lock. It never wakes or drops a waker itself: what is to be
 /// woken or dropped is handed out, for the caller to see to once it has let go of the lock.
-pub(crate) struct Gate<S: Storage> {
+#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
+pub struct Gate<N: ?Sized> {
     permits: usize,
-    waiters: Slab<Waiter, S>,
     line: List,
+    waiters: Slab<N>,
 }
 
-pub(crate) enum Waiter {
+/// Who is in line.
+#[derive(Debug)]
+pub enum Waiter {
+    /// With this.
     Waiting(Waker),
     /// A permit is set aside for whoever has the place.
     Granted,
 }
+
+/// The nodes of those who wait.
+pub(crate) type Waiters<S> = <S as Storage>::Nodes<Option<Waiter>>;
 
 /// Where somebody stands at a [`Gate`].
 #[derive(Debug, Default)]
@@ -36,15 +43,17 @@ pub enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-impl<S: Storage> Gate<S> {
-    pub(crate) const fn new(permits: usize, waiters: Slab<Waiter, S>) -> Self {
+impl<N: Nodes> Gate<N> {
+    pub(crate) const fn new(permits: usize, waiters: Slab<N>) -> Self {
         Self {
             permits,
-            waiters,
             line: List::new(),
+            waiters,
         }
     }
+}
 
+impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
     pub(crate) fn permits(&self) -> usize {
         self.permits
     }
@@ -73,15 +82,15 @@ impl<S: Storage> Gate<S> {
         match *place {
             Place::Inside => {}
             Place::InLine(index) => match self.waiters.get_mut(index) {
-                Some(Waiter::Waiting(old)) if old.will_wake(cx.waker()) || is_attempt(cx) => {
+                Some(Some(Waiter::Waiting(old))) if old.will_wake(cx.waker()) || is_attempt(cx) => {
                     return Some(Poll::Pending);
                 }
-                Some(Waiter::Waiting(old)) => {
+                Some(Some(Waiter::Waiting(old))) => {
                     core::mem::swap(old, waker.as_mut()?);
                     return Some(Poll::Pending);
                 }
-                Some(Waiter::Granted) | None => {
-                    self.waiters.remove(index);
+                _ => {
+                    self.remove(index);
                     *place = Place::Inside;
                 }
             },
@@ -93,9 +102,11 @@ impl<S: Storage> Gate<S> {
             Place::Outside if is_attempt(cx) => return Some(Poll::Pending),
             Place::Outside if !self.waiters.has_room() => return Some(Poll::Ready(Err(Full))),
             Place::Outside => {
-                let Ok(index) = self.waiters.insert(Waiter::Waiting(waker.take()?)) else {
+                let waiter = Waiter::Waiting(waker.take()?);
+                let Some((index, place_in_line)) = self.waiters.claim() else {
                     return Some(Poll::Ready(Err(Full)));
                 };
+                *place_in_line = Some(waiter);
                 self.line.push_back(&mut self.waiters, index);
                 *place = Place::InLine(index);
                 return Some(Poll::Pending);
@@ -108,9 +119,9 @@ impl<S: Storage> Gate<S> {
     #[must_use = "the waker is to be woken outside the lock"]
     pub(crate) fn release(&mut self) -> Option<Waker> {
         match self.line.pop_front(&mut self.waiters) {
-            Some(index) => match replace(self.waiters.get_mut(index)?, Waiter::Granted) {
-                Waiter::Waiting(waker) => Some(waker),
-                Waiter::Granted => None,
+            Some(index) => match self.waiters.get_mut(index)?.replace(Waiter::Granted) {
+                Some(Waiter::Waiting(waker)) => Some(waker),
+                Some(Waiter::Granted) | None => None,
             },
             None => {
                 // A gate that is opened for all has no count to keep.
@@ -118,6 +129,12 @@ impl<S: Storage> Gate<S> {
                 None
             }
         }
+    }
+
+    fn remove(&mut self, index: Index) -> Option<Waiter> {
+        let waiter = self.waiters.get_mut(index)?.take();
+        self.waiters.release(index);
+        waiter
     }
 
     /// Goes away from wherever `place` is, and gives back what was had there.
@@ -129,10 +146,10 @@ impl<S: Storage> Gate<S> {
                 discard: None,
             },
             Place::InLine(index) => {
-                if let Some(Waiter::Waiting(_)) = self.waiters.get_mut(index) {
+                if let Some(Some(Waiter::Waiting(_))) = self.waiters.get_mut(index) {
                     self.line.unlink(&mut self.waiters, index);
                 }
-                match self.waiters.remove(index) {
+                match self.remove(index) {
                     Some(Waiter::Waiting(waker)) => Farewell {
                         wake: None,
                         discard: Some(waker),

@@ -1,15 +1,15 @@
 use core::cell::RefCell;
 use core::fmt;
-use core::mem::{replace, take};
+use core::mem::{swap, take};
 use core::task::{Context, Poll, Waker, ready};
 
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
-use super::gate::{Full, Gate, Place};
+use super::gate::{Full, Gate, Place, Waiters};
 use super::heap::{Heap, Shared};
 use super::lock::Lock;
-use super::slab::{Growing, Index, Inline, List, Slab, Storage};
+use super::slab::{Growing, Index, Inline, List, Nodes, Slab, Storage, Vacant};
 use super::{register, wake, with_waker};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
@@ -19,10 +19,10 @@ use super::{register, wake, with_waker};
 /// used again, so nothing allocates once the table has its working size.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct State<T, R, P, S: Storage> {
-    slots: Slab<Slot<T, R>, S>,
+    slots: Slab<S::Nodes<Slot<T, R>>>,
     line: List,
     /// A permit for each message that may be in line; where slots are `FIXED`, for each slot.
-    room: Gate<S>,
+    room: Gate<Waiters<S>>,
     handles: usize,
     worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
@@ -33,17 +33,28 @@ pub struct State<T, R, P, S: Storage> {
     taken: Option<Index>,
     phase: Phase<P>,
     /// Closed until the worker has ended.
-    end: Gate<Growing>,
+    end: Gate<Waiters<Growing>>,
 }
 
-pub(crate) enum Slot<T, R> {
-    /// In line; the sender waits with this waker.
-    Queued(T, Option<Waker>),
-    /// With the worker.
-    Taken(Option<Waker>),
+/// A message, on its way. Message and answer are apart, so that neither is moved with the other.
+pub(crate) struct Slot<T, R> {
+    /// There while it is in line; after that the worker has it.
+    message: Option<T>,
+    /// There once the worker has answered.
+    answer: Option<R>,
+    /// The sender waits with this.
+    sender: Option<Waker>,
     /// The sender went away while the worker had the message.
-    Abandoned,
-    Answered(R),
+    is_abandoned: bool,
+}
+
+impl<T, R> Vacant for Slot<T, R> {
+    const VACANT: Self = Self {
+        message: None,
+        answer: None,
+        sender: None,
+        is_abandoned: false,
+    };
 }
 
 enum Phase<P> {
@@ -97,8 +108,8 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     const fn new(
         bound: usize,
         handles: usize,
-        slots: Slab<Slot<T, R>, S>,
-        waiters: Slab<super::gate::Waiter, S>,
+        slots: Slab<S::Nodes<Slot<T, R>>>,
+        waiters: Slab<Waiters<S>>,
     ) -> Self {
         Self {
             slots,
@@ -127,15 +138,62 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
-    /// Takes a slot away, out of the line if it is there; and makes room, for whoever is to be woken.
-    fn remove(&mut self, index: Index) -> (Option<Slot<T, R>>, Option<Waker>) {
-        let in_line = matches!(self.slots.get_mut(index), Some(Slot::Queued(..)));
-        if in_line {
+    /// Takes a message away, wherever it is, and makes room. Of an answer the slot is to be rid before.
+    fn remove(&mut self, index: Index) -> Removed<T> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Removed::default();
+        };
+        slot.is_abandoned = false;
+        let message = slot.message.take();
+        let sender = slot.sender.take();
+        if message.is_some() {
             self.line.unlink(&mut self.slots, index);
         }
-        let slot = self.slots.remove(index);
-        let frees = slot.is_some() && (in_line || S::FIXED);
-        (slot, frees.then(|| self.room.release()).flatten())
+        self.slots.release(index);
+        let makes_room = message.is_some() || S::View::FIXED;
+        Removed {
+            message,
+            sender,
+            next: makes_room
+                .then(|| S::view(&mut self.room).release())
+                .flatten(),
+        }
+    }
+
+    /// Looks whether there is work, and where there is none registers the worker, to be woken when that changes.
+    ///
+    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
+    fn look(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work> {
+        if !self.line.is_empty() {
+            return Some(Work::Waiting);
+        }
+        if !matches!(self.phase, Phase::Open) {
+            return Some(Work::Ended);
+        }
+        register(&mut self.worker, cx, waker)?;
+        self.worker_is_idle = true;
+        Some(Work::None {
+            keep_ready: self.keep_ready,
+        })
+    }
+}
+
+/// What [`State::remove`] leaves to be done outside the lock.
+#[must_use = "the wakers are to be woken or dropped outside the lock"]
+struct Removed<T> {
+    message: Option<T>,
+    sender: Option<Waker>,
+    /// Who gets the room.
+    next: Option<Waker>,
+}
+
+impl<T> Default for Removed<T> {
+    fn default() -> Self {
+        Self {
+            message: None,
+            sender: None,
+            next: None,
+        }
     }
 }
 
@@ -348,7 +406,7 @@ pub trait Channel: Clone {
             self.with(|state| match state.end() {
                 Some(end) => Some(Poll::Ready(Err(end.into()))),
                 None => {
-                    let polled = state.room.poll(place, cx, waker)?;
+                    let polled = Self::Storage::view(&mut state.room).poll(place, cx, waker)?;
                     Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
                 }
             })
@@ -358,7 +416,7 @@ pub trait Channel: Clone {
     /// Gives back room, or the place in the line for it.
     fn unreserve(&self, place: &mut Place) {
         if !matches!(place, Place::Outside) {
-            let farewell = self.with(|state| state.room.leave(place));
+            let farewell = self.with(|state| Self::Storage::view(&mut state.room).leave(place));
             farewell.finish();
         }
     }
@@ -370,12 +428,10 @@ pub trait Channel: Clone {
                 return Err((message, end));
             }
             // There is a slot, since there was room.
-            let Ok(index) = state.slots.insert(Slot::Abandoned) else {
+            let Some((index, slot)) = state.slots.claim() else {
                 return Err((message, End::Closed));
             };
-            if let Some(slot) = state.slots.get_mut(index) {
-                *slot = Slot::Queued(message, None);
-            }
+            slot.message = Some(message);
             state.line.push_back(&mut state.slots, index);
             let worker = if take(&mut state.worker_is_idle) {
                 state.worker.take()
@@ -388,58 +444,67 @@ pub trait Channel: Clone {
         Ok(index)
     }
 
-    /// Waits for the answer. Once it is ready the slot is gone.
+    /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end.
+    ///
+    /// `is_first`: nobody has waited for it yet, so that a waker will be wanted.
     fn poll_answer(
         &self,
         index: Index,
+        is_first: bool,
+        answer: &mut Option<Self::Answer>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Answer, End<Self::Failure>>> {
-        let (slot, next, end) = ready!(with_waker(cx, |waker| {
-            self.with(|state| {
+    ) -> Poll<Result<(), End<Self::Failure>>> {
+        let mut waker = is_first.then(|| cx.waker().clone());
+        let (removed, end) = loop {
+            let polled = self.with(|state| {
+                let Some(slot) = state.slots.get_mut(index) else {
+                    return Some(Poll::Ready((Removed::default(), None)));
+                };
                 let end = match &state.phase {
                     Phase::Ended(end) => Some(end.clone()),
                     Phase::Open | Phase::Draining => None,
                 };
-                match state.slots.get_mut(index) {
-                    Some(Slot::Queued(_, sender) | Slot::Taken(sender)) if end.is_none() => {
-                        register(sender, cx, waker)?;
-                        Some(Poll::Pending)
-                    }
-                    _ => {
-                        let (slot, next) = state.remove(index);
-                        Some(Poll::Ready((slot, next, end)))
-                    }
+                if slot.answer.is_some() {
+                    swap(answer, &mut slot.answer);
+                } else if end.is_none() {
+                    register(&mut slot.sender, cx, &mut waker)?;
+                    return Some(Poll::Pending);
                 }
-            })
-        }));
-        wake(next);
-        Poll::Ready(match slot {
-            Some(Slot::Answered(answer)) => Ok(answer),
-            // The worker has ended, or all that is left of this is a slot.
-            _ => Err(end.unwrap_or(End::Closed)),
+                Some(Poll::Ready((state.remove(index), end)))
+            });
+            match polled {
+                Some(polled) => break ready!(polled),
+                None => waker = Some(cx.waker().clone()),
+            }
+        };
+        wake(removed.next);
+        Poll::Ready(match answer {
+            Some(_) => Ok(()),
+            None => Err(end.unwrap_or(End::Closed)),
         })
     }
 
     /// Gives up a message wherever it is, or its answer.
     fn abandon(&self, index: Index) {
-        let (given_up, next, worker) = self.with(|state| {
+        let mut answer = None;
+        let (removed, sender, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
-            match state.slots.get_mut(index) {
-                Some(slot @ Slot::Taken(_)) if !ended => {
-                    (Some(replace(slot, Slot::Abandoned)), None, None)
-                }
-                _ => {
-                    let (slot, next) = state.remove(index);
-                    // The worker may have waited for nothing but this.
-                    let idle = matches!(slot, Some(Slot::Queued(..))) && state.is_done();
-                    let worker = if idle { state.worker.take() } else { None };
-                    (slot, next, worker)
+            if let Some(slot) = state.slots.get_mut(index) {
+                swap(&mut answer, &mut slot.answer);
+                if slot.message.is_none() && answer.is_none() && !ended {
+                    slot.is_abandoned = true;
+                    return (Removed::default(), slot.sender.take(), None);
                 }
             }
+            let removed = state.remove(index);
+            // The worker may have waited for nothing but this.
+            let is_over = removed.message.is_some() && state.is_done();
+            let worker = is_over.then(|| state.worker.take()).flatten();
+            (removed, None, worker)
         });
-        wake(next);
+        wake(removed.next);
         wake(worker);
-        drop(given_up);
+        drop((removed.message, removed.sender, sender));
     }
 
     /// Has the worker keep its service ready while there is no message.
@@ -460,7 +525,9 @@ pub trait Channel: Clone {
         });
         if let Some(worker) = worker {
             wake(worker);
-            while let Some(waker) = self.with(|state| state.room.release()) {
+            while let Some(waker) =
+                self.with(|state| Self::Storage::view(&mut state.room).release())
+            {
                 waker.wake();
             }
         }
@@ -486,70 +553,69 @@ pub trait Channel: Clone {
 
     // The worker's side.
 
-    /// Looks whether there is work. The worker is woken when that changes.
+    /// Looks whether there is work. Where there is none the worker is woken when that changes.
     fn poll_work(&self, cx: &mut Context<'_>) -> Work {
+        with_waker(cx, |waker| self.with(|state| state.look(cx, waker)))
+    }
+
+    /// Has the worker woken, while it waits for its service, when there is nothing left to wait for; and looks
+    /// whether that is so.
+    fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
         with_waker(cx, |waker| {
             self.with(|state| {
                 if state.is_done() {
-                    return Some(Work::Ended);
+                    return Some(Poll::Ready(()));
                 }
-                state.worker_is_idle = state.line.is_empty();
                 register(&mut state.worker, cx, waker)?;
-                Some(if state.worker_is_idle {
-                    let keep_ready = state.keep_ready;
-                    Work::None { keep_ready }
-                } else {
-                    Work::Waiting
-                })
+                Some(Poll::Pending)
             })
         })
     }
 
-    /// Takes the first message out of the line, and with that makes room for another.
-    fn take(&self) -> Option<Self::Message> {
-        let (message, next) = self.with(|state| {
+    /// Takes the first message out of the line, and with that makes room for another. `true` if it was the last, too.
+    fn take(&self) -> Option<(Self::Message, bool)> {
+        let (message, is_last, next) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
             let slot = state.slots.get_mut(index)?;
-            let Slot::Queued(message, waker) = replace(slot, Slot::Abandoned) else {
-                return None;
-            };
-            *slot = Slot::Taken(waker);
+            let message = slot.message.take()?;
             state.taken = Some(index);
-            let next = if Self::Storage::FIXED {
-                None
-            } else {
-                state.room.release()
-            };
-            Some((message, next))
+            let is_last = state.line.is_empty();
+            let next = (!<Self::Storage as Storage>::View::FIXED)
+                .then(|| Self::Storage::view(&mut state.room).release());
+            Some((message, is_last, next.flatten()))
         })?;
         wake(next);
-        Some(message)
+        Some((message, is_last))
     }
 
-    /// Answers the message that was [taken](Self::take).
-    fn answer(&self, answer: Self::Answer) {
-        let (waker, unwanted, next) = self.with(|state| {
-            let slot = state
-                .taken
-                .take()
-                .map(|index| (index, state.slots.get_mut(index)));
-            match slot {
-                Some((_, Some(slot @ Slot::Taken(_)))) => {
-                    match replace(slot, Slot::Answered(answer)) {
-                        Slot::Taken(waker) => (waker, None, None),
-                        _ => (None, None, None),
-                    }
+    /// Answers the message that was [taken](Self::take), and [looks](Self::poll_work) for the next.
+    ///
+    /// `is_last`: there was none, so that a waker will be wanted.
+    fn answer(
+        &self,
+        answer: &mut Option<Self::Answer>,
+        is_last: bool,
+        cx: &mut Context<'_>,
+    ) -> Work {
+        let mut own = is_last.then(|| cx.waker().clone());
+        let (sender, next, work) = self.with(|state| {
+            let work = state.look(cx, &mut own);
+            let Some(index) = state.taken.take() else {
+                return (None, None, work);
+            };
+            match state.slots.get_mut(index) {
+                Some(slot) if !slot.is_abandoned => {
+                    swap(&mut slot.answer, answer);
+                    (slot.sender.take(), None, work)
                 }
-                Some((index, Some(_))) => {
-                    let (slot, next) = state.remove(index);
-                    (None, Some((slot, answer)), next)
-                }
-                _ => (None, Some((None, answer)), None),
+                _ => (None, state.remove(index).next, work),
             }
         });
         wake(next);
-        drop(unwanted);
-        wake(waker);
+        // It may be unwanted.
+        *answer = None;
+        wake(sender);
+        work.unwrap_or_else(|| self.poll_work(cx))
     }
 
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.
@@ -562,9 +628,9 @@ pub trait Channel: Clone {
             // The sender of what the worker has, or if that one is gone, whoever gets its room.
             let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {
-                    Some(Slot::Taken(waker)) => waker.take(),
+                    Some(slot) if !slot.is_abandoned => slot.sender.take(),
                     // What was given up is an empty slot: there is nothing of the user's to drop.
-                    _ => state.remove(index).1,
+                    _ => state.remove(index).next,
                 }
             });
             Some((next, state.worker.take()))
@@ -581,16 +647,15 @@ pub trait Channel: Clone {
     /// Drops all messages, and wakes all who wait.
     fn refuse_all(&self) {
         // The slot stays for its sender, who takes the reason from it.
-        while let Some(slot) = self.with(|state| {
+        while let Some((message, sender)) = self.with(|state| {
             let index = state.line.pop_front(&mut state.slots)?;
-            Some(replace(state.slots.get_mut(index)?, Slot::Taken(None)))
+            let slot = state.slots.get_mut(index)?;
+            Some((slot.message.take(), slot.sender.take()))
         }) {
-            if let Slot::Queued(message, waker) = slot {
-                wake(waker);
-                drop(message);
-            }
+            wake(sender);
+            drop(message);
         }
-        while let Some(waker) = self.with(|state| state.room.release()) {
+        while let Some(waker) = self.with(|state| Self::Storage::view(&mut state.room).release()) {
             waker.wake();
         }
         while let Some(waker) = self.with(|state| state.end.release()) {

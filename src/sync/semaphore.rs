@@ -6,10 +6,10 @@ use core::task::{Context, Poll};
 use critical_section::Mutex;
 
 use super::counter::Counter;
-use super::gate::{Full, Gate, Place};
+use super::gate::{Full, Gate, Place, Waiters};
 use super::heap::Shared;
 use super::lock::Lock;
-use super::slab::{Inline, Slab};
+use super::slab::{Inline, Slab, Storage};
 use super::with_waker;
 
 /// A number of permits, shared by all clones: who wants one and finds none waits in line.
@@ -27,7 +27,7 @@ pub struct Semaphore {
 /// what happens to one more is said at [`limit::concurrency`](crate::limit::concurrency#without-an-allocator).
 #[cfg(feature = "critical-section")]
 pub struct StaticSemaphore<const N: usize> {
-    gate: Mutex<RefCell<Gate<Inline<N>>>>,
+    gate: Mutex<RefCell<Gate<Waiters<Inline<N>>>>>,
 }
 
 /// A number of permits without an allocator, shared by all who have a reference to it, on one thread.
@@ -35,7 +35,7 @@ pub struct StaticSemaphore<const N: usize> {
 /// Who wants a permit and finds none waits in line, first come, first served. There is room for `N` who wait;
 /// what happens to one more is said at [`limit::concurrency`](crate::limit::concurrency#without-an-allocator).
 pub struct LocalSemaphore<const N: usize> {
-    gate: RefCell<Gate<Inline<N>>>,
+    gate: RefCell<Gate<Waiters<Inline<N>>>>,
 }
 
 #[cfg(feature = "std")]
@@ -91,18 +91,18 @@ macro_rules! fixed {
         impl<const N: usize> $name<N> {
             /// How many permits nobody has.
             pub fn available_permits(&self) -> usize {
-                self.gate.with(|gate| gate.permits())
+                self.gate.with(|gate| Inline::view(gate).permits())
             }
         }
 
         $(#[$meta])*
         impl<const N: usize> Handle for &$name<N> {
             fn poll(&self, place: &mut Place, cx: &Context<'_>) -> Poll<Result<(), Full>> {
-                with_waker(cx, |waker| self.gate.with(|gate| gate.poll(place, cx, waker)))
+                with_waker(cx, |waker| self.gate.with(|gate| Inline::view(gate).poll(place, cx, waker)))
             }
 
             fn leave(&self, place: &mut Place) {
-                let farewell = self.gate.with(|gate| gate.leave(place));
+                let farewell = self.gate.with(|gate| Inline::view(gate).leave(place));
                 farewell.finish();
             }
         }

@@ -1,25 +1,42 @@
 #[cfg(feature = "alloc")]
 use alloc::vec::Vec;
 
+use super::gate::{Gate, Waiter, Waiters};
+
 /// Marks the end of a list.
 const NIL: u32 = u32::MAX;
 
 /// Values at stable indices, which [`List`]s are threaded through.
 ///
-/// A slot that was freed is used again: once a slab has reached its working size nothing allocates.
-pub(crate) struct Slab<T, S: Storage> {
-    nodes: S::Nodes<T>,
+/// A slot that was freed is used again: once a slab has reached its working size nothing allocates. Its value stays
+/// where it is, vacant, so that large ones are moved no more than need be.
+pub(crate) struct Slab<N: ?Sized> {
     /// So many nodes have been used; behind them all are new.
     used: u32,
-    free: List,
+    /// The first of those that are free again.
+    free: u32,
+    nodes: N,
 }
 
-/// What a [`Slab`] keeps its nodes in.
+/// A value that can be nothing.
+pub trait Vacant {
+    /// Nothing.
+    const VACANT: Self;
+}
+
+impl<T> Vacant for Option<T> {
+    const VACANT: Self = None;
+}
+
+/// Where slabs keep their nodes.
 pub trait Storage {
     /// The nodes of a slab of `T`.
-    type Nodes<T>: Nodes<T>;
-    /// There will never be more nodes than there are.
-    const FIXED: bool;
+    type Nodes<T: Vacant>: Nodes<Value = T>;
+    /// The same, without their number where that is part of the type.
+    type View: Nodes<Value = Option<Waiter>> + ?Sized;
+
+    /// Forgets the number of nodes, so that gates of all numbers share their code.
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View>;
 }
 
 /// The nodes of a [`Slab`].
@@ -27,9 +44,13 @@ pub trait Storage {
     unreachable_pub,
     reason = "it is reached by way of `Storage`, which Rust 1.85 does not see"
 )]
-pub trait Nodes<T> {
+pub trait Nodes {
+    /// What is in a node.
+    type Value: Vacant;
+    /// There will never be more nodes than there are.
+    const FIXED: bool;
     /// As many as there are.
-    fn as_mut_slice(&mut self) -> &mut [Node<T>];
+    fn as_mut_slice(&mut self) -> &mut [Node<Self::Value>];
     /// Adds one, where that can be done.
     fn grow(&mut self);
 }
@@ -40,12 +61,19 @@ pub enum Growing {}
 
 #[cfg(feature = "alloc")]
 impl Storage for Growing {
-    type Nodes<T> = Vec<Node<T>>;
-    const FIXED: bool = false;
+    type Nodes<T: Vacant> = Vec<Node<T>>;
+    type View = Vec<Node<Option<Waiter>>>;
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
 #[cfg(feature = "alloc")]
-impl<T> Nodes<T> for Vec<Node<T>> {
+impl<T: Vacant> Nodes for Vec<Node<T>> {
+    type Value = T;
+    const FIXED: bool = false;
+
     fn as_mut_slice(&mut self) -> &mut [Node<T>] {
         self
     }
@@ -58,8 +86,12 @@ impl<T> Nodes<T> for Vec<Node<T>> {
 // Without an allocator nothing grows; the type is there so that the others can name it.
 #[cfg(not(feature = "alloc"))]
 impl Storage for Growing {
-    type Nodes<T> = [Node<T>; 0];
-    const FIXED: bool = true;
+    type Nodes<T: Vacant> = [Node<T>; 0];
+    type View = [Node<Option<Waiter>>];
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
 /// `N` of them, in place.
@@ -67,11 +99,29 @@ impl Storage for Growing {
 pub enum Inline<const N: usize> {}
 
 impl<const N: usize> Storage for Inline<N> {
-    type Nodes<T> = [Node<T>; N];
-    const FIXED: bool = true;
+    type Nodes<T: Vacant> = [Node<T>; N];
+    type View = [Node<Option<Waiter>>];
+
+    fn view(gate: &mut Gate<Waiters<Self>>) -> &mut Gate<Self::View> {
+        gate
+    }
 }
 
-impl<T, const N: usize> Nodes<T> for [Node<T>; N] {
+impl<T: Vacant, const N: usize> Nodes for [Node<T>; N] {
+    type Value = T;
+    const FIXED: bool = true;
+
+    fn as_mut_slice(&mut self) -> &mut [Node<T>] {
+        self
+    }
+
+    fn grow(&mut self) {}
+}
+
+impl<T: Vacant> Nodes for [Node<T>] {
+    type Value = T;
+    const FIXED: bool = true;
+
     fn as_mut_slice(&mut self) -> &mut [Node<T>] {
         self
     }
@@ -84,14 +134,14 @@ impl<T, const N: usize> Nodes<T> for [Node<T>; N] {
 pub struct Node<T> {
     previous: u32,
     next: u32,
-    value: Option<T>,
+    value: T,
 }
 
-impl<T> Node<T> {
+impl<T: Vacant> Node<T> {
     const NEW: Self = Self {
         previous: NIL,
         next: NIL,
-        value: None,
+        value: T::VACANT,
     };
 }
 
@@ -99,73 +149,72 @@ impl<T> Node<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index(u32);
 
-impl<T> Slab<T, Growing> {
+#[cfg(feature = "alloc")]
+impl<T: Vacant> Slab<Vec<Node<T>>> {
     pub(crate) const fn new() -> Self {
         Self {
-            #[cfg(feature = "alloc")]
-            nodes: Vec::new(),
-            #[cfg(not(feature = "alloc"))]
-            nodes: [],
             used: 0,
-            free: List::new(),
+            free: NIL,
+            nodes: Vec::new(),
         }
     }
 }
 
-impl<T, const N: usize> Slab<T, Inline<N>> {
+#[cfg(not(feature = "alloc"))]
+impl<T: Vacant> Slab<[Node<T>; 0]> {
+    pub(crate) const fn new() -> Self {
+        Self::inline()
+    }
+}
+
+impl<T: Vacant, const N: usize> Slab<[Node<T>; N]> {
     pub(crate) const fn inline() -> Self {
         Self {
-            nodes: [const { Node::NEW }; N],
             used: 0,
-            free: List::new(),
+            free: NIL,
+            nodes: [const { Node::NEW }; N],
         }
     }
 }
 
-impl<T, S: Storage> Slab<T, S> {
+impl<N: Nodes + ?Sized> Slab<N> {
     /// Whether another value fits.
     pub(crate) fn has_room(&mut self) -> bool {
-        !S::FIXED || !self.free.is_empty() || (self.used as usize) < self.nodes().len()
+        !N::FIXED || self.free != NIL || (self.used as usize) < self.nodes().len()
     }
 
-    /// Puts a value in, or gives it back where there is no room.
-    pub(crate) fn insert(&mut self, value: T) -> Result<Index, T> {
-        let index = match self.free.pop_from(self.nodes.as_mut_slice()) {
-            Some(index) => index,
-            None => {
-                if self.used as usize == self.nodes().len() {
-                    self.nodes.grow();
-                }
-                let index = Index(self.used);
-                // The last number marks the end of a list; memory ends long before.
-                if index.0 < NIL && (index.0 as usize) < self.nodes().len() {
-                    self.used += 1;
-                }
-                index
-            }
-        };
-        match self.nodes().get_mut(index.0 as usize) {
-            Some(node) => {
-                node.value = Some(value);
-                Ok(index)
-            }
-            None => Err(value),
+    /// A vacant value, for as long as it is not [released](Self::release), or `None` where there is no room.
+    pub(crate) fn claim(&mut self) -> Option<(Index, &mut N::Value)> {
+        let is_new = self.free == NIL;
+        let index = if is_new { self.used } else { self.free };
+        if is_new && index as usize == self.nodes().len() {
+            self.nodes.grow();
+        }
+        let node = self.nodes.as_mut_slice().get_mut(index as usize)?;
+        if is_new {
+            // The last number marks the end of a list; memory ends long before.
+            self.used = index.checked_add(1)?;
+        } else {
+            self.free = node.next;
+        }
+        Some((Index(index), &mut node.value))
+    }
+
+    /// Lets go of a value; it must be vacant again, and in no list.
+    pub(crate) fn release(&mut self, Index(index): Index) {
+        let free = self.free;
+        if let Some(node) = self.nodes().get_mut(index as usize) {
+            node.next = free;
+            self.free = index;
         }
     }
 
-    /// Takes a value out; it must be in no list. `None` if it was taken already.
-    pub(crate) fn remove(&mut self, index: Index) -> Option<T> {
-        let value = self.nodes().get_mut(index.0 as usize)?.value.take()?;
-        self.free.push_to(self.nodes.as_mut_slice(), index);
-        Some(value)
+    /// A value that was [claimed](Self::claim).
+    pub(crate) fn get_mut(&mut self, Index(index): Index) -> Option<&mut N::Value> {
+        Some(&mut self.nodes().get_mut(index as usize)?.value)
     }
 
-    /// The value, unless it was [taken out](Self::remove).
-    pub(crate) fn get_mut(&mut self, index: Index) -> Option<&mut T> {
-        self.nodes().get_mut(index.0 as usize)?.value.as_mut()
-    }
-
-    fn nodes(&mut self) -> &mut [Node<T>] {
+    fn nodes(&mut self) -> &mut [Node<N::Value>] {
         self.nodes.as_mut_slice()
     }
 }
@@ -189,20 +238,8 @@ impl List {
         self.head == NIL
     }
 
-    pub(crate) fn push_back<T, S: Storage>(&mut self, slab: &mut Slab<T, S>, index: Index) {
-        self.push_to(slab.nodes(), index);
-    }
-
-    pub(crate) fn pop_front<T, S: Storage>(&mut self, slab: &mut Slab<T, S>) -> Option<Index> {
-        self.pop_from(slab.nodes())
-    }
-
-    /// Takes a value out of the middle; it must be in this list.
-    pub(crate) fn unlink<T, S: Storage>(&mut self, slab: &mut Slab<T, S>, index: Index) {
-        self.unlink_from(slab.nodes(), index);
-    }
-
-    fn push_to<T>(&mut self, nodes: &mut [Node<T>], Index(index): Index) {
+    pub(crate) fn push_back<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
+        let nodes = slab.nodes();
         if let Some(node) = nodes.get_mut(index as usize) {
             node.previous = self.tail;
             node.next = NIL;
@@ -214,14 +251,16 @@ impl List {
         self.tail = index;
     }
 
-    fn pop_from<T>(&mut self, nodes: &mut [Node<T>]) -> Option<Index> {
+    pub(crate) fn pop_front<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>) -> Option<Index> {
         let first = (!self.is_empty()).then_some(Index(self.head))?;
-        self.unlink_from(nodes, first);
+        self.unlink(slab, first);
         Some(first)
     }
 
+    /// Takes a value out of the middle; it must be in this list.
     // `NIL` is the index of no node, so that an end of the list is where `get_mut` finds none.
-    fn unlink_from<T>(&mut self, nodes: &mut [Node<T>], Index(index): Index) {
+    pub(crate) fn unlink<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
+        let nodes = slab.nodes();
         let Some(&mut Node { previous, next, .. }) = nodes.get_mut(index as usize) else {
             return;
         };
@@ -241,22 +280,29 @@ mod tests {
     use alloc::collections::VecDeque;
     use alloc::vec::Vec;
 
-    use super::{Growing, Inline, List, Slab, Storage};
+    use super::{Index, List, Node, Nodes, Slab};
     use crate::util::rng::{Rng, SplitMix64};
 
-    fn check<S: Storage>(mut slab: Slab<u32, S>, room: usize) {
+    fn free<N: Nodes<Value = Option<u32>>>(slab: &mut Slab<N>, index: Index) -> Option<u32> {
+        let value = slab.get_mut(index)?.take();
+        slab.release(index);
+        value
+    }
+
+    fn check<N: Nodes<Value = Option<u32>>>(mut slab: Slab<N>, room: usize) {
         let mut list = List::new();
         let mut model = VecDeque::new();
         let mut rng = SplitMix64::new(1);
         for n in 0..10_000_u32 {
             match rng.next_range(0..5) {
-                0..=2 => match slab.insert(n) {
-                    Ok(index) => {
+                0..=2 => match slab.claim() {
+                    Some((index, value)) => {
+                        assert_eq!(value.replace(n), None);
                         list.push_back(&mut slab, index);
                         model.push_back((index, n));
                     }
-                    Err(value) => {
-                        assert_eq!((value, model.len()), (n, room));
+                    None => {
+                        assert_eq!(model.len(), room);
                         assert!(!slab.has_room());
                     }
                 },
@@ -264,8 +310,7 @@ mod tests {
                     let popped = list.pop_front(&mut slab);
                     assert_eq!(popped, model.front().map(|first| first.0));
                     if let Some((index, n)) = model.pop_front() {
-                        assert_eq!(slab.remove(index), Some(n));
-                        assert_eq!(slab.remove(index), None);
+                        assert_eq!(free(&mut slab, index), Some(n));
                         assert!(slab.has_room());
                     }
                 }
@@ -273,36 +318,38 @@ mod tests {
                     let at = rng.next_range(0..model.len() as u64) as usize;
                     let (index, n) = model.remove(at).unwrap();
                     list.unlink(&mut slab, index);
-                    assert_eq!(slab.remove(index), Some(n));
+                    assert_eq!(free(&mut slab, index), Some(n));
                 }
                 _ => assert!(list.is_empty()),
             }
         }
         let mut rest = Vec::new();
         while let Some(index) = list.pop_front(&mut slab) {
-            rest.push((index, *slab.get_mut(index).unwrap()));
+            rest.push((index, slab.get_mut(index).unwrap().unwrap()));
         }
         assert_eq!(rest, Vec::from(model));
     }
 
     #[test]
     fn a_list_is_a_queue_whatever_is_unlinked() {
-        check(Slab::<_, Growing>::new(), usize::MAX);
+        check(Slab::<Vec<Node<_>>>::new(), usize::MAX);
     }
 
     #[test]
     fn a_slab_in_place_gives_back_what_does_not_fit() {
-        check(Slab::<_, Inline<7>>::inline(), 7);
-        check(Slab::<_, Inline<0>>::inline(), 0);
+        check(Slab::<[Node<_>; 7]>::inline(), 7);
+        check(Slab::<[Node<_>; 0]>::inline(), 0);
     }
 
     #[test]
     fn a_freed_slot_is_used_again() {
-        let mut slab = Slab::<_, Growing>::new();
+        let mut slab = Slab::<Vec<Node<Option<_>>>>::new();
         for n in 0..1_000 {
-            let (a, b) = (slab.insert(n).unwrap(), slab.insert(n).unwrap());
-            slab.remove(a);
-            slab.remove(b);
+            let (a, b) = (slab.claim().unwrap().0, slab.claim().unwrap().0);
+            assert_ne!(a, b);
+            *slab.get_mut(a).unwrap() = Some(n);
+            assert_eq!(free(&mut slab, a), Some(n));
+            assert_eq!(free(&mut slab, b), None);
         }
         assert_eq!(slab.nodes.len(), 2);
     }

@@ -376,6 +376,26 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
+    fn and_tell_who_is_busier_while_they_are() {
+        let timer = ManualTimer::new();
+        let [mut a, mut b] = [(); 2].map(|()| new(obedient(), &timer));
+        let mut under_way = vec![];
+        for _ in 0..2 {
+            assert!(a.is_no_busier_than(&b) && b.is_no_busier_than(&a));
+            under_way.push(a.call(Ok(0)));
+            assert!(!a.is_no_busier_than(&b) && b.is_no_busier_than(&a));
+            under_way.push(b.call(Ok(0)));
+            // One and a half is more than one, and less than two.
+            a.set_penalty(0.5);
+            assert!(!a.is_no_busier_than(&b) && b.is_no_busier_than(&a));
+            under_way.push(b.call(Ok(0)));
+            assert!(a.is_no_busier_than(&b) && !b.is_no_busier_than(&a));
+            a.set_penalty(0.0);
+            under_way.push(a.call(Ok(0)));
+        }
+    }
+
+    #[test]
     fn and_ask_the_clock_only_while_they_are() {
         let timer = Counting::default();
         let mut service =

@@ -312,6 +312,99 @@ fn with_one_look_at_the_clock_for_each_of_load_call_and_response() {
     }
 }
 
+thread_local! {
+    static NOW: Cell<u64> = const { Cell::new(1 << 62) };
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A timer without a value, as those of the runtimes are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Global;
+
+impl Timer for Global {
+    type Sleep = std::future::Pending<()>;
+    type Alarm = std::future::Pending<()>;
+    fn now(&self) -> Instant {
+        ASKED.set(ASKED.get() + 1);
+        Instant::from_nanos(NOW.get())
+    }
+    fn sleep_until(&self, _: Instant) -> Self::Sleep {
+        pending()
+    }
+    fn alarm_until(&self, _: Instant) -> Self::Alarm {
+        pending()
+    }
+}
+
+/// Two endpoints at random, and whether the comparison says of them what their loads say. Also how many of the
+/// comparisons needed the time.
+fn compare<T: Timer + Clone>(
+    timers: [T; 2],
+    advance: impl Fn(u64),
+    asked: impl Fn() -> usize,
+) -> (u32, u32) {
+    let mut rng = SplitMix64::new(5);
+    let (mut compared, mut timed) = (0, 0);
+    for _ in 0..3_000 {
+        let mut below = |n: u64| rng.next_range(0..n);
+        let decay = |n: u64| if n == 0 { 2e9 } else { 1e9 };
+        let mut both = timers.clone().map(|timer| {
+            let decay = decay(below(8));
+            PeakEwma::with_timer(obedient(), MILLI, decay, CompleteOnResponse, timer)
+        });
+        let mut under_way = Vec::new();
+        for service in &mut both {
+            if below(8) > 0 {
+                service.set_estimate(Duration::from_nanos(1 << below(30)));
+            }
+            let requests = if below(2) == 0 { 0 } else { below(3) };
+            under_way.extend((0..requests).map(|_| service.call(Ok(0))));
+        }
+        advance(1 << below(32));
+        let before = asked();
+        let [a, b] = &both;
+        let found = [a.is_no_busier_than(b), b.is_no_busier_than(a)];
+        timed += u32::from(asked() > before);
+        compared += 1;
+        let [x, y] = [a.load(), b.load()].map(|cost| cost.as_nanos());
+        // As good as equal: either answer will do.
+        if (x - y).abs() > 1e-6 * x.max(y) {
+            assert_eq!(found, [x < y, x > y], "{x} {y}");
+        }
+    }
+    (compared, timed)
+}
+
+#[test]
+fn that_are_compared_as_they_are_with_the_time_only_where_it_matters() {
+    let advance = |nanos| NOW.set(NOW.get() + nanos);
+    let (compared, timed) = compare([Global; 2], advance, || ASKED.get());
+    assert!(timed > compared / 5 && timed < compared * 4 / 5, "{timed}");
+
+    // Once for both of them.
+    let both = [(); 2].map(|()| {
+        let mut service = PeakEwma::with_timer(obedient(), MILLI, 1e9, CompleteOnResponse, Global);
+        let response = service.call(Ok(0));
+        (service, response)
+    });
+    let [(a, _under_way), (b, _too)] = &both;
+    let before = ASKED.get();
+    assert!(a.is_no_busier_than(b) || b.is_no_busier_than(a));
+    assert!(ASKED.get() - before <= 2);
+
+    // Two clocks have nothing to do with each other.
+    let [one, other] = [Counting::default(), Counting::default()];
+    other.timer.advance(1_000 * SECOND);
+    let both = [one.clone(), other.clone()];
+    let advance = |nanos| {
+        both.iter()
+            .for_each(|t| t.timer.advance(Duration::from_nanos(nanos)))
+    };
+    let asked = || one.asked.load(SeqCst) + other.asked.load(SeqCst);
+    let (compared, timed) = compare([one.clone(), other.clone()], advance, asked);
+    assert_eq!(timed, compared);
+}
+
 #[test]
 fn of_finite_times_however_the_clock_behaves() {
     /// Shows what it is set to.

@@ -25,6 +25,14 @@ impl Decaying {
         self.0.load() == 0
     }
 
+    /// Whether it is no more than `other`, now as at every other time; `None` if one of them was never set. Both
+    /// have the same span.
+    #[inline]
+    pub(super) fn is_at_most(&self, other: &Self) -> Option<bool> {
+        let (this, other) = (self.0.load(), other.0.load());
+        (this != 0 && other != 0).then_some(this <= other)
+    }
+
     /// The number at `now`; `None` if it is nothing.
     #[inline]
     pub(super) fn get(&self, now: Instant, span: f64) -> Option<f64> {
@@ -45,18 +53,21 @@ impl Decaying {
     /// Adds `more` to it at `now`, and makes it at least `least`.
     #[inline]
     pub(super) fn add(&self, now: Instant, span: f64, more: f64, least: f64) {
-        let add = |old| {
-            Some(match value(old, now, span) {
-                // What is added to the moment depends on the ratio alone. Were the sum taken and turned into a
-                // moment, the errors of many small additions would add up.
-                Some(number) if number + more > least => {
-                    old.saturating_add((span * ln_1p(more / number) + 0.5) as u64)
-                }
-                Some(_) => moment(least, now, span),
-                None => moment(least.max(more), now, span),
-            })
-        };
-        self.0.update(add);
+        let old = self.0.load();
+        if self
+            .0
+            .replace(old, added(old, now, span, more, least))
+            .is_err()
+        {
+            self.add_later(now, span, more, least);
+        }
+    }
+
+    /// Others were faster.
+    #[cold]
+    fn add_later(&self, now: Instant, span: f64, more: f64, least: f64) {
+        self.0
+            .update(|old| Some(added(old, now, span, more, least)));
     }
 
     /// Makes it nothing.
@@ -73,6 +84,22 @@ impl Decaying {
     }
 }
 
+/// The moment for `more` above what that of `old` stands for, and for at least `least`.
+#[inline]
+fn added(old: u64, now: Instant, span: f64, more: f64, least: f64) -> u64 {
+    match value(old, now, span) {
+        // What is added to the moment depends on the ratio alone. Were the sum taken and turned into a
+        // moment, the errors of many small additions would add up.
+        Some(number) if number + more > least => {
+            // A signed number is quicker to convert, and half of all time is enough.
+            let later = (span * ln_1p(more / number) + 0.5) as i64;
+            old.saturating_add(later as u64)
+        }
+        Some(_) => moment(least, now, span),
+        None => moment(least.max(more), now, span),
+    }
+}
+
 #[inline]
 fn value(moment: u64, now: Instant, span: f64) -> Option<f64> {
     let left = nanos_between(now.as_nanos(), moment);
@@ -80,6 +107,7 @@ fn value(moment: u64, now: Instant, span: f64) -> Option<f64> {
 }
 
 /// When `number` at `now` will have come down to one.
+#[cold]
 fn moment(number: f64, now: Instant, span: f64) -> u64 {
     // The cast saturates, and makes 0 of what is no number.
     let left = (span * ln(number) + 0.5) as u64;

@@ -239,8 +239,17 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     type Metric = Cost;
 
     fn load(&self) -> Cost {
-        let estimate = self.shared.estimate(self.shared.timer.now());
-        Cost(estimate * (self.in_flight() as f64 + 1.0))
+        self.shared.cost(self.shared.timer.now())
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        let (this, other) = (&*self.shared, &*other.shared);
+        // A timer without a value tells the same time wherever it is.
+        let is_one_clock = size_of::<T>() == 0;
+        match this.is_no_busier_for_sure(other) {
+            Some(is_no_busier) if is_one_clock => is_no_busier,
+            _ => this.is_no_busier_now(other),
+        }
     }
 }
 
@@ -327,11 +336,14 @@ impl<T: Timer> Drop for Handle<T> {
         let shared = &*self.shared;
         let now = shared.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
+        let least = match self.outcome {
+            Some(Outcome::Penalised) => shared.settings.penalty,
+            _ => 0.0,
+        };
         match self.outcome {
-            None => shared.raise(now, took),
-            Some(Outcome::Counted) => shared.observe(now, took),
-            Some(Outcome::Penalised) => shared.observe(now, took.max(shared.settings.penalty)),
+            Some(Outcome::Counted | Outcome::Penalised) => shared.observe(now, took.max(least)),
             Some(Outcome::Ignored) => {}
+            None => shared.raise(now, took),
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
@@ -596,6 +608,38 @@ impl<T> Shared<T> {
         estimate.max(nanos_between(self.silent.load(), now.as_nanos()))
     }
 
+    #[inline]
+    fn cost(&self, now: Instant) -> Cost {
+        let in_flight = self.in_flight.load(Relaxed) as f64;
+        Cost(self.estimate(now) * (in_flight + 1.0))
+    }
+
+    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
+    /// its estimate is, and a busy one more than that. Both are on the same clock.
+    #[inline]
+    fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
+        if self.settings.decay != other.settings.decay {
+            return None;
+        }
+        let is_at_most = self.estimate.is_at_most(&other.estimate)?;
+        let idler = if is_at_most { self } else { other };
+        (idler.in_flight.load(Relaxed) == 0).then_some(is_at_most)
+    }
+
+    #[cold]
+    fn is_no_busier_now(&self, other: &Self) -> bool
+    where
+        T: Timer,
+    {
+        let now = self.timer.now();
+        let others_now = if size_of::<T>() == 0 {
+            now
+        } else {
+            other.timer.now()
+        };
+        self.cost(now) <= other.cost(others_now)
+    }
+
     fn set_estimate(&self, now: Instant, estimate: f64) {
         self.observed.store(now.as_nanos());
         self.estimate.set(now, self.settings.decay, estimate);
@@ -614,6 +658,7 @@ impl<T> Shared<T> {
     }
 
     /// A response would have taken at least `took`.
+    #[cold]
     fn raise(&self, now: Instant, took: f64) {
         self.estimate.add(now, self.settings.decay, 0.0, took);
     }

@@ -166,6 +166,13 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
     fn load(&self) -> Count {
         Count::new(self.in_flight(), self.penalty())
     }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        if self.shared.penalty.is_unset() && other.shared.penalty.is_unset() {
+            return self.in_flight() <= other.in_flight();
+        }
+        self.load() <= other.load()
+    }
 }
 
 impl<S, C, T, K, Request> Service<Request> for PendingRequests<S, C, T, K>

@@ -11,6 +11,7 @@ mod executor;
 #[cfg_attr(not(target_os = "none"), path = "host.rs")]
 mod machine;
 #[cfg(not(feature = "no-stack"))]
+#[cfg_attr(feature = "one-request", allow(dead_code))]
 mod stack;
 
 /// The program: `Ok` if all answers were as expected.

@@ -80,11 +80,12 @@ fn sizes() -> impl Iterator<Item = usize> {
     EDGES.into_iter().map(|n| n as usize).chain([usize::MAX])
 }
 
-const FLOATS: [f64; 26] = [
+const FLOATS: [f64; 27] = [
     f64::NAN,
     f64::NEG_INFINITY,
     f64::MIN,
     -1.0,
+    -0.4,
     -f64::MIN_POSITIVE,
     -f64::MIN_POSITIVE / 2.0,
     -0.0,
@@ -110,7 +111,14 @@ const FLOATS: [f64; 26] = [
 ];
 
 fn singles() -> impl Iterator<Item = f32> {
-    let own = [f32::MIN_POSITIVE / 2.0, f32::EPSILON, 1.0 + f32::EPSILON];
+    let least = f32::MIN_POSITIVE;
+    let own = [
+        -least,
+        -least / 2.0,
+        least / 2.0,
+        f32::EPSILON,
+        1.0 + f32::EPSILON,
+    ];
     FLOATS.into_iter().map(|float| float as f32).chain(own)
 }
 

@@ -77,7 +77,7 @@
 //! | `retry::budget::{Budget, TpsBudget}` | [`retry::budget`] | 40 % are 40 %; in tower they are 50 %. No lock, no allocation, and nothing to catch up on after a pause. |
 //! | `spawn_ready::{SpawnReady, SpawnReadyLayer}` | [`spawn_ready`](mod@crate::spawn_ready) | The error of the service is a parameter, a `BoxError` where it is not said; it is inferred. One task serves all waits. An error stays an error: tower's panics when it is polled again. |
 //! | `steer::{Steer, Picker}` | [`steer`] | A clone has no readiness. An index out of range is an error. The services can be in an array. |
-//! | `timeout::{Timeout, TimeoutLayer, error::Elapsed}` | [`timeout`] | It fires also where the service uses up tokio's cooperative budget. The clock starts when the response is first pending; [`from_call`] is as tower's. [`Deadline`] covers readiness, too. |
+//! | `timeout::{Timeout, TimeoutLayer, error::Elapsed}` | [`timeout`] | It fires also where the service uses up tokio's cooperative budget. The clock starts when the response is first pending; [`from_call`] is as tower's. [`Deadline`] covers readiness, too. New: [`SharedTimer`] for `with_timer`. |
 //!
 //! # Many endpoints
 //!
@@ -178,6 +178,7 @@
 //! [`retry::budget`]: crate::retry::budget
 //! [`steer`]: crate::steer
 //! [`timeout`]: crate::timeout
+//! [`SharedTimer`]: crate::runtime::SharedTimer
 //! [`from_call`]: crate::timeout::TimeoutLayer::from_call
 //! [`Deadline`]: crate::timeout::Deadline
 //! [`Balance`]: crate::balance::p2c::Balance

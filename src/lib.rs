@@ -53,6 +53,7 @@
 //! Each adapter is a module that mirrors this crate's tree with the runtime filled in, so that
 //! `use campanile::smol as tower;` makes code compile that was written for tower. [`runtime`] has the table of
 //! adapters, and how to write one. To use middleware that needs a runtime without one is a compile error.
+//! [`runtime::SharedTimer`] lets all waits of a layer or a stack share one alarm of the runtime.
 //!
 //! # From tower
 //!
@@ -66,8 +67,8 @@
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], and buffers and concurrency limits whose state is on the
-//!   heap, behind a lock.
+//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], a timer that is shared, and buffers and concurrency limits
+//!   whose state is on the heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
 //! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each.

@@ -4,6 +4,9 @@
 //! readiness. Both fail with [`Error::Elapsed`] and drop nothing on their own: the inner future goes when
 //! the caller drops the response future.
 //!
+//! A response that is pending enters its wait into the runtime's timers, and takes it out when it is there. Where that
+//! costs too much, [`SharedTimer`](crate::runtime::SharedTimer) is a timer with one alarm for all of a layer.
+//!
 //! # Differences from tower
 //!
 //! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at

@@ -279,6 +279,35 @@ mod rooms {
     }
 
     #[test]
+    fn waits_that_share_an_alarm_allocate_nothing_once_it_is_set() {
+        use campanile::Timer;
+        use campanile::runtime::SharedTimer;
+
+        block_on(async {});
+        let timer = SharedTimer::new(Smol);
+        let leaf = service_fn(pends_once);
+        let timeout = campanile::timeout::Timeout::with_timer(leaf, LONG, timer.clone());
+        assert_eq!(per_call(timeout), 0);
+        // And a hundred at once, when there were as many before.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut begin = |all: &mut Vec<_>| {
+            all.extend((0..100).map(|_| timer.sleep(LONG)));
+            let mut all = all.iter_mut();
+            assert!(all.all(|sleep| std::pin::Pin::new(sleep).poll(&mut cx).is_pending()));
+        };
+        let mut all = Vec::new();
+        begin(&mut all);
+        all.clear();
+        assert_eq!(allocations(|| begin(&mut all)).0, 0);
+        #[cfg(target_has_atomic = "64")]
+        {
+            let delay = Delay::fixed(LONG);
+            let hedge = campanile::hedge::Hedge::with_timer(leaf, CloneByClone, delay, timer);
+            assert_eq!(per_call(hedge), 0);
+        }
+    }
+
+    #[test]
     fn a_buffer_allocates_nothing_once_its_table_has_its_size() {
         block_on(async {});
         let (mut buffer, worker) = buffer::pair(service_fn(pends_once), 4);

@@ -612,6 +612,54 @@ fn a_panic_is_known_though_the_worker_is_kept() {
     assert!(worker.poll().is_ready());
 }
 
+/// Ready for one request, and then as it is told.
+struct Then(Poll<Result<(), Failure>>, u32);
+
+impl Service<u32> for Then {
+    type Response = u32;
+    type Error = Failure;
+    type Future = std::future::Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Failure>> {
+        match (self.1, &self.0) {
+            (0, _) => Poll::Ready(Ok(())),
+            (_, Poll::Ready(Ok(()))) => panic!("told to"),
+            (_, then) => *then,
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        self.1 += 1;
+        std::future::ready(Ok(n))
+    }
+}
+
+#[test]
+fn what_was_answered_is_delivered_whatever_becomes_of_the_next() {
+    for then in [
+        Poll::Pending,
+        Poll::Ready(Err(Failure("told to"))),
+        Poll::Ready(Ok(())),
+    ] {
+        let is_panic = matches!(then, Poll::Ready(Ok(())));
+        let (buffer, worker) = buffer::pair(Then(then, 0), 4);
+        let mut worker = spawn(worker);
+        let [mut first, mut second] = [1, 2].map(|n| {
+            let mut buffer = buffer.clone();
+            make_ready(&mut buffer);
+            let mut response = spawn(buffer.call(n));
+            assert!(response.poll().is_pending());
+            response
+        });
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.poll()));
+        assert_eq!(caught.is_err(), is_panic);
+        assert!(first.is_woken());
+        assert_eq!(ready(first.poll()), Ok(1));
+        drop(worker);
+        assert!(ready(second.poll()).is_err());
+    }
+}
+
 #[test]
 fn a_clone_has_no_reservation() {
     let (mut buffer, _worker, _handle) = mock_pair(1);

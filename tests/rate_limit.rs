@@ -112,6 +112,11 @@ fn fixed_windows_give_the_whole_budget_back_at_their_edges() {
         // Budgets that were not used do not add up.
         timer.advance(Duration::from_nanos(10 * per));
         assert_eq!(burst(&mut service) as u64, num);
+        // A window begins where it would have begun, and not with its first request.
+        timer.advance(Duration::from_nanos(2 * per + per / 3));
+        assert_eq!(burst(&mut service) as u64, num);
+        timer.advance(Duration::from_nanos(per - per / 3));
+        assert_eq!(burst(&mut service) as u64, num);
     }
 }
 
@@ -219,6 +224,46 @@ fn a_refused_request_leaves_the_next_its_whole_patience() {
     assert_eq!(request(&mut patient), None);
     timer.advance(100 * MS);
     assert_eq!(request(&mut patient), Some(Ok(())));
+}
+
+#[test]
+fn a_refusal_that_no_call_took_is_not_for_the_request_that_waits_afterwards() {
+    /// Is ready when it is asked again.
+    struct Slow(bool);
+    impl Service<()> for Slow {
+        type Response = ();
+        type Error = &'static str;
+        type Future = Ready<Result<(), &'static str>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            match std::mem::replace(&mut self.0, true) {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+    let refused = || {
+        let timer = Manual::new();
+        let rate = Rate::new(1, SECOND);
+        let mut service = RateLimit::with_timer(Slow(true), rate, timer.clone()).reject();
+        assert_eq!(request(&mut service), Some(Ok(())));
+        assert!(poll_ready(&mut service).is_ready());
+        (timer, service)
+    };
+    // It waits for the inner service.
+    let (timer, mut service) = refused();
+    timer.advance(SECOND);
+    service.get_mut().0 = false;
+    assert!(poll_ready(&mut service).is_pending());
+    assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
+    // It tries, and there is still none.
+    let (timer, service) = refused();
+    let mut service = LoadShed::new(service);
+    assert!(poll_ready(&mut service).is_ready());
+    timer.advance(SECOND);
+    assert_eq!(poll(pin!(service.get_mut().call(()))), Poll::Ready(Ok(())));
 }
 
 #[test]

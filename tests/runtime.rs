@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use campanile::async_std::AsyncStd;
 use campanile::futures_timer::FuturesTimer;
+use campanile::runtime::SharedTimer;
 use campanile::smol::Smol;
 use campanile::tokio::{Tokio, TokioLocal};
 use campanile::{Executor, Instant, Runtime, Timer};
@@ -88,6 +89,8 @@ fn a_past_deadline_is_ready_at_the_first_poll() {
     a_past_deadline_is_ready(&smol::Executor::new());
     a_past_deadline_is_ready(&smol::LocalExecutor::new());
     a_past_deadline_is_ready(&ManualTimer::new());
+    a_past_deadline_is_ready(&SharedTimer::new(Smol));
+    a_past_deadline_is_ready(&SharedTimer::new(runtime.handle().clone()));
 }
 
 /// A sleep ends, and not early: the one wait in real time here, of a millisecond.
@@ -163,6 +166,22 @@ fn halves_of_different_runtimes_make_one() {
 }
 
 #[test]
+fn every_timer_can_be_shared() {
+    current_thread().block_on(forwards(Runtime::new(Tokio, SharedTimer::new(Tokio))));
+    let runtime = current_thread();
+    let handle = runtime.handle().clone();
+    runtime.block_on(forwards(Runtime::new(Tokio, SharedTimer::new(handle))));
+    smol::block_on(forwards(Runtime::new(Smol, SharedTimer::new(Smol))));
+    async_std::task::block_on(forwards(Runtime::new(Smol, SharedTimer::new(AsyncStd))));
+    let threads = Runtime::new(Threads, SharedTimer::new(FuturesTimer));
+    futures::executor::block_on(forwards(threads));
+    // Shared, and shared once more.
+    let timer = SharedTimer::new(SharedTimer::new(Rc::new(Smol)));
+    smol::block_on(timer_contract(&timer));
+    smol::block_on(wakes_up(timer));
+}
+
+#[test]
 fn smols_executors_run_tasks_behind_pointers() {
     let executor = Arc::new(smol::Executor::new());
     smol::block_on(executor.run(forwards(executor.clone())));
@@ -202,6 +221,9 @@ fn making_a_timer_and_asking_for_the_time_needs_no_runtime() {
     assert!(Tokio.now() <= TokioLocal.now());
     assert!(Smol.now() <= AsyncStd.now());
     assert!(FuturesTimer.now() > Instant::from_nanos(0));
+    let timer = SharedTimer::<Tokio>::default();
+    assert!(timer.now() >= Tokio.now().saturating_sub(HOUR));
+    drop((timer.sleep(HOUR), timer.alarm_until(Instant::MAX)));
 }
 
 /// Layers, services and policies are made, and a request that need not wait is answered, outside of tokio.

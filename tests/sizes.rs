@@ -77,6 +77,12 @@ fn services_and_futures_beside_towers() {
         tower::timeout::Timeout<TowerLeaf>
     );
     assert!(timeout.0 <= 64 + size_of::<<Leaf as campanile::Service<u32>>::Future>());
+    let [_, timeout] = row!(
+        "Timeout, shared",
+        campanile::timeout::Timeout<Leaf, campanile::runtime::SharedTimer<Tokio>>,
+        tower::timeout::Timeout<TowerLeaf>
+    );
+    assert!(timeout.0 <= timeout.1 / 2);
     row!(
         "RateLimit on tokio",
         campanile::limit::RateLimit<Leaf, Tokio>,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use campanile::Timer;
+use campanile::runtime::SharedTimer;
 use campanile::util::rng::SplitMix64;
 
 use crate::count::{Outcome, drive};
@@ -101,6 +103,13 @@ macro_rules! peak_ewma {
     }};
 }
 
+/// One alarm of the runtime that the builder is for.
+fn shared_timer<L, T: Timer + Default>(
+    _: &campanile::builder::ServiceBuilder<L, T>,
+) -> SharedTimer<T> {
+    SharedTimer::default()
+}
+
 pub(crate) fn rooms() -> Vec<Room> {
     vec![
         room!("the service alone", |leaf| leaf, leaf),
@@ -165,6 +174,14 @@ pub(crate) fn rooms() -> Vec<Room> {
             rt::timeout::Timeout::new(leaf, HOUR)
         ),
         room!(
+            "timeout, shared timer",
+            |leaf| {
+                let timer = shared_timer(&rt::ServiceBuilder::new());
+                campanile::timeout::Timeout::with_timer(leaf, HOUR, timer)
+            },
+            rt::timeout::Timeout::new(leaf, HOUR)
+        ),
+        room!(
             "concurrency_limit",
             |leaf| rt::limit::ConcurrencyLimit::new(leaf, 16),
             rt::limit::ConcurrencyLimit::new(leaf, 16)
@@ -191,6 +208,20 @@ pub(crate) fn rooms() -> Vec<Room> {
             },
             {
                 // Milliseconds.
+                let latencies = [10; 100];
+                rt::hedge::Hedge::new_with_mock_latencies(leaf, Once, 10, 0.9, HOUR, &latencies)
+            }
+        ),
+        room!(
+            "hedge, shared timer",
+            |leaf| {
+                let timer = shared_timer(&rt::ServiceBuilder::new());
+                let delay = campanile::hedge::Delay::percentile(10, 0.9, HOUR);
+                let layer = campanile::hedge::HedgeLayer::with_timer(Once, delay, timer);
+                layer.seed([Duration::from_millis(10); 100]);
+                campanile::Layer::layer(&layer, leaf)
+            },
+            {
                 let latencies = [10; 100];
                 rt::hedge::Hedge::new_with_mock_latencies(leaf, Once, 10, 0.9, HOUR, &latencies)
             }

@@ -122,6 +122,11 @@ impl<S> Driven<S> {
     {
         let mut has_rung = self.bell.has_rung();
         let mut work = queue.poll_work(cx);
+        // Delivered when the next request is taken, to take the lock once for both.
+        let mut response = Undelivered {
+            queue,
+            response: None,
+        };
         for _ in 0..REQUESTS_PER_POLL {
             let is_wanted = match work {
                 Work::Waiting => true,
@@ -142,17 +147,37 @@ impl<S> Driven<S> {
                 Poll::Ready(Ok(())) => self.is_ready = true,
             }
             // A request stays in the queue until the service is ready for it, and can be cancelled there.
-            work = match is_wanted.then(|| queue.take()).flatten() {
+            let taken = is_wanted.then(|| queue.take(&mut response.response));
+            work = match taken.flatten() {
                 Some((request, is_last)) => {
                     self.is_ready = false;
-                    let mut response = Some(self.service.call(request));
-                    queue.answer(&mut response, is_last, cx)
+                    response.response = Some(self.service.call(request));
+                    if is_last {
+                        queue.answer(&mut response.response, cx)
+                    } else {
+                        Work::Waiting
+                    }
                 }
                 None => queue.poll_work(cx),
             };
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// A response that its sender does not have yet, but will in any case.
+struct Undelivered<'a, Q: Queue> {
+    queue: &'a Q,
+    response: Option<Q::Answer>,
+}
+
+impl<Q: Queue> Drop for Undelivered<'_, Q> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.response.is_some() {
+            self.queue.deliver(&mut self.response);
+        }
     }
 }
 

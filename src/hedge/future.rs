@@ -2,7 +2,6 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
-use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
@@ -134,7 +133,9 @@ where
     fn count(self: Pin<&mut Self>) {
         let this = self.project();
         if core::mem::take(this.counts) {
-            let took = this.timer.now().saturating_duration_since(*this.start);
+            // Nanoseconds, and no duration: to make one takes a division.
+            let now = this.timer.now().as_nanos();
+            let took = now.saturating_sub(this.start.as_nanos());
             this.state.estimate.record(took);
         }
     }
@@ -208,7 +209,8 @@ where
                         if fresh && !this.state.estimate.is_measured() {
                             *this.start = this.timer.now();
                         }
-                        let due = this.start.saturating_add(Duration::from_nanos(*this.delay));
+                        let due = this.start.as_nanos().saturating_add(*this.delay);
+                        let due = Instant::from_nanos(due);
                         if fresh {
                             sleep.set(Some(this.timer.sleep_until(due)));
                         }

@@ -415,9 +415,9 @@ impl Estimate {
         matches!(self, Self::Measured(_))
     }
 
-    fn record(&self, latency: Duration) {
+    fn record(&self, nanos: u64) {
         if let Self::Measured(latencies) = self {
-            latencies.record(saturating_nanos(latency));
+            latencies.record(nanos);
         }
     }
 
@@ -425,7 +425,7 @@ impl Estimate {
         if let Self::Measured(measured) = self {
             latencies
                 .into_iter()
-                .for_each(|latency| self.record(latency));
+                .for_each(|latency| measured.record(saturating_nanos(latency)));
             measured.estimate();
         }
     }

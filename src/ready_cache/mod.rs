@@ -82,8 +82,8 @@ pub struct ReadyCache<K, S, Req> {
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
-    // The slot that was called last, if it is still among the ready ones, or `NOBODY`. It counts as if it had been swapped with the
-    // last of them, and is to be polled; most likely it is ready then, and neither swap is needed.
+    // The slot that was called last, if it is still among the ready ones, or `NOBODY`. It counts as if it had been
+    // swapped with the last of them, and is to be polled. Most likely it is ready then, and no swap is needed.
     called: usize,
     // The last poll did not get to all that were due.
     is_behind: bool,
@@ -101,6 +101,9 @@ pub(crate) const POLLS: usize = 256;
 
 /// How many services a try asks once it has a ready one to offer.
 const TRIES: usize = 16;
+
+// What is always inlined here is what a request through a balancer goes through, a few lines each. To enter and leave
+// them as functions took as long as they do.
 
 struct Slot<K, S> {
     // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
@@ -231,7 +234,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         self.ready == self.order.len() && self.called == NOBODY
     }
 
-    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says so of their services, or the second.
+    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says
+    /// so of their services, or the second.
     #[inline(always)]
     pub(crate) fn ticket_of(
         &mut self,

@@ -15,7 +15,8 @@
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
 //! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
-//! origin together.
+//! origin together. [`SharedTimer`] lets all waits share one alarm of a timer, for services that set many which hardly
+//! ever ring.
 //!
 //! A runtime's module mirrors the tree of this crate with the runtime filled in, so that
 //! `use campanile::smol as tower;` makes code compile that was written for tower.
@@ -111,6 +112,15 @@
 //! [`ServiceBuilder::with_runtime`]: crate::builder::ServiceBuilder::with_runtime
 
 mod executor;
+#[cfg(feature = "std")]
+mod shared_timer;
+#[cfg(any(
+    feature = "async-std",
+    feature = "futures-timer",
+    feature = "smol",
+    feature = "tokio"
+))]
+mod std_clock;
 mod timer;
 
 #[cfg(any(
@@ -139,13 +149,8 @@ pub mod tokio;
 pub mod wasm;
 
 pub use executor::Executor;
-#[cfg(any(
-    feature = "async-std",
-    feature = "futures-timer",
-    feature = "smol",
-    feature = "tokio"
-))]
-use timer::std_clock;
+#[cfg(feature = "std")]
+pub use shared_timer::{SharedSleep, SharedTimer};
 pub use timer::{Instant, Timer};
 pub(crate) use timer::{forward_timer, saturating_nanos};
 

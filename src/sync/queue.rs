@@ -160,6 +160,35 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
+    /// Takes the first message out of the line; whether it was the last, too; and who gets its room.
+    fn take(&mut self) -> Option<(T, bool, Option<Waker>)> {
+        let index = self.line.pop_front(&mut self.slots)?;
+        let message = self.slots.get_mut(index)?.message.take()?;
+        self.taken = Some(index);
+        let next = (!S::View::FIXED).then(|| S::view(&mut self.room).release());
+        Some((message, self.line.is_empty(), next.flatten()))
+    }
+
+    /// Answers the message that was taken last, unless that is done.
+    fn answer(&mut self, answer: &mut Option<R>) -> Answered {
+        let Some(index) = answer.as_ref().and(self.taken.take()) else {
+            return Answered::default();
+        };
+        match self.slots.get_mut(index) {
+            Some(slot) if !slot.is_abandoned => {
+                swap(&mut slot.answer, answer);
+                Answered {
+                    sender: slot.sender.take(),
+                    next: None,
+                }
+            }
+            _ => Answered {
+                sender: None,
+                next: self.remove(index).next,
+            },
+        }
+    }
+
     /// Looks whether there is work, and where there is none registers the worker, to be woken when that changes.
     ///
     /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
@@ -194,6 +223,24 @@ impl<T> Default for Removed<T> {
             sender: None,
             next: None,
         }
+    }
+}
+
+/// What [`State::answer`] leaves to be done outside the lock.
+#[derive(Default)]
+#[must_use = "the wakers are to be woken outside the lock"]
+struct Answered {
+    sender: Option<Waker>,
+    /// Who gets the room of a message that was given up.
+    next: Option<Waker>,
+}
+
+impl Answered {
+    /// Drops the answer if nobody wants it, and wakes who does.
+    fn finish<R>(self, unwanted: &mut Option<R>) {
+        wake(self.next);
+        *unwanted = None;
+        wake(self.sender);
     }
 }
 
@@ -572,50 +619,31 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Takes the first message out of the line, and with that makes room for another. `true` if it was the last, too.
-    fn take(&self) -> Option<(Self::Message, bool)> {
-        let (message, is_last, next) = self.with(|state| {
-            let index = state.line.pop_front(&mut state.slots)?;
-            let slot = state.slots.get_mut(index)?;
-            let message = slot.message.take()?;
-            state.taken = Some(index);
-            let is_last = state.line.is_empty();
-            let next = (!<Self::Storage as Storage>::View::FIXED)
-                .then(|| Self::Storage::view(&mut state.room).release());
-            Some((message, is_last, next.flatten()))
-        })?;
+    /// Answers the message that was taken before, if that is still to do, and takes the first out of the line, which
+    /// makes room for another. `true` if it was the last, too.
+    fn take(&self, answer: &mut Option<Self::Answer>) -> Option<(Self::Message, bool)> {
+        let (answered, taken) = self.with(|state| (state.answer(answer), state.take()));
+        answered.finish(answer);
+        let (message, is_last, next) = taken?;
         wake(next);
         Some((message, is_last))
     }
 
-    /// Answers the message that was [taken](Self::take), and [looks](Self::poll_work) for the next.
-    ///
-    /// `is_last`: there was none, so that a waker will be wanted.
-    fn answer(
-        &self,
-        answer: &mut Option<Self::Answer>,
-        is_last: bool,
-        cx: &mut Context<'_>,
-    ) -> Work {
-        let mut own = is_last.then(|| cx.waker().clone());
-        let (sender, next, work) = self.with(|state| {
-            let work = state.look(cx, &mut own);
-            let Some(index) = state.taken.take() else {
-                return (None, None, work);
-            };
-            match state.slots.get_mut(index) {
-                Some(slot) if !slot.is_abandoned => {
-                    swap(&mut slot.answer, answer);
-                    (slot.sender.take(), None, work)
-                }
-                _ => (None, state.remove(index).next, work),
-            }
-        });
-        wake(next);
-        // It may be unwanted.
-        *answer = None;
-        wake(sender);
+    /// Answers the message that was [taken](Self::take) last, and [looks](Self::poll_work) for the next.
+    fn answer(&self, answer: &mut Option<Self::Answer>, cx: &mut Context<'_>) -> Work {
+        // There will hardly be one.
+        let mut waker = Some(cx.waker().clone());
+        let (answered, work) =
+            self.with(|state| (state.answer(answer), state.look(cx, &mut waker)));
+        answered.finish(answer);
         work.unwrap_or_else(|| self.poll_work(cx))
+    }
+
+    /// Answers the message that was [taken](Self::take) last.
+    #[cold]
+    fn deliver(&self, answer: &mut Option<Self::Answer>) {
+        let answered = self.with(|state| state.answer(answer));
+        answered.finish(answer);
     }
 
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.

@@ -38,12 +38,15 @@ pub use mock::{Failure, Handle, Mock, MockFuture, Responder, mock};
 pub use panics::panics_at;
 #[cfg(feature = "async-std")]
 pub use scenario::AsyncStdGlobal;
-#[cfg(feature = "testing")]
-pub use scenario::Simulated;
 #[cfg(feature = "smol")]
 pub use scenario::SmolGlobal;
 pub use scenario::{HANG, Host, On, Threads, run};
+#[cfg(feature = "testing")]
+pub use scenario::{Simulated, SimulatedOneAlarm};
 #[cfg(feature = "tokio")]
-pub use scenario::{TokioCurrentThread, TokioMultiThread, TokioPaused};
+pub use scenario::{
+    TokioCurrentThread, TokioMultiThread, TokioMultiThreadOneAlarm, TokioPaused,
+    TokioPausedOneAlarm,
+};
 pub(crate) use scenario::{mount, on_every_runtime};
 pub use task::{Task, WakeCount, ready, spawn, until, yield_now};

@@ -4,6 +4,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(feature = "std")]
+use campanile::runtime::SharedTimer;
 use campanile::{Executor, Instant, Timer};
 
 use super::{ManualTimer, yield_now};
@@ -290,6 +292,41 @@ impl Host for Simulated {
     }
 }
 
+/// A host on which all waits share one alarm.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, Debug)]
+pub struct OneAlarm<H>(PhantomData<fn() -> H>);
+
+#[cfg(all(feature = "std", feature = "tokio"))]
+pub type TokioMultiThreadOneAlarm = OneAlarm<TokioMultiThread>;
+#[cfg(all(feature = "std", feature = "tokio"))]
+pub type TokioPausedOneAlarm = OneAlarm<TokioPaused>;
+#[cfg(feature = "testing")]
+pub type SimulatedOneAlarm = OneAlarm<Simulated>;
+
+#[cfg(feature = "std")]
+impl<H: Host> Host for OneAlarm<H> {
+    type Time = SharedTimer<H::Time>;
+
+    const RUNS: u64 = H::RUNS;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        H::block_on(future)
+    }
+
+    fn block_on_seeded<T>(seed: u64, future: impl Future<Output = T>) -> T {
+        H::block_on_seeded(seed, future)
+    }
+
+    fn execute<F: Future<Output = ()> + Send + 'static>(future: F) {
+        H::execute(future);
+    }
+
+    fn advance(time: &Self::Time, duration: Duration) -> impl Future<Output = ()> + Send {
+        H::advance(time.get_ref(), duration)
+    }
+}
+
 /// Mounts scenarios on one runtime: `mount! { name, Host: scenario, scenario }`.
 macro_rules! mount {
     ($module:ident, $host:ident: $($scenario:ident),+) => {
@@ -314,6 +351,10 @@ macro_rules! on_every_runtime {
         $crate::common::mount! { tokio_multi_thread, TokioMultiThread: $($scenario),+ }
         #[cfg(feature = "tokio")]
         $crate::common::mount! { tokio_paused, TokioPaused: $($scenario),+ }
+        #[cfg(feature = "tokio")]
+        $crate::common::mount! { tokio_multi_thread_one_alarm, TokioMultiThreadOneAlarm: $($scenario),+ }
+        #[cfg(feature = "tokio")]
+        $crate::common::mount! { tokio_paused_one_alarm, TokioPausedOneAlarm: $($scenario),+ }
         #[cfg(feature = "smol")]
         $crate::common::mount! { smol_global, SmolGlobal: $($scenario),+ }
         #[cfg(feature = "async-std")]
@@ -321,6 +362,8 @@ macro_rules! on_every_runtime {
         $crate::common::mount! { threads, Threads: $($scenario),+ }
         #[cfg(feature = "testing")]
         $crate::common::mount! { simulated, Simulated: $($scenario),+ }
+        #[cfg(feature = "testing")]
+        $crate::common::mount! { simulated_one_alarm, SimulatedOneAlarm: $($scenario),+ }
     };
 }
 pub(crate) use on_every_runtime;

@@ -37,6 +37,8 @@
 //! - To ask for the load does not change the estimate. In tower it restarts `elapsed`, so a response
 //!   that is not a peak counts the less the more often the load is asked for.
 //! - Finding the time is left to a [`Timer`], at most once for a load, a call and a response each; there is no lock.
+//!   To [compare](Load::is_no_busier_than) two services takes the time once on the timers of the runtimes, and not at all
+//!   when the one that looks faster is idle.
 //!
 //! # Examples
 //!

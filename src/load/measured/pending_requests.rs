@@ -41,7 +41,6 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
@@ -113,7 +112,7 @@ impl<S, C, T, K> PendingRequests<S, C, T, K> {
     where
         T: Clone,
     {
-        let timer = self.shared.timer.clone();
+        let timer = self.shared.load.timer.clone();
         self.shared = Arc::new(Shared::new(timer, span(decay)));
         self
     }
@@ -121,7 +120,7 @@ impl<S, C, T, K> PendingRequests<S, C, T, K> {
     /// How many requests are under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.in_flight.load(Relaxed)
+        self.shared.in_flight()
     }
 
     accessors!(S);
@@ -131,12 +130,12 @@ impl<S, C, T: Timer, K> PendingRequests<S, C, T, K> {
     /// The penalty now, in requests.
     #[must_use]
     pub fn penalty(&self) -> f64 {
-        self.shared.penalty()
+        self.shared.load.penalty()
     }
 
     /// Makes the penalty so many requests, from which it decays; not above 0 there is none.
     pub fn set_penalty(&self, requests: f64) {
-        self.shared.set_penalty(requests);
+        self.shared.load.set_penalty(requests);
     }
 }
 
@@ -164,14 +163,14 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
     type Metric = Count;
 
     fn load(&self) -> Count {
-        Count::new(self.in_flight(), self.penalty())
+        self.shared.count()
     }
 
     fn is_no_busier_than(&self, other: &Self) -> bool {
-        if self.shared.penalty.is_unset() && other.shared.penalty.is_unset() {
-            return self.in_flight() <= other.in_flight();
+        if self.shared.is_penalised() || other.shared.is_penalised() {
+            return self.shared.count_at_most(&other.shared);
         }
-        self.load() <= other.load()
+        self.in_flight() <= other.in_flight()
     }
 }
 
@@ -192,7 +191,9 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         // Before the call: what the inner service does in it counts.
-        let handle = Handle::new(&self.shared);
+        let handle = Handle {
+            load: self.shared.load.clone(),
+        };
         TrackCompletionFuture::with(
             self.completion.clone(),
             handle,
@@ -225,24 +226,17 @@ impl Count {
 
 /// A request under way. It is over when this is dropped.
 pub struct Handle<T: Timer> {
-    shared: Arc<Shared<T>>,
+    load: Arc<Measured<T>>,
 }
 
 impl<T: Timer> Handle<T> {
-    fn new(shared: &Arc<Shared<T>>) -> Self {
-        shared.in_flight.fetch_add(1, Relaxed);
-        Self {
-            shared: shared.clone(),
-        }
-    }
-
     /// Says what came of the request, once it is known; a penalty counts from now on.
     ///
     /// The service's classifier does this when the result is there. A [`TrackCompletion`] that keeps the
     /// handle may do it when a body breaks off; each penalty adds to the others.
     pub fn record(&mut self, outcome: Outcome) {
         if outcome == Outcome::Penalised {
-            self.shared.penalise();
+            self.load.penalise();
         }
     }
 }
@@ -253,15 +247,9 @@ impl<T: Timer> Record for Handle<T> {
     }
 }
 
-impl<T: Timer> Drop for Handle<T> {
-    fn drop(&mut self) {
-        self.shared.in_flight.fetch_sub(1, Relaxed);
-    }
-}
-
 impl<T: Timer> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Handle").field(&self.shared).finish()
+        f.debug_tuple("Handle").field(&self.load).finish()
     }
 }
 
@@ -349,9 +337,14 @@ impl<D: fmt::Debug, C, T, K> fmt::Debug for PendingRequestsDiscover<D, C, T, K> 
     }
 }
 
-/// What clones and requests share.
+/// What clones share.
 struct Shared<T> {
-    in_flight: AtomicUsize,
+    // Only requests have clones of it, so they are counted by counting these.
+    load: Arc<Measured<T>>,
+}
+
+/// What clones and requests share.
+struct Measured<T> {
     // In `PART`s of a request.
     penalty: Decaying,
     // The decay, in nanoseconds.
@@ -368,17 +361,38 @@ fn span(decay: Duration) -> f64 {
 }
 
 impl<T> Shared<T> {
-    const fn new(timer: T, span: f64) -> Self {
+    fn new(timer: T, span: f64) -> Self {
         Self {
-            in_flight: AtomicUsize::new(0),
-            penalty: Decaying::new(),
-            span,
-            timer,
+            load: Arc::new(Measured {
+                penalty: Decaying::new(),
+                span,
+                timer,
+            }),
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        Arc::strong_count(&self.load) - 1
+    }
+
+    /// `false`: there is no penalty, and no need to ask for the time.
+    fn is_penalised(&self) -> bool {
+        !self.load.penalty.is_unset()
     }
 }
 
 impl<T: Timer> Shared<T> {
+    fn count(&self) -> Count {
+        Count::new(self.in_flight(), self.load.penalty())
+    }
+
+    #[cold]
+    fn count_at_most(&self, other: &Self) -> bool {
+        self.count() <= other.count()
+    }
+}
+
+impl<T: Timer> Measured<T> {
     fn penalty(&self) -> f64 {
         if self.penalty.is_unset() {
             return 0.0;
@@ -409,7 +423,15 @@ impl<T: Timer> Shared<T> {
 impl<T> fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("in_flight", &self.in_flight)
+            .field("in_flight", &self.in_flight())
+            .field("load", &self.load)
+            .finish()
+    }
+}
+
+impl<T> fmt::Debug for Measured<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Measured")
             .field("decay", &Duration::from_nanos(self.span as u64))
             .finish_non_exhaustive()
     }

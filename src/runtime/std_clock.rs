@@ -1,0 +1,275 @@
+//! Our moments as std's and back.
+#![allow(dead_code, reason = "each adapter uses the half it needs")]
+
+use core::hash::{Hash, Hasher};
+use core::time::Duration;
+use std::sync::OnceLock;
+use std::time::Instant as StdInstant;
+
+use super::Instant;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// So many seconds before std's moment of the first conversion our scale begins. tokio's paused clock can lie before
+/// that moment, so there has to be room, here 136 years.
+const ROOM: u64 = 1 << 32;
+
+/// "Never", where the platform's clock cannot represent the deadline: a century.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+#[inline]
+pub(crate) fn now() -> Instant {
+    from_std(StdInstant::now())
+}
+
+/// What std gives of a moment is the time to another one, in a call that costs as much as to read the clock. But a
+/// moment is a number of seconds and of nanoseconds, and its `Hash` tells them: see [`Told`].
+#[inline]
+pub(crate) fn from_std(moment: StdInstant) -> Instant {
+    if let Some((secs, nanos)) = Told::by(&moment) {
+        // One comparison for both: before the first conversion no second is in range.
+        let secs = secs.wrapping_sub(zero::get());
+        if secs < u64::MAX / SECOND {
+            return Instant::from_nanos(secs * SECOND + u64::from(nanos));
+        }
+    }
+    from_difference(moment)
+}
+
+#[cold]
+fn from_difference(moment: StdInstant) -> Instant {
+    let epoch = epoch();
+    match moment.checked_duration_since(epoch.moment) {
+        Some(after) => epoch.ours.saturating_add(after),
+        None => epoch
+            .ours
+            .saturating_sub(epoch.moment.duration_since(moment)),
+    }
+}
+
+pub(crate) fn to_std(moment: Instant) -> StdInstant {
+    let epoch = epoch();
+    if moment < epoch.ours {
+        let before = epoch.ours.saturating_duration_since(moment);
+        return epoch.moment.checked_sub(before).unwrap_or(epoch.moment);
+    }
+    let after = moment.saturating_duration_since(epoch.ours);
+    (epoch.moment.checked_add(after)).unwrap_or_else(|| far(epoch.moment))
+}
+
+#[cold]
+fn far(epoch: StdInstant) -> StdInstant {
+    epoch.checked_add(FAR).unwrap_or(epoch)
+}
+
+/// One moment on both scales.
+#[derive(Clone, Copy)]
+struct Epoch {
+    moment: StdInstant,
+    ours: Instant,
+}
+
+#[inline]
+fn epoch() -> Epoch {
+    static FIRST: OnceLock<Epoch> = OnceLock::new();
+    *FIRST.get_or_init(first)
+}
+
+#[cold]
+fn first() -> Epoch {
+    let moment = StdInstant::now();
+    let nanos = match Told::by(&moment) {
+        Some((secs, nanos)) if Told::is_true(moment) => {
+            zero::set(secs.wrapping_sub(ROOM));
+            nanos
+        }
+        _ => 0,
+    };
+    Epoch {
+        moment,
+        ours: Instant::from_nanos(ROOM * SECOND + u64::from(nanos)),
+    }
+}
+
+/// A hasher that keeps what a moment is made of. The optimiser leaves nothing of it but two numbers.
+///
+/// What std writes into it is not specified. So where that is anything but seconds and then nanoseconds nothing is
+/// told; and what is told is not used before it was tried on moments whose distance is known.
+#[derive(Default)]
+struct Told {
+    secs: u64,
+    nanos: u32,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Shape {
+    #[default]
+    Nothing,
+    Seconds,
+    Both,
+    Other,
+}
+
+impl Told {
+    #[inline]
+    fn by(moment: &impl Hash) -> Option<(u64, u32)> {
+        let mut told = Self::default();
+        moment.hash(&mut told);
+        (told.shape == Shape::Both).then_some((told.secs, told.nanos))
+    }
+
+    fn is_true(moment: StdInstant) -> bool {
+        let nanos = |moment| {
+            let (secs, nanos) = Self::by(&moment)?;
+            Some(secs.wrapping_mul(SECOND).wrapping_add(u64::from(nanos)))
+        };
+        [1, SECOND - 1, SECOND, SECOND + 1, 1 << 50]
+            .into_iter()
+            .all(|distance| {
+                let later = moment.checked_add(Duration::from_nanos(distance));
+                let later = later.and_then(nanos);
+                later.is_some() && later == nanos(moment).map(|now| now.wrapping_add(distance))
+            })
+    }
+}
+
+impl Hasher for Told {
+    // A signed number comes here, too.
+    #[inline]
+    fn write_u64(&mut self, secs: u64) {
+        self.secs = secs;
+        self.shape = match self.shape {
+            Shape::Nothing => Shape::Seconds,
+            _ => Shape::Other,
+        };
+    }
+
+    #[inline]
+    fn write_u32(&mut self, nanos: u32) {
+        self.nanos = nanos;
+        self.shape = match self.shape {
+            Shape::Seconds => Shape::Both,
+            _ => Shape::Other,
+        };
+    }
+
+    #[inline]
+    fn write(&mut self, _: &[u8]) {
+        self.shape = Shape::Other;
+    }
+
+    fn finish(&self) -> u64 {
+        self.secs
+    }
+}
+
+/// The second of std's at which our scale begins.
+#[cfg(target_has_atomic = "64")]
+mod zero {
+    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    /// As far from every second as can be.
+    const UNKNOWN: u64 = 1 << 63;
+
+    // It stands alone: whoever does not see it yet takes the difference, which is the same moment.
+    static ZERO: AtomicU64 = AtomicU64::new(UNKNOWN);
+
+    #[inline]
+    pub(super) fn get() -> u64 {
+        ZERO.load(Relaxed)
+    }
+
+    pub(super) fn set(second: u64) {
+        ZERO.store(second, Relaxed);
+    }
+}
+
+// Where that is no single load the difference is always taken.
+#[cfg(not(target_has_atomic = "64"))]
+mod zero {
+    pub(super) fn get() -> u64 {
+        1 << 63
+    }
+
+    pub(super) fn set(_: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    /// Moments around the epoch, from before it on.
+    fn moments() -> impl Iterator<Item = (StdInstant, u64)> {
+        let Epoch { moment, ours } = epoch();
+        let mut rng = SplitMix64::new(1);
+        let around = (0..10_000).map(move |n| {
+            // Of every order of magnitude, up to a century.
+            let away = rng.next_range(0..1 << (n % 62));
+            (away, n % 2 == 0)
+        });
+        let beside =
+            [0, 1, SECOND - 1, SECOND, SECOND + 1].map(|away| [(away, true), (away, false)]);
+        (around.chain(beside.into_iter().flatten())).filter_map(move |(away, after)| {
+            let duration = Duration::from_nanos(away);
+            // A platform's clock may begin when it was started, with nothing before.
+            let (moment, ours) = if after {
+                (moment.checked_add(duration)?, ours.as_nanos() + away)
+            } else {
+                (
+                    moment.checked_sub(duration)?,
+                    ours.as_nanos().saturating_sub(away),
+                )
+            };
+            Some((moment, ours))
+        })
+    }
+
+    #[test]
+    fn what_is_told_is_the_difference_to_the_nanosecond_and_comes_back() {
+        for (moment, ours) in moments() {
+            assert_eq!(from_std(moment).as_nanos(), ours);
+            assert_eq!(from_difference(moment).as_nanos(), ours);
+            assert_eq!(to_std(Instant::from_nanos(ours)), moment);
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_saturates() {
+        let Epoch { moment, .. } = epoch();
+        let centuries = |n: u64| Duration::from_secs(n * 100 * 365 * 24 * 60 * 60);
+        for (moment, ours) in [
+            (moment.checked_add(centuries(5)), Instant::MAX),
+            (moment.checked_add(centuries(100)), Instant::MAX),
+            (moment.checked_sub(centuries(2)), Instant::from_nanos(0)),
+            (moment.checked_sub(centuries(100)), Instant::from_nanos(0)),
+        ] {
+            if let Some(moment) = moment {
+                assert_eq!(from_std(moment), ours);
+            }
+        }
+        // What the platform cannot represent is a century away at least.
+        assert!(to_std(Instant::MAX) >= moment + FAR);
+    }
+
+    /// Were std to hash something else one day, the difference would be taken.
+    #[test]
+    fn nothing_is_told_but_by_seconds_and_then_nanoseconds() {
+        assert_eq!(Told::by(&(-7_i64, 5_u32)), Some((-7_i64 as u64, 5)));
+        assert_eq!(Told::by(&Duration::new(3, 4)), Some((3, 4)));
+        assert_eq!(Told::by(&7_u64), None);
+        assert_eq!(Told::by(&(5_u32, 7_u64)), None);
+        assert_eq!(Told::by(&(7_u64, 5_u32, 0_u8)), None);
+        assert_eq!(Told::by(&(7_u64, 5_u32, 5_u32)), None);
+        assert_eq!(Told::by(&(7_u64, 7_u64, 5_u32)), None);
+        assert_eq!(Told::by(&(7_u128, 5_u32)), None);
+        assert_eq!(Told::by(&[7_u8; 12]), None);
+    }
+
+    // It is what all of this is for; where it fails the clock is right, and slower.
+    #[test]
+    fn std_tells() {
+        assert!(Told::is_true(StdInstant::now()));
+    }
+}

@@ -1,0 +1,501 @@
+//! `SharedTimer`: one alarm for all waits, which nobody loses whoever goes.
+//!
+//! The scenarios of all rooms run on it, too: see `OneAlarm` in `common`.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use campanile::runtime::{SharedSleep, SharedTimer};
+use campanile::util::rng::{Rng, SplitMix64};
+use campanile::{Instant, Timer};
+use common::{Host, ManualSleep, ManualTimer, On, Task, WakeCount, on_every_runtime, spawn};
+
+const MS: Duration = Duration::from_millis(1);
+
+type Shared = SharedTimer<ManualTimer>;
+
+fn shared() -> (Shared, ManualTimer) {
+    let timer = ManualTimer::new();
+    (SharedTimer::new(timer.clone()), timer)
+}
+
+/// A wait that was polled once.
+fn waiting(timer: &Shared, duration: Duration) -> Task<SharedSleep<ManualTimer>> {
+    let mut sleep = spawn(timer.sleep(duration));
+    assert!(sleep.poll().is_pending());
+    sleep
+}
+
+#[test]
+fn a_thousand_waits_have_one_alarm_and_each_ends_in_its_time() {
+    let (timer, clock) = shared();
+    let mut rng = SplitMix64::new(1);
+    let start = clock.now();
+    let mut sleeps: Vec<_> = (0..1_000)
+        .map(|_| {
+            let after = rng.next_range(1..500) as u32 * MS;
+            (start.saturating_add(after), waiting(&timer, after))
+        })
+        .collect();
+    assert_eq!(clock.armed(), 1);
+    while clock.advance_to_next() {
+        // Whoever is woken is polled, until nobody is.
+        while sleeps.iter().any(|(_, sleep)| sleep.is_woken()) {
+            sleeps.retain_mut(|(deadline, sleep)| {
+                if !sleep.is_woken() {
+                    return true;
+                }
+                let is_over = sleep.poll().is_ready();
+                assert_eq!(is_over, clock.now() >= *deadline);
+                !is_over
+            });
+        }
+        assert!(sleeps.iter().all(|(deadline, _)| clock.now() < *deadline));
+        assert_eq!(clock.armed(), usize::from(!sleeps.is_empty()));
+    }
+    assert!(sleeps.is_empty());
+}
+
+#[test]
+fn waits_that_end_before_their_time_set_no_alarm_anew() {
+    let (timer, clock) = shared();
+    for _ in 0..1_000 {
+        let first = waiting(&timer, 100 * MS);
+        let _second = waiting(&timer, 200 * MS);
+        drop(first);
+    }
+    assert_eq!((clock.armed(), clock.made()), (1, 1));
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(100 * MS))
+    );
+
+    // It rings for nobody, and the next wait sets it again.
+    clock.advance(100 * MS);
+    assert_eq!(clock.armed(), 0);
+    let mut sleep = waiting(&timer, 50 * MS);
+    assert_eq!((clock.armed(), clock.made()), (1, 2));
+    clock.advance(50 * MS);
+    assert!(sleep.is_woken());
+    assert!(sleep.poll().is_ready());
+}
+
+#[test]
+fn an_earlier_deadline_sets_the_alarm_at_once() {
+    let (timer, clock) = shared();
+    let late = waiting(&timer, 100 * MS);
+    let mut early = waiting(&timer, 10 * MS);
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(10 * MS))
+    );
+    clock.advance(10 * MS);
+    assert!(early.is_woken() && early.poll().is_ready());
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(90 * MS))
+    );
+    drop(late);
+}
+
+#[test]
+fn an_alarm_that_rings_too_early_is_set_to_the_next_deadline() {
+    let (timer, clock) = shared();
+    drop(waiting(&timer, 10 * MS));
+    let mut sleep = waiting(&timer, 30 * MS);
+    clock.advance(10 * MS);
+    assert!(sleep.is_woken());
+    assert!(sleep.poll().is_pending());
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(20 * MS))
+    );
+    clock.advance(20 * MS);
+    assert!(sleep.is_woken() && sleep.poll().is_ready());
+}
+
+#[test]
+fn who_was_woken_to_set_the_alarm_and_goes_hands_that_on() {
+    let (timer, clock) = shared();
+    drop(waiting(&timer, 10 * MS));
+    let mut sleeps: Vec<_> = (1..=5).map(|n| waiting(&timer, (20 + n) * MS)).collect();
+    clock.advance(10 * MS);
+    assert_eq!(clock.armed(), 0);
+    assert_eq!(sleeps.iter().filter(|sleep| sleep.is_woken()).count(), 2);
+    // All of them that were woken go, and so on.
+    while sleeps.len() > 1 {
+        let woken = sleeps.iter().position(Task::is_woken).unwrap();
+        drop(sleeps.remove(woken));
+    }
+    let mut last = sleeps.pop().unwrap();
+    assert!(last.is_woken());
+    assert!(last.poll().is_pending());
+    assert_eq!(clock.armed(), 1);
+    clock.advance(15 * MS);
+    assert!(last.is_woken() && last.poll().is_ready());
+}
+
+#[test]
+fn who_was_woken_and_ends_for_that_the_time_is_over_hands_on_too() {
+    let (timer, clock) = shared();
+    let mut first = waiting(&timer, 10 * MS);
+    let mut sleeps: Vec<_> = (2..=4).map(|n| waiting(&timer, n * 10 * MS)).collect();
+    clock.advance(10 * MS);
+    assert!(first.poll().is_ready());
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(10 * MS))
+    );
+    for sleep in &mut sleeps {
+        clock.advance(10 * MS);
+        assert!(sleep.is_woken() && sleep.poll().is_ready());
+    }
+}
+
+#[test]
+fn who_was_woken_and_is_not_polled_holds_up_nobody_who_is() {
+    let (timer, clock) = shared();
+    let stuck = waiting(&timer, 10 * MS);
+    let mut middle = waiting(&timer, 20 * MS);
+    let mut last = waiting(&timer, 30 * MS);
+    clock.advance(10 * MS);
+    assert!(stuck.is_woken());
+    // The last is woken also, for this.
+    assert!(last.is_woken() && last.poll().is_pending());
+    assert_eq!(
+        clock.next_deadline(),
+        Some(clock.now().saturating_add(10 * MS))
+    );
+    clock.advance(10 * MS);
+    assert!(middle.is_woken() && middle.poll().is_ready());
+    clock.advance(10 * MS);
+    assert!(last.is_woken());
+    drop(stuck);
+
+    // Where both are stuck, whoever comes sets the alarm.
+    let both = [waiting(&timer, 10 * MS), waiting(&timer, 40 * MS)];
+    clock.advance(10 * MS);
+    assert!(both.iter().all(Task::is_woken));
+    assert_eq!(clock.armed(), 0);
+    let mut comes = waiting(&timer, 20 * MS);
+    assert_eq!(clock.armed(), 1);
+    clock.advance(20 * MS);
+    assert!(comes.is_woken() && comes.poll().is_ready());
+}
+
+#[test]
+fn an_alarm_is_moved_and_one_of_another_timer_is_replaced() {
+    let (timer, clock) = shared();
+    let wakes = WakeCount::new();
+    let mut alarm = timer.alarm_until(Instant::MAX);
+    assert!(wakes.poll(&mut alarm).is_pending());
+    assert_eq!(clock.made(), 0);
+    timer.reset(&mut alarm, clock.now().saturating_add(10 * MS));
+    assert!(wakes.poll(&mut alarm).is_pending());
+    timer.reset(&mut alarm, clock.now().saturating_add(20 * MS));
+    assert!(wakes.poll(&mut alarm).is_pending());
+    clock.advance(10 * MS);
+    assert!(wakes.poll(&mut alarm).is_pending());
+    clock.advance(10 * MS);
+    assert!(wakes.poll(&mut alarm).is_ready());
+    assert!(wakes.poll(&mut alarm).is_ready(), "and it stays over");
+
+    let (other, other_clock) = shared();
+    other.reset(&mut alarm, other.now().saturating_add(10 * MS));
+    assert!(wakes.poll(&mut alarm).is_pending());
+    assert_eq!((clock.armed(), other_clock.armed()), (0, 1));
+}
+
+#[test]
+fn the_alarm_goes_with_the_last_clone() {
+    let (timer, clock) = shared();
+    let clone = timer.clone();
+    let sleep = waiting(&timer, 10 * MS);
+    drop((timer, sleep));
+    assert_eq!(clock.armed(), 1);
+    let text = format!("{clone:?} {:?}", clone.sleep(MS));
+    assert!(
+        text.contains("SharedTimer") && text.contains("deadline"),
+        "{text}"
+    );
+    drop(clone);
+    assert_eq!(clock.armed(), 0);
+}
+
+/// A timer that wakes nobody, and counts how often it is asked for the time.
+#[derive(Clone, Debug, Default)]
+struct Deaf(ManualTimer, Rc<Cell<u32>>);
+
+impl Timer for Deaf {
+    type Sleep = DeafSleep;
+    type Alarm = DeafSleep;
+
+    fn now(&self) -> Instant {
+        self.1.set(self.1.get() + 1);
+        self.0.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> DeafSleep {
+        DeafSleep(self.0.sleep_until(deadline))
+    }
+
+    fn alarm_until(&self, deadline: Instant) -> DeafSleep {
+        DeafSleep(self.0.alarm_until(deadline))
+    }
+}
+
+struct DeafSleep(#[allow(dead_code, reason = "it is held")] ManualSleep);
+
+impl Future for DeafSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+#[test]
+fn the_clock_decides_also_where_no_alarm_rings_and_is_asked_when_it_matters() {
+    let deaf = Deaf::default();
+    let timer = SharedTimer::new(deaf.clone());
+    let reads = || deaf.1.replace(0);
+    let start = timer.now();
+    reads();
+    let mut first = spawn(timer.sleep_until(start.saturating_add(10 * MS)));
+    assert!(first.poll().is_pending());
+    assert_eq!(reads(), 1, "by who sets the alarm");
+    let mut second = spawn(timer.sleep_until(start.saturating_add(20 * MS)));
+    assert!(second.poll().is_pending());
+    assert_eq!(reads(), 0, "not by who only waits");
+    assert!(second.poll().is_pending());
+    assert_eq!(reads(), 1, "but when it is polled again");
+    deaf.0.advance(20 * MS);
+    assert!(second.poll().is_ready());
+    assert!(first.poll().is_ready());
+}
+
+/// Begins a wait of the same timer, and drops it, when it is woken and when it is dropped.
+struct Meddler(Shared);
+
+impl Meddler {
+    fn meddle(&self) {
+        assert!(WakeCount::new().poll(&mut self.0.sleep(MS)).is_pending());
+    }
+}
+
+impl Wake for Meddler {
+    fn wake(self: Arc<Self>) {
+        self.meddle();
+    }
+}
+
+impl Drop for Meddler {
+    fn drop(&mut self) {
+        self.meddle();
+    }
+}
+
+#[test]
+fn wakers_are_woken_and_dropped_outside_the_lock() {
+    let (timer, clock) = shared();
+    let meddler = || Waker::from(Arc::new(Meddler(timer.clone())));
+    for act in 0..4 {
+        let mut sleeps: Vec<_> = (0..40).map(|_| timer.sleep(10 * MS)).collect();
+        for sleep in &mut sleeps {
+            let waker = meddler();
+            let mut cx = Context::from_waker(&waker);
+            assert!(Pin::new(sleep).poll(&mut cx).is_pending());
+        }
+        match act {
+            // Each gets another waker, and the one before is dropped.
+            0 => sleeps.iter_mut().for_each(|sleep| {
+                assert!(WakeCount::new().poll(sleep).is_pending());
+            }),
+            1 => drop(sleeps),
+            // The bell, and then the one who sees to the alarm, wake.
+            2 => {
+                clock.advance(10 * MS);
+                assert!(WakeCount::new().poll(&mut sleeps[7]).is_ready());
+            }
+            _ => {
+                clock.advance(10 * MS);
+                let waker = meddler();
+                let mut cx = Context::from_waker(&waker);
+                assert!(Pin::new(&mut sleeps[7]).poll(&mut cx).is_ready());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shared_timer_goes_where_its_alarm_can_go() {
+    fn goes<T: Send + Sync>(_: &T) {}
+    let (timer, _) = shared();
+    goes(&timer);
+    goes(&timer.sleep(MS));
+    #[cfg(feature = "tokio")]
+    goes(&SharedTimer::new(campanile::tokio::Tokio));
+    #[cfg(feature = "smol")]
+    goes(&SharedTimer::new(campanile::smol::Smol));
+    // And with a timer that stays on its thread there is one, too.
+    let _ = SharedTimer::new(Rc::new(ManualTimer::new()));
+}
+
+#[cfg(feature = "tokio")]
+mod on_tokio {
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use super::*;
+    use campanile::tokio::Tokio;
+
+    #[test]
+    fn a_poll_without_a_context_panics_and_the_next_with_one_sets_the_alarm() {
+        let timer = SharedTimer::new(Tokio);
+        let mut lost = spawn(timer.sleep(60 * 60_000 * MS));
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lost.poll()));
+        assert!(polled.is_err());
+        drop(lost);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(timer.sleep(10 * MS));
+        runtime.block_on(async { futures::join!(timer.sleep(10 * MS), timer.sleep(MS)) });
+    }
+
+    #[test]
+    fn one_runtime_comes_after_the_other() {
+        let timer = SharedTimer::new(Tokio);
+        let hour = 60 * 60_000 * MS;
+        for leaves_it_set in [true, false, true, true, false, false] {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(timer.sleep(10 * MS));
+            if leaves_it_set {
+                runtime.block_on(async { assert!(spawn(timer.sleep(hour)).poll().is_pending()) });
+            }
+        }
+    }
+
+    /// Uses up the task's budget.
+    fn spend(cx: &mut Context<'_>) {
+        while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_used_up_the_budget_holds_up_nobody() {
+        let timer = SharedTimer::new(Tokio);
+        // It is the first, and so sees to the alarm, at each poll without a budget.
+        let start = timer.now();
+        let greedy = tokio::spawn({
+            let mut sleep = timer.sleep(50 * MS);
+            poll_fn(move |cx| {
+                spend(cx);
+                cx.waker().wake_by_ref();
+                let mut step = pin!(tokio::time::advance(MS));
+                let _ = step.as_mut().poll(cx);
+                Pin::new(&mut sleep).poll(cx)
+            })
+        });
+        tokio::task::yield_now().await;
+        let others: Vec<_> = (60..70)
+            .map(|n| {
+                let sleep = timer.sleep_until(start.saturating_add(n * MS));
+                tokio::spawn(sleep)
+            })
+            .collect();
+        greedy.await.unwrap();
+        assert!(timer.now() <= start.saturating_add(52 * MS));
+        for (n, other) in others.into_iter().enumerate() {
+            other.await.unwrap();
+            let late = timer.now().saturating_duration_since(start) - (60 + n as u32) * MS;
+            assert!(late <= MS, "{late:?}");
+        }
+    }
+}
+
+async fn each_wait_ends_in_its_time_whoever_goes<H: Host>(rt: On<H>) {
+    let timer = SharedTimer::new(rt.time().clone());
+    let mut rng = SplitMix64::new(3);
+    let start = timer.now();
+    let mut sleeps = Vec::new();
+    let mut late = Duration::ZERO;
+    for step in 1..300_u32 {
+        for _ in 0..rng.next_range(0..4) {
+            let after = MS * rng.next_range(1..40) as u32;
+            sleeps.push((timer.now().saturating_add(after), waiting_on(&timer, after)));
+        }
+        // Some go; some are polled though nobody has woken them.
+        sleeps.retain(|_| rng.next_range(0..16) > 0);
+        for (deadline, sleep) in &mut sleeps {
+            if rng.next_range(0..16) == 0 && timer.now() < *deadline {
+                assert!(sleep.poll().is_pending());
+            }
+        }
+        rt.advance(MS).await;
+        for _ in 0..10 {
+            if !sleeps.iter().any(|(_, sleep)| sleep.is_woken()) {
+                break;
+            }
+            sleeps.retain_mut(|(deadline, sleep)| {
+                if !sleep.is_woken() || sleep.poll().is_pending() {
+                    return true;
+                }
+                assert!(timer.now() >= *deadline, "too early");
+                late = late.max(timer.now().saturating_duration_since(*deadline));
+                false
+            });
+            common::yield_now().await;
+        }
+        // tokio rounds up to the millisecond.
+        let latest = timer.now().saturating_sub(MS);
+        assert!(
+            sleeps.iter().all(|(deadline, _)| *deadline > latest),
+            "a wake-up is lost at step {step}"
+        );
+    }
+    assert!(timer.now() > start);
+    assert!(late <= 2 * MS, "{late:?}");
+}
+
+fn waiting_on<T: Timer>(timer: &SharedTimer<T>, duration: Duration) -> Task<SharedSleep<T>> {
+    let mut sleep = spawn(timer.sleep(duration));
+    assert!(sleep.poll().is_pending());
+    sleep
+}
+
+async fn a_task_that_waits_is_woken<H: Host>(rt: On<H>) {
+    let timer = SharedTimer::new(rt.time().clone());
+    let (told, heard) = futures::channel::mpsc::unbounded();
+    for n in 1..=20_u32 {
+        let (sleep, told) = (timer.sleep(n * MS), told.clone());
+        campanile::Executor::execute(&rt, async move {
+            // Each second one goes before its time.
+            if n % 2 == 0 {
+                sleep.await;
+            } else {
+                drop(futures::future::select(sleep, futures::future::ready(())).await);
+            }
+            told.unbounded_send(n).unwrap();
+        });
+    }
+    drop(told);
+    let mut all: Vec<u32> = Vec::new();
+    let mut heard = std::pin::pin!(heard);
+    while all.len() < 20 {
+        while let Ok(n) = heard.as_mut().get_mut().try_recv() {
+            all.push(n);
+        }
+        rt.advance(MS).await;
+    }
+    all.sort_unstable();
+    assert_eq!(all, (1..=20).collect::<Vec<_>>());
+}
+
+on_every_runtime! { each_wait_ends_in_its_time_whoever_goes, a_task_that_waits_is_woken }

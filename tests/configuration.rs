@@ -113,7 +113,7 @@ const FLOATS: [f64; 27] = [
 fn singles() -> impl Iterator<Item = f32> {
     let least = f32::MIN_POSITIVE;
     let own = [
-        -least,
+        -f32::from_bits(1),
         -least / 2.0,
         least / 2.0,
         f32::EPSILON,

@@ -245,7 +245,7 @@ fn a_refusal_that_no_call_took_is_not_for_the_request_that_waits_afterwards() {
         }
     }
     let refused = || {
-        let timer = Manual::new();
+        let timer = ManualTimer::new();
         let rate = Rate::new(1, SECOND);
         let mut service = RateLimit::with_timer(Slow(true), rate, timer.clone()).reject();
         assert_eq!(request(&mut service), Some(Ok(())));

@@ -24,8 +24,9 @@ pub(crate) trait Host {
         F: Future<Output: Send> + Send + 'static;
 }
 
-/// tokio on the thread that asks. In a task, as a server's handlers are: what is not in one is woken by way of the
-/// driver.
+// In a task on each, as a server's handlers are: what is not in one is woken by way of the driver, or by another thread.
+
+/// tokio on the thread that asks.
 pub(crate) struct CurrentThread;
 /// tokio on two threads of its own.
 pub(crate) struct TwoThreads;
@@ -94,21 +95,24 @@ host!(
             .enable_time()
             .build()
             .expect("no runtime");
-        // Not on this thread, which is none of the two.
         runtime.block_on(async { on_tokio(future).await })
     },
     on_tokio,
     tokio::spawn
 );
 #[cfg(feature = "smol")]
-host!(Smol, "smol", smol::block_on, smol::spawn, |future| {
-    smol::spawn(future).detach()
-});
+host!(
+    Smol,
+    "smol",
+    |future| smol::block_on(smol::spawn(future)),
+    smol::spawn,
+    |future| { smol::spawn(future).detach() }
+);
 #[cfg(feature = "async-std")]
 host!(
     AsyncStd,
     "async-std",
-    async_std::task::block_on,
+    |future| async_std::task::block_on(async_std::task::spawn(future)),
     async_std::task::spawn,
     async_std::task::spawn
 );

@@ -6,6 +6,10 @@
 //! |---|---|---|
 //! | [`AsyncStd`] | [`async_std::task::spawn`], on its global executor | async-io, which async-std's own sleep uses |
 //!
+//! async-io wakes its reactor for each wait that begins, which is most of what a timeout costs that is never over. Where
+//! there are many, let them share one alarm: `Runtime::new(AsyncStd, SharedTimer::new(AsyncStd))`, see
+//! [`SharedTimer`](crate::runtime::SharedTimer).
+//!
 //! [`async_std::task::spawn`]: ::async_std::task::spawn
 
 use core::time::Duration;

@@ -8,6 +8,10 @@
 //! | [`smol::Executor`] | its `spawn` | async-io |
 //! | [`smol::LocalExecutor`] | its `spawn`; `!Send` tasks too | async-io |
 //!
+//! async-io wakes its reactor for each wait that begins, which is most of what a timeout costs that is never over. Where
+//! there are many, let them share one alarm: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
+//! [`SharedTimer`](crate::runtime::SharedTimer).
+//!
 //! An executor is handed over as it is, or behind `&`, `Rc` or `Arc`:
 //!
 //! ```

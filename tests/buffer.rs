@@ -12,6 +12,7 @@ use std::task::Poll;
 
 use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, InvalidBound};
 use campanile::load_shed::{self, LoadShed};
+use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
 
 use common::{
@@ -891,15 +892,15 @@ fn whatever_is_dropped_nothing_is_lost() {
     let answering = std::thread::spawn({
         let mut handle = handle;
         move || {
-            let mut random = Random(7);
+            let mut random = SplitMix64::new(7);
             loop {
                 match handle.try_next() {
-                    Some((_, responder)) if random.next(3) == 0 => drop(responder),
+                    Some((_, responder)) if random.next_range(0..3) == 0 => drop(responder),
                     Some((_, responder)) => responder.send(1),
                     None if handle.alive() == 0 => return handle.calls(),
                     None => std::thread::yield_now(),
                 }
-                handle.set_ready(random.next(4) != 0);
+                handle.set_ready(random.next_range(0..4) != 0);
             }
         }
     });
@@ -907,18 +908,18 @@ fn whatever_is_dropped_nothing_is_lost() {
         .map(|seed| {
             let (buffer, token) = (buffer.clone(), token.clone());
             std::thread::spawn(move || {
-                let mut random = Random(seed + 1);
+                let mut random = SplitMix64::new(seed + 1);
                 let mut answered = 0;
                 for _ in 0..2_000 {
                     let mut buffer = buffer.clone();
-                    let mut polls = random.next(6);
+                    let mut polls = random.next_range(0..6);
                     let request = async {
                         std::future::poll_fn(|cx| buffer.poll_ready(cx)).await?;
                         buffer.call(token.clone()).await
                     };
                     let mut request = std::pin::pin!(request);
                     // Given up after some polls, or not at all.
-                    let patient = random.next(2) == 0;
+                    let patient = random.next_range(0..2) == 0;
                     let outcome = futures::executor::block_on(std::future::poll_fn(|cx| {
                         if !patient {
                             if polls == 0 {
@@ -951,17 +952,4 @@ fn whatever_is_dropped_nothing_is_lost() {
     let calls = answering.join().unwrap();
     assert!(answered > 0 && answered <= calls);
     assert_eq!(Arc::strong_count(&token), 1);
-}
-
-/// A linear congruential generator: Knuth's MMIX constants.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }

@@ -3,7 +3,7 @@
 
 use core::convert::Infallible;
 use core::fmt;
-use core::future::{Future, Ready, ready};
+use core::future::{Ready, ready};
 use core::task::{Context, Poll};
 
 use campanile::layer::{Identity, Layer, LayerFn, Stack, layer_fn};

@@ -524,6 +524,17 @@ fn a_budget_saves_up_ten_hedges_and_no_more() {
     assert_eq!(drain(), 10);
     (0..100).for_each(|_| budget.deposit());
     assert_eq!(drain(), 10);
+
+    // And not a part of another one.
+    let budget = ShareBudget::new(0.75);
+    assert!(budget.withdraw());
+    (0..2).for_each(|_| budget.deposit());
+    assert_eq!(
+        std::iter::from_fn(|| budget.withdraw().then_some(())).count(),
+        10
+    );
+    budget.deposit();
+    assert!(!budget.withdraw());
 }
 
 #[test]

@@ -1,107 +1,23 @@
 //! `Timeout` and `Deadline`, on a timer that is moved by hand; and on tokio where its budget matters.
 
-use core::cell::{Cell, RefCell};
+mod common;
+
+use core::cell::Cell;
 use core::future::{Future, pending, poll_fn, ready};
 use core::pin::{Pin, pin};
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 use core::time::Duration;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Wake;
 
-use campanile::timeout::{
-    Deadline, DeadlineLayer, Elapsed, Error, ResponseFuture, Timeout, TimeoutLayer,
-};
-use campanile::{Instant, Layer, Service, Timer, service_fn};
+use campanile::timeout::{Deadline, DeadlineLayer, Elapsed, Error, Timeout, TimeoutLayer};
+use campanile::{Layer, Service, service_fn};
+
+use common::{ManualTimer, WakeCount};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A timer that is moved by hand, and counts what is asked of it.
-#[derive(Clone, Default)]
-struct Manual(Rc<State>);
-
-#[derive(Default)]
-struct State {
-    now: Cell<u64>,
-    reads: Cell<u32>,
-    sleeps: Cell<u32>,
-    alarms: Cell<u32>,
-    resets: Cell<u32>,
-    wakers: RefCell<Vec<Waker>>,
-}
-
-fn bump(cell: &Cell<u32>) {
-    cell.set(cell.get() + 1);
-}
-
-impl Manual {
-    fn advance(&self, by: Duration) {
-        self.0.now.set(self.0.now.get() + by.as_nanos() as u64);
-        let wakers = core::mem::take(&mut *self.0.wakers.borrow_mut());
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    /// Clock reads, sleeps, alarms and resets.
-    fn asked(&self) -> [u32; 4] {
-        let State {
-            reads,
-            sleeps,
-            alarms,
-            resets,
-            ..
-        } = &*self.0;
-        [reads.get(), sleeps.get(), alarms.get(), resets.get()]
-    }
-}
-
-struct Sleep(Manual, Instant);
-
-impl Future for Sleep {
-    type Output = ();
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.0.0.now.get() >= self.1.as_nanos() {
-            return Poll::Ready(());
-        }
-        self.0.0.wakers.borrow_mut().push(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Timer for Manual {
-    type Sleep = Sleep;
-    type Alarm = Sleep;
-    fn now(&self) -> Instant {
-        bump(&self.0.reads);
-        Instant::from_nanos(self.0.now.get())
-    }
-    fn sleep_until(&self, deadline: Instant) -> Sleep {
-        bump(&self.0.sleeps);
-        Sleep(self.clone(), deadline)
-    }
-    fn alarm_until(&self, deadline: Instant) -> Sleep {
-        bump(&self.0.alarms);
-        Sleep(self.clone(), deadline)
-    }
-    fn reset(&self, alarm: &mut Sleep, deadline: Instant) {
-        bump(&self.0.resets);
-        alarm.1 = deadline;
-    }
-}
-
-/// Counts wake-ups.
-#[derive(Default)]
-struct Wakes(AtomicU32);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
-
 fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    let waker = Waker::from(Arc::new(Wakes::default()));
-    future.poll(&mut Context::from_waker(&waker))
+    WakeCount::new().enter(|cx| future.poll(cx))
 }
 
 type Answer = Result<u32, &'static str>;
@@ -126,7 +42,7 @@ impl Service<bool> for Inner {
         }
     }
     fn call(&mut self, now: bool) -> Boxed {
-        bump(&self.calls);
+        self.calls.set(self.calls.get() + 1);
         if now {
             Box::pin(ready(Ok(1)))
         } else {
@@ -141,7 +57,7 @@ fn poll_ready<S: Service<bool>>(service: &mut S) -> Poll<Result<(), S::Error>> {
 
 #[test]
 fn a_ready_response_asks_nothing_of_the_timer() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let mut service = TimeoutLayer::with_timer(MS, timer.clone()).layer(Inner::default());
     assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
     assert_eq!(timer.asked(), [0; 4]);
@@ -149,18 +65,18 @@ fn a_ready_response_asks_nothing_of_the_timer() {
 
 #[test]
 fn the_clock_starts_at_the_first_pending_poll() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let mut service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone());
     let mut response = pin!(service.call(false));
     timer.advance(100 * MS);
-    let wakes = Arc::new(Wakes::default());
-    let waker = Waker::from(wakes.clone());
+    let wakes = WakeCount::new();
+    let waker = wakes.waker();
     let mut cx = Context::from_waker(&waker);
     assert!(response.as_mut().poll(&mut cx).is_pending());
     timer.advance(5 * MS - Duration::from_nanos(1));
     assert!(response.as_mut().poll(&mut cx).is_pending());
     timer.advance(Duration::from_nanos(1));
-    assert!(wakes.0.load(SeqCst) > 0);
+    assert!(wakes.get() > 0);
     let elapsed = Error::Elapsed(Elapsed::new());
     assert_eq!(response.as_mut().poll(&mut cx), Poll::Ready(Err(elapsed)));
     assert_eq!(timer.asked()[1], 1, "one sleep, armed once");
@@ -168,7 +84,7 @@ fn the_clock_starts_at_the_first_pending_poll() {
 
 #[test]
 fn the_clock_starts_at_the_call_on_request() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let layer = TimeoutLayer::with_timer(5 * MS, timer.clone()).from_call();
     let by_layer = layer.layer(Inner::default());
     let by_service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone()).from_call();
@@ -187,7 +103,7 @@ fn the_clock_starts_at_the_call_on_request() {
 
 #[test]
 fn the_greatest_limit_is_none_and_zero_is_one() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let inner = Inner::default();
     for limit in [Duration::MAX, Duration::from_nanos(u64::MAX)] {
         let mut service = Timeout::with_timer(inner.clone(), limit, timer.clone());
@@ -200,7 +116,7 @@ fn the_greatest_limit_is_none_and_zero_is_one() {
     assert!(poll(pin!(service.call(false))).is_pending());
     assert_eq!(timer.asked(), [0; 4]);
 
-    timer.0.now.set(1 << 62);
+    timer.advance(Duration::from_nanos(1 << 62));
     let nearly = Duration::from_nanos(u64::MAX - 1);
     let mut service = Timeout::with_timer(inner.clone(), nearly, timer.clone());
     assert!(poll(pin!(service.call(false))).is_pending());
@@ -216,7 +132,7 @@ fn the_greatest_limit_is_none_and_zero_is_one() {
 
 #[test]
 fn a_deadline_covers_readiness_and_response_together() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = DeadlineLayer::with_timer(10 * MS, timer.clone()).layer(inner.clone());
 
@@ -242,7 +158,7 @@ fn a_deadline_covers_readiness_and_response_together() {
 
 #[test]
 fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = Deadline::with_timer(inner.clone(), Duration::ZERO, timer.clone());
     let elapsed = || Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
@@ -259,7 +175,7 @@ fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
 
 #[test]
 fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
 
@@ -280,7 +196,7 @@ fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
 
 #[test]
 fn a_clone_has_a_deadline_of_its_own() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let mut service = Deadline::with_timer(Inner::default(), 10 * MS, timer.clone());
     assert!(poll_ready(&mut service).is_pending());
     timer.advance(10 * MS);
@@ -290,7 +206,7 @@ fn a_clone_has_a_deadline_of_its_own() {
 
 #[test]
 fn a_readiness_that_is_tried_starts_no_clock() {
-    let timer = Manual::default();
+    let timer = ManualTimer::new();
     let inner = Inner::default();
     let service = Deadline::with_timer(inner, 10 * MS, timer.clone());
     let mut service = campanile::load_shed::LoadShed::new(service);
@@ -301,7 +217,7 @@ fn a_readiness_that_is_tried_starts_no_clock() {
 #[test]
 fn errors_of_the_inner_service_pass() {
     let inner = service_fn(|()| ready(Err::<(), _>("broken")));
-    let mut service = Timeout::with_timer(inner, MS, Manual::default());
+    let mut service = Timeout::with_timer(inner, MS, ManualTimer::new());
     assert_eq!(
         poll(pin!(service.call(()))),
         Poll::Ready(Err(Error::Service("broken")))
@@ -311,7 +227,7 @@ fn errors_of_the_inner_service_pass() {
 #[cfg(feature = "smol")]
 #[test]
 fn the_response_future_is_small() {
-    type Of<F> = ResponseFuture<F, campanile::smol::Smol>;
+    type Of<F> = campanile::timeout::ResponseFuture<F, campanile::smol::Smol>;
     assert!(
         size_of::<Of<core::future::Ready<Answer>>>()
             <= 64 + size_of::<core::future::Ready<Answer>>()
@@ -326,7 +242,7 @@ mod tokio_budget {
     /// Uses up the task's budget on each poll and lets a millisecond pass; gives up after 1000 polls.
     fn greedy(polls: Rc<Cell<u32>>) -> impl Future<Output = Result<(), &'static str>> {
         poll_fn(move |cx| {
-            bump(&polls);
+            polls.set(polls.get() + 1);
             if polls.get() == 1000 {
                 return Poll::Ready(Err("never interrupted"));
             }

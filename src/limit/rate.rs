@@ -580,8 +580,8 @@ pub enum InvalidRate {
 impl fmt::Display for InvalidRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Num => "the number of requests of a rate must be at least 1",
-            Self::Per => "the period of a rate must be at least 1 ns",
+            Self::Num => "a rate of 0 requests: `num` must be at least 1",
+            Self::Per => "a rate per 0 ns: `per` must be at least 1 ns",
         })
     }
 }
@@ -765,7 +765,10 @@ impl Limiter {
         // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
         // part of it, up to all of what has passed since, where without it the budget would have been full; and to
         // give that a second time would be too much.
+        // Where cells are not all of one width, its own may be narrower by one than that which is given back.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
+        let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
+        let elapsed = elapsed.saturating_add(u64::from(is_uneven));
         self.full_at.update(|full_at| {
             let without = self.back(full_at, self.one());
             let then = if full_at == token.full_at.get() {

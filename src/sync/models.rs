@@ -184,16 +184,36 @@ impl Drop for Request {
 
 type Answer = Ready<Result<(), Infallible>>;
 type Handle = Buffer<Request, Answer, Infallible>;
+type Sent = Result<(), Error<Infallible>>;
 
-/// A buffer whose service answers at once, and its worker on a thread of its own.
+/// A buffer whose service answers at once.
+fn pair(bound: usize) -> (Handle, impl Future<Output = ()> + Send + 'static) {
+    buffer::pair(service_fn(|_: Request| ready(Ok(()))), bound)
+}
+
+/// The same, with its worker on a thread of its own.
 fn answering(bound: usize) -> (Handle, JoinHandle<()>) {
-    let (buffer, worker) = buffer::pair(service_fn(|_: Request| ready(Ok(()))), bound);
+    let (buffer, worker) = pair(bound);
     (buffer, thread::spawn(|| block_on(worker)))
 }
 
 /// Sends a request, which waits in the response future for room.
-fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Result<(), Error<Infallible>> {
+fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Sent {
     block_on(buffer.call(Request::new(alive)))
+}
+
+/// Sends one from another thread, which finds that it `ends` as it should.
+fn send_elsewhere(
+    buffer: &Handle,
+    alive: &Arc<AtomicUsize>,
+    ends: fn(&Sent) -> bool,
+) -> JoinHandle<()> {
+    let (mut buffer, alive) = (buffer.clone(), Arc::clone(alive));
+    thread::spawn(move || assert!(ends(&send(&mut buffer, &alive))))
+}
+
+fn is_closed(sent: &Sent) -> bool {
+    matches!(sent, Err(Error::Closed(_)))
 }
 
 #[test]
@@ -221,16 +241,10 @@ fn the_last_of_two_handles_ends_the_worker() {
 
 #[test]
 fn senders_that_wait_for_room_get_it() {
-    let mut model = loom::model::Builder::new();
-    // With one more it takes minutes.
-    model.preemption_bound = Some(2);
-    model.check(|| {
+    loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
-        let other = {
-            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
-            thread::spawn(move || send(&mut buffer, &alive).unwrap())
-        };
+        let other = send_elsewhere(&buffer, &alive, Result::is_ok);
         send(&mut buffer, &alive).unwrap();
         drop(buffer);
         join([other, worker]);
@@ -256,16 +270,10 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
 fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
     loom::model(|| {
         let alive = Arc::default();
-        let (mut buffer, worker) =
-            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
-        let other = {
-            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
-            thread::spawn(move || {
-                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
-            })
-        };
+        let (mut buffer, worker) = pair(1);
+        let other = send_elsewhere(&buffer, &alive, is_closed);
         let worker = thread::spawn(|| drop(worker));
-        assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
+        assert!(is_closed(&send(&mut buffer, &alive)));
         join([other, worker]);
         assert_eq!(alive.load(SeqCst), 0);
     });
@@ -275,16 +283,9 @@ fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
 fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
     loom::model(|| {
         let alive = Arc::default();
-        let (mut buffer, worker) =
-            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        let (mut buffer, worker) = pair(1);
         assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
-        let send_in_vain = || {
-            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
-            thread::spawn(move || {
-                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
-            })
-        };
-        let senders = [send_in_vain(), send_in_vain()];
+        let senders = [(); 2].map(|()| send_elsewhere(&buffer, &alive, is_closed));
         drop(worker);
         join(senders);
         assert_eq!(alive.load(SeqCst), 0);
@@ -295,15 +296,9 @@ fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
 fn who_waits_for_room_learns_that_the_queue_is_closed_before_the_worker_does() {
     loom::model(|| {
         let alive = Arc::default();
-        let (mut buffer, worker) =
-            buffer::pair(service_fn(|_: Request| ready(Ok::<_, Infallible>(()))), 1);
+        let (mut buffer, worker) = pair(1);
         assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
-        let sender = {
-            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
-            thread::spawn(move || {
-                assert!(matches!(send(&mut buffer, &alive), Err(Error::Closed(_))));
-            })
-        };
+        let sender = send_elsewhere(&buffer, &alive, is_closed);
         buffer.close();
         join([sender]);
         drop(worker);
@@ -316,13 +311,7 @@ fn a_shutdown_is_heard_by_the_worker_and_its_end_by_who_waits() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
-        let other = {
-            let (mut buffer, alive) = (buffer.clone(), Arc::clone(&alive));
-            thread::spawn(move || {
-                let sent = send(&mut buffer, &alive);
-                assert!(matches!(sent, Ok(()) | Err(Error::Closed(_))));
-            })
-        };
+        let other = send_elsewhere(&buffer, &alive, |sent| sent.is_ok() || is_closed(sent));
         block_on(buffer.shutdown());
         assert!(send(&mut buffer, &alive).is_err());
         join([other, worker]);

@@ -97,3 +97,24 @@ impl Word {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_that_others_were_faster_than_is_made_again() {
+        let word = Word::new(1);
+        let mut others = 3;
+        let updated = word.update(|value| {
+            if others > 0 {
+                others -= 1;
+                word.store(value + 10);
+            }
+            Some(value + 1)
+        });
+        assert!(updated);
+        assert_eq!(word.load(), 32);
+        assert!(!word.update(|_| None));
+    }
+}

@@ -84,16 +84,25 @@ impl Faults {
 }
 
 macro_rules! chances {
-    ($($(#[$doc:meta])* $method:ident: $field:ident;)*) => {$(
+    ($($(#[$doc:meta])* $method:ident, $try:ident: $field:ident;)*) => {$(
         $(#[$doc])*
         ///
         /// # Panics
         ///
         /// If `chance` is not in 0 to 1.
         #[track_caller]
-        pub fn $method(mut self, chance: f64) -> Self {
-            self.plan.$field = valid(chance);
-            self
+        pub fn $method(self, chance: f64) -> Self {
+            valid(self.$try(chance))
+        }
+
+        #[doc = concat!("As [`", stringify!($method), "`](Self::", stringify!($method), "), with a typed error.")]
+        ///
+        /// # Errors
+        ///
+        /// If `chance` is not in 0 to 1.
+        pub fn $try(mut self, chance: f64) -> Result<Self, InvalidChance> {
+            self.plan.$field = check(chance)?;
+            Ok(self)
         }
     )*};
 }
@@ -114,9 +123,22 @@ impl<T> Faults<T> {
     ///
     /// If `chance` is not in 0 to 1.
     #[track_caller]
-    pub fn delays(mut self, chance: f64, range: Range<Duration>) -> Self {
-        self.plan.delay = (valid(chance), range);
-        self
+    pub fn delays(self, chance: f64, range: Range<Duration>) -> Self {
+        valid(self.try_delays(chance, range))
+    }
+
+    /// As [`delays`](Self::delays), with a typed error.
+    ///
+    /// # Errors
+    ///
+    /// If `chance` is not in 0 to 1.
+    pub fn try_delays(
+        mut self,
+        chance: f64,
+        range: Range<Duration>,
+    ) -> Result<Self, InvalidChance> {
+        self.plan.delay = (check(chance)?, range);
+        Ok(self)
     }
 
     /// Is not ready for a time of `range` before a request.
@@ -125,34 +147,54 @@ impl<T> Faults<T> {
     ///
     /// If `chance` is not in 0 to 1.
     #[track_caller]
-    pub fn pauses(mut self, chance: f64, range: Range<Duration>) -> Self {
-        self.plan.pause = (valid(chance), range);
-        self
+    pub fn pauses(self, chance: f64, range: Range<Duration>) -> Self {
+        valid(self.try_pauses(chance, range))
+    }
+
+    /// As [`pauses`](Self::pauses), with a typed error.
+    ///
+    /// # Errors
+    ///
+    /// If `chance` is not in 0 to 1.
+    pub fn try_pauses(
+        mut self,
+        chance: f64,
+        range: Range<Duration>,
+    ) -> Result<Self, InvalidChance> {
+        self.plan.pause = (check(chance)?, range);
+        Ok(self)
     }
 
     chances! {
         /// Fails a request with [`Injected`].
-        errors: error;
+        errors, try_errors: error;
         /// Panics when the response future is polled.
-        panics: panic;
+        panics, try_panics: panic;
         /// Panics when the service is called.
-        call_panics: call_panic;
+        call_panics, try_call_panics: call_panic;
         /// Never answers a request.
-        never_answers: never_answer;
+        never_answers, try_never_answers: never_answer;
         /// Is not ready, ever.
-        never_ready: never_ready;
+        never_ready, try_never_ready: never_ready;
         /// Is pending once when the response future is polled, without waking anybody later.
-        forgets_wakers: forget;
+        forgets_wakers, try_forgets_wakers: forget;
     }
 }
 
 #[track_caller]
-fn valid(chance: f64) -> f64 {
-    assert!(
-        (0.0..=1.0).contains(&chance),
-        "a chance of {chance}: it must be in 0 to 1"
-    );
-    chance
+fn valid<T>(faults: Result<Faults<T>, InvalidChance>) -> Faults<T> {
+    match faults {
+        Ok(faults) => faults,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn check(chance: f64) -> Result<f64, InvalidChance> {
+    // False for a NaN, too.
+    match (0.0..=1.0).contains(&chance) {
+        true => Ok(chance),
+        false => Err(InvalidChance(chance)),
+    }
 }
 
 impl<S, T: Timer + Clone> Layer<S> for Faults<T> {
@@ -277,7 +319,7 @@ impl<T: Timer> Faults<T> {
     fn time((chance, range): &(f64, Range<Duration>), drawn: [f64; 2]) -> Option<Duration> {
         let span = range.end.saturating_sub(range.start);
         // A draw is below 1, and so the time is within the range.
-        (drawn[0] < *chance).then(|| range.start + span.mul_f64(drawn[1]))
+        (drawn[0] < *chance).then(|| range.start.saturating_add(span.mul_f64(drawn[1])))
     }
 
     fn draw_readiness(&self) -> Readiness<T::Alarm> {
@@ -391,3 +433,18 @@ leaf_error! {
     /// An error that was injected.
     Injected, "injected fault"
 }
+
+/// A chance that is not in 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InvalidChance(
+    /// The chance.
+    pub f64,
+);
+
+impl fmt::Display for InvalidChance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a chance of {}: it must be in 0 to 1", self.0)
+    }
+}
+
+impl core::error::Error for InvalidChance {}

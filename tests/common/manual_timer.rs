@@ -17,6 +17,7 @@ pub struct ManualTimer(Arc<Mutex<Clock>>);
 struct Clock {
     now: Instant,
     next_id: u64,
+    asked: [u32; 4],
     /// By deadline, then in the order in which they were made.
     armed: BTreeMap<(Instant, u64), Waker>,
 }
@@ -26,6 +27,7 @@ impl Default for Clock {
         Self {
             now: Instant::from_nanos(1_000_000_000_000),
             next_id: 0,
+            asked: [0; 4],
             armed: BTreeMap::new(),
         }
     }
@@ -36,10 +38,17 @@ impl ManualTimer {
         Self::default()
     }
 
+    /// One that starts at `now`.
+    pub fn at(now: Instant) -> Self {
+        let timer = Self::default();
+        timer.0.lock().unwrap().now = now;
+        timer
+    }
+
     /// Moves time on, and wakes what is due, in the order of the deadlines.
     pub fn advance(&self, duration: Duration) {
-        let now = self.now().saturating_add(duration);
-        self.advance_to(now);
+        let now = self.0.lock().unwrap().now;
+        self.advance_to(now.saturating_add(duration));
     }
 
     /// Moves time to the next deadline that somebody waits for. `false` if nobody waits.
@@ -71,6 +80,26 @@ impl ManualTimer {
         self.0.lock().unwrap().next_id
     }
 
+    /// How often the clock was read, and how many sleeps, alarms and resets were asked for.
+    pub fn asked(&self) -> [u32; 4] {
+        self.0.lock().unwrap().asked
+    }
+
+    /// What the clock shows, in nanoseconds, without its being counted as read.
+    pub fn nanos(&self) -> u64 {
+        self.0.lock().unwrap().now.as_nanos()
+    }
+
+    fn make(&self, deadline: Instant, asked: usize) -> ManualSleep {
+        let mut clock = self.0.lock().unwrap();
+        clock.asked[asked] += 1;
+        clock.next_id += 1;
+        ManualSleep {
+            timer: self.clone(),
+            key: (deadline, clock.next_id),
+        }
+    }
+
     /// The earliest deadline that somebody waits for.
     pub fn next_deadline(&self) -> Option<Instant> {
         let clock = self.0.lock().unwrap();
@@ -83,23 +112,21 @@ impl Timer for ManualTimer {
     type Alarm = ManualSleep;
 
     fn now(&self) -> Instant {
-        self.0.lock().unwrap().now
+        let mut clock = self.0.lock().unwrap();
+        clock.asked[0] += 1;
+        clock.now
     }
 
     fn sleep_until(&self, deadline: Instant) -> ManualSleep {
-        let id = {
-            let mut clock = self.0.lock().unwrap();
-            clock.next_id += 1;
-            clock.next_id
-        };
-        ManualSleep {
-            timer: self.clone(),
-            key: (deadline, id),
-        }
+        self.make(deadline, 1)
     }
 
     fn alarm_until(&self, deadline: Instant) -> ManualSleep {
-        self.sleep_until(deadline)
+        self.make(deadline, 2)
+    }
+
+    fn reset(&self, alarm: &mut ManualSleep, deadline: Instant) {
+        *alarm = self.make(deadline, 3);
     }
 }
 

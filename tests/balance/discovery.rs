@@ -1,0 +1,262 @@
+//! Endpoints come, go and are replaced.
+
+use super::*;
+
+#[test]
+fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let sites = sites(&[1, 9]);
+    insert(&feed, 0, &sites[0]);
+    insert(&feed, 1, &sites[1]);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    remove(&feed, 0);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    assert_eq!((balance.len(), sites[0].alive.get()), (1, 0));
+    balance.call(1).now_or_never().unwrap().unwrap();
+    assert_eq!(calls(&sites), [0, 1]);
+
+    // And where nobody is left, the caller waits.
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    remove(&feed, 1);
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert!(balance.is_empty());
+    let before = wakes.get();
+    insert(&feed, 2, &sites[0]);
+    assert!(wakes.get() > before);
+    assert_eq!(answer(&mut balance), Ok(1));
+    assert_eq!(calls(&sites), [1, 1]);
+}
+
+#[test]
+fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let sites = sites(&[1, 9]);
+    insert(&feed, 0, &sites[0]);
+    insert(&feed, 1, &sites[1]);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    remove(&feed, 0);
+    let newcomer = Site::new(Mood::Busy, 1);
+    insert(&feed, 2, &newcomer);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    assert_eq!((newcomer.polls.get(), balance.ready_len()), (1, 1));
+    balance.call(1).now_or_never().unwrap().unwrap();
+    assert_eq!(calls(&sites), [0, 1]);
+}
+
+#[test]
+fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_ready() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let sites = sites(&[1, 9, 20]);
+    insert(&feed, 0, &sites[0]);
+    insert(&feed, 1, &sites[1]);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    remove(&feed, 0);
+    insert(&feed, 2, &sites[2]);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    balance.call(1).now_or_never().unwrap().unwrap();
+    assert_eq!(calls(&sites), [0, 1, 0]);
+}
+
+#[test]
+fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
+    insert(&feed, 0, &old);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    insert(&feed, 0, &new);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    assert_eq!((balance.len(), balance.ready_len()), (2, 1));
+    new.become_(Mood::Ready);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    balance.call(1).now_or_never().unwrap().unwrap();
+    assert_eq!((balance.len(), old.alive.get()), (1, 0));
+    assert_eq!((old.calls.get(), new.calls.get()), (0, 1));
+}
+
+#[test]
+fn ended_and_empty_is_an_error_and_not_a_wait() {
+    let wakes = WakeCount::new();
+    let mut none = listed(&[]);
+    assert_eq!(
+        found(wakes.poll_ready(&mut none)),
+        Err(Error::NoEndpoints(NoEndpoints::new()))
+    );
+
+    let (feed, mut balance) = fed();
+    assert!(wakes.poll_ready(&mut balance).is_pending(), "some may come");
+    let site = Site::new(Mood::Broken, 1);
+    insert(&feed, 0, &site);
+    drop(feed);
+    assert_eq!(wakes.get(), 1);
+    assert_eq!(
+        found(wakes.poll_ready(&mut balance)),
+        Err(Error::NoEndpoints(NoEndpoints::new()))
+    );
+    assert_eq!(site.alive.get(), 0);
+}
+
+#[test]
+fn ended_is_no_error_while_there_are_endpoints() {
+    let wakes = WakeCount::new();
+    let site = Site::new(Mood::Busy, 1);
+    let mut balance = listed(std::slice::from_ref(&site));
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    site.become_(Mood::Ready);
+    assert_eq!(wakes.get(), 1);
+    assert_eq!(answer(&mut balance), Ok(1));
+}
+
+#[test]
+fn its_failure_is_typed_and_keeps_its_source() {
+    let (feed, mut balance) = fed();
+    feed.unbounded_send(Err(BROKEN)).unwrap();
+    let error = found(WakeCount::new().poll_ready(&mut balance)).unwrap_err();
+    assert_eq!(error, Error::Discover(DiscoverFailed(BROKEN)));
+    assert_eq!(
+        error.to_string(),
+        "the discovery of endpoints failed: broken"
+    );
+    assert_eq!(campanile::error::find(&error), Some(&BROKEN));
+    let boxed = BoxError::from(error);
+    assert!(boxed.is::<DiscoverFailed>());
+    assert!(boxed.source().unwrap().is::<Failure>());
+
+    type Any = Error<BoxError, BoxError>;
+    let any = Any::Discover(DiscoverFailed(BROKEN.into()));
+    assert!(BoxError::from(any).is::<DiscoverFailed>());
+    let any = Any::Service(BROKEN.into());
+    assert!(BoxError::from(any).is::<Failure>());
+    let any = Any::NoEndpoints(NoEndpoints::new());
+    assert!(BoxError::from(any).is::<NoEndpoints>());
+}
+
+/// Without a bound the balancer would never give the thread back.
+#[test]
+fn one_that_never_pauses_makes_no_loop() {
+    let wakes = WakeCount::new();
+    let taken = Cell::new(0_u32);
+    let site = Site::new(Mood::Ready, 1);
+    let endless = futures::stream::poll_fn(|_| {
+        taken.set(taken.get() + 1);
+        let change = Change::Insert(taken.get() % 4, site.endpoint());
+        Poll::Ready(Some(Ok::<_, Infallible>(change)))
+    });
+    let mut balance = Balance::with_layer(endless, Identity::new());
+    for round in 1..4 {
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!(taken.get(), 128 * round);
+        assert_eq!(wakes.get(), round as usize, "there is more to do");
+    }
+    assert_eq!(balance.call(1).now_or_never().unwrap(), Ok(1));
+}
+
+#[test]
+fn one_that_has_ended_is_not_polled_again() {
+    let site = Site::new(Mood::Ready, 1);
+    let mut left = Some(site.endpoint());
+    let mut ended = false;
+    let once = futures::stream::poll_fn(|_| {
+        assert!(!ended, "polled after its end");
+        ended = left.is_none();
+        Poll::Ready(
+            left.take()
+                .map(|it| Ok::<_, Infallible>(Change::Insert(0, it))),
+        )
+    });
+    let mut balance = Balance::with_layer(once, Identity::new());
+    assert_eq!(answer(&mut balance), Ok(1));
+    assert_eq!(answer(&mut balance), Ok(1));
+}
+
+/// Random changes, moods and calls. Nobody is called who is not ready, was removed, or has the highest
+/// load; and the balancer is ready exactly when somebody is.
+#[test]
+fn whatever_changes_the_right_ones_are_called() {
+    for seed in 0..8 {
+        random_walk(seed);
+    }
+}
+
+fn random_walk(seed: u64) {
+    let mut rng = SplitMix64::new(seed);
+    let mut below = move |n: u64| rng.next_range(0..n);
+    let (feed, mut balance) = fed();
+    balance = balance.seed(SplitMix64::new(seed));
+    let wakes = WakeCount::new();
+    // What discovery has said: each key has one service, and the ready one that it is to replace.
+    let mut known: BTreeMap<u32, Vec<Rc<Site>>> = BTreeMap::new();
+    let mut removed: Vec<Rc<Site>> = Vec::new();
+    let (mut called, mut waited) = (0, 0);
+    for step in 0..3_000 {
+        let key = below(8) as u32;
+        match below(10) {
+            0 => {
+                let site = Site::new(Mood::Ready, below(1_000) as u32);
+                if below(2) == 0 {
+                    site.mood.set(Mood::Busy);
+                }
+                insert(&feed, key, &site);
+                known.entry(key).or_default().push(site);
+            }
+            1 => {
+                remove(&feed, key);
+                removed.extend(known.remove(&key).into_iter().flatten());
+            }
+            2..=4 => {
+                let mood = [Mood::Ready, Mood::Busy, Mood::Broken][below(12) as usize % 3];
+                let mood = if mood == Mood::Broken && below(4) > 0 {
+                    Mood::Ready
+                } else {
+                    mood
+                };
+                if let Some(site) = known.get(&key).and_then(|sites| sites.last()) {
+                    site.become_(mood);
+                }
+            }
+            _ => {
+                let polled = wakes.poll_ready(&mut balance);
+                // Who was dropped has failed or was replaced.
+                for sites in known.values_mut() {
+                    sites.retain(|site| site.alive.get() > 0);
+                }
+                known.retain(|_, sites| !sites.is_empty());
+                assert!(removed.iter().all(|site| site.alive.get() == 0));
+                let everybody: Vec<_> = known.values().flatten().cloned().collect();
+                assert_eq!(balance.len(), everybody.len(), "seed {seed} step {step}");
+                let may: BTreeSet<u32> = everybody
+                    .iter()
+                    .filter(|site| site.mood.get() == Mood::Ready)
+                    .map(|site| site.load.get())
+                    .collect();
+                if polled.is_pending() {
+                    assert!(may.is_empty(), "seed {seed} step {step}");
+                    waited += 1;
+                    continue;
+                }
+                assert_eq!(polled, Poll::Ready(Ok(())));
+                let before: Vec<u32> = calls(&everybody);
+                balance.call(step).now_or_never().unwrap().unwrap();
+                let changed: Vec<_> = (0..before.len())
+                    .filter(|at| before[*at] != everybody[*at].calls.get())
+                    .collect();
+                assert_eq!(changed.len(), 1);
+                let chosen = &everybody[changed[0]];
+                assert_eq!(chosen.mood.get(), Mood::Ready);
+                // Whoever is ready besides is an endpoint that may have been drawn with it.
+                if balance.ready_len() > 0 {
+                    called += 1;
+                    let others = everybody.iter().filter(|site| !Rc::ptr_eq(site, chosen));
+                    assert!(
+                        others.map(|site| site.load.get()).max() >= Some(chosen.load.get()),
+                        "seed {seed} step {step}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(called > 300 && waited > 50, "{called} {waited}");
+}

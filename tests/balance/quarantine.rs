@@ -1,0 +1,311 @@
+//! Who is set aside, and comes back when.
+
+use super::*;
+
+type Maker = ExponentialBackoffMaker<SplitMix64, ManualTimer>;
+
+/// 100 ms, doubling to 400 ms, without jitter.
+fn layer(timer: &ManualTimer) -> QuarantineLayer<ManualTimer, Maker> {
+    let rng = SplitMix64::new(1);
+    let maker = Maker::with_timer(100 * MS, 400 * MS, Jitter::None, rng, timer.clone()).unwrap();
+    QuarantineLayer::with_timer(timer.clone()).backoff(maker)
+}
+
+#[test]
+fn a_failed_service_comes_back_after_a_backoff_that_grows() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 3);
+    let mut service = layer(&timer).layer(site.endpoint());
+    let mut woken = 0;
+    for (round, wait) in [100, 200, 400, 400].into_iter().enumerate() {
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        assert!(service.is_set_aside());
+        assert_eq!(service.load(), 3);
+        assert_eq!(site.alive.get(), 1, "the failed instance is gone");
+        timer.advance(wait * MS - Duration::from_nanos(1));
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        assert_eq!((wakes.get(), site.polls.get()), (woken, round as u32 + 1));
+        timer.advance(Duration::from_nanos(1));
+        woken += 1;
+        assert_eq!(wakes.get(), woken);
+        assert!(!service.is_set_aside());
+    }
+    site.mood.set(Mood::Ready);
+    assert_eq!(answer(&mut service), Ok(1));
+    assert_eq!((timer.armed(), site.alive.get()), (0, 2));
+}
+
+#[test]
+fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 1);
+    let mut service = layer(&timer).layer(site.endpoint());
+    let waits = |service: &mut Quarantine<_, _, Maker>| {
+        site.mood.set(Mood::Broken);
+        assert!(wakes.poll_ready(service).is_pending());
+        let start = campanile::Timer::now(&timer);
+        let wait = timer
+            .next_deadline()
+            .unwrap()
+            .saturating_duration_since(start);
+        timer.advance(wait);
+        site.mood.set(Mood::Ready);
+        wait.as_millis()
+    };
+    assert_eq!(waits(&mut service), 100);
+    // It is ready, and fails before it was called; then right after.
+    found(wakes.poll_ready(&mut service)).unwrap();
+    assert_eq!(waits(&mut service), 200);
+    assert_eq!(answer(&mut service), Ok(1));
+    assert_eq!(waits(&mut service), 400);
+    // It outlives a request.
+    assert_eq!(answer(&mut service), Ok(1));
+    assert_eq!(answer(&mut service), Ok(1));
+    assert_eq!(waits(&mut service), 100);
+}
+
+#[test]
+fn failures_in_a_row_set_it_aside_and_a_success_resets() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Ready, 1);
+    let mut service = layer(&timer).consecutive_failures(3).layer(site.endpoint());
+    let run = |service: &mut Quarantine<_, _, Maker>, results: &[bool]| {
+        for fails in results {
+            site.fails.set(*fails);
+            assert_eq!(answer(service).is_err(), *fails);
+        }
+    };
+    run(
+        &mut service,
+        &[true, true, false, true, true, false, true, true],
+    );
+    assert!(!service.is_set_aside());
+    run(&mut service, &[true]);
+    let aside = |service: &mut Quarantine<_, _, Maker>, millis: u32| {
+        assert!(service.is_set_aside());
+        assert!(wakes.poll_ready(service).is_pending());
+        timer.advance(millis * MS - Duration::from_nanos(1));
+        assert!(wakes.poll_ready(service).is_pending());
+        timer.advance(Duration::from_nanos(1));
+        assert!(!service.is_set_aside());
+    };
+    aside(&mut service, 100);
+    // The first failure after that is enough, and the wait is longer.
+    run(&mut service, &[true]);
+    aside(&mut service, 200);
+    // A success, and all is as it was at first.
+    run(&mut service, &[false, true, true]);
+    assert!(!service.is_set_aside());
+    run(&mut service, &[true]);
+    aside(&mut service, 100);
+}
+
+#[test]
+fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut service = layer(&timer).consecutive_failures(2).layer(service);
+    let mut respond = |service: &mut Quarantine<Mock<u32, u32>, _, Maker>, results: &[bool]| {
+        let call = |_| {
+            found(wakes.poll_ready(service)).unwrap();
+            service.call(1)
+        };
+        let mut responses: Vec<_> = results.iter().map(call).collect();
+        for (works, response) in results.iter().zip(&mut responses) {
+            let (_, responder) = handle.try_next().unwrap();
+            match works {
+                true => responder.send(1),
+                false => responder.fail(BROKEN),
+            }
+            assert_eq!(found(wakes.poll(response)).is_ok(), *works);
+        }
+    };
+    respond(&mut service, &[false, false]);
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    timer.advance(100 * MS);
+    // Both under way together, and nobody asks for readiness in between.
+    respond(&mut service, &[true, false]);
+    assert!(!service.is_set_aside());
+    respond(&mut service, &[false]);
+    assert!(service.is_set_aside());
+}
+
+#[test]
+fn responses_of_the_instance_before_do_not_count() {
+    let timer = ManualTimer::new();
+    let wakes = WakeCount::new();
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut service = layer(&timer).consecutive_failures(1).layer(service);
+    let mut call = || {
+        found(wakes.poll_ready(&mut service)).unwrap();
+        service.call(1)
+    };
+    let (mut first, mut second, mut third) = (call(), call(), call());
+    handle.try_next().unwrap().1.fail(BROKEN);
+    assert_eq!(wakes.poll(&mut first), Poll::Ready(Err(BROKEN)));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    timer.advance(100 * MS);
+    found(wakes.poll_ready(&mut service)).unwrap();
+    // Neither its failure nor its success says anything of the new instance.
+    handle.try_next().unwrap().1.fail(BROKEN);
+    assert_eq!(wakes.poll(&mut second), Poll::Ready(Err(BROKEN)));
+    assert!(!service.is_set_aside());
+    handle.try_next().unwrap().1.send(1);
+    assert_eq!(wakes.poll(&mut third), Poll::Ready(Ok(1)));
+    let mut fourth = service.call(1);
+    handle.try_next().unwrap().1.fail(BROKEN);
+    assert_eq!(wakes.poll(&mut fourth), Poll::Ready(Err(BROKEN)));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    timer.advance(199 * MS);
+    assert!(service.is_set_aside());
+    timer.advance(MS);
+    assert!(!service.is_set_aside());
+}
+
+#[test]
+fn what_is_a_failure_can_be_told() {
+    let timer = ManualTimer::new();
+    let site = Site::new(Mood::Ready, 1);
+    let layer = layer(&timer).consecutive_failures(1);
+    // A failure that is not the endpoint's changes nothing.
+    let ignored = |_: Result<&u32, &Failure>| Outcome::Ignored;
+    let mut service = layer.clone().classify(ignored).layer(site.endpoint());
+    site.fails.set(true);
+    assert_eq!(answer(&mut service), Err(BROKEN));
+    assert!(!service.is_set_aside());
+    // A response can be a failure.
+    let penalised = |_: Result<&u32, &Failure>| Outcome::Penalised;
+    let mut service = layer.classify(penalised).layer(site.endpoint());
+    site.fails.set(false);
+    assert_eq!(answer(&mut service), Ok(1));
+    assert!(service.is_set_aside());
+}
+
+#[test]
+fn a_backoff_of_no_length_makes_no_loop() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 1);
+    let rng = SplitMix64::new(1);
+    let none = Maker::with_timer(Duration::ZERO, MS, Jitter::None, rng, timer.clone()).unwrap();
+    let layer = QuarantineLayer::with_timer(timer.clone()).backoff(none);
+    let mut service = layer.layer(site.endpoint());
+    for round in 1..5 {
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        assert_eq!((site.polls.get(), wakes.get()), (round, round as usize));
+    }
+    assert_eq!(timer.made(), 0);
+}
+
+#[test]
+fn a_readiness_that_is_tried_arms_no_timer() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 1);
+    let mut service = LoadShed::new(layer(&timer).layer(site.endpoint()));
+    for _ in 0..2 {
+        found(wakes.poll_ready(&mut service)).unwrap();
+        assert!(service.call(1).now_or_never().unwrap().is_err());
+    }
+    assert_eq!((timer.made(), site.polls.get()), (0, 1));
+    timer.advance(100 * MS);
+    site.mood.set(Mood::Ready);
+    assert_eq!(answer(&mut service), Ok(1));
+
+    // In a balancer, too.
+    site.mood.set(Mood::Broken);
+    let list = ServiceList::new([site.endpoint()]);
+    let mut service = LoadShed::new(Balance::with_layer(list, layer(&timer)));
+    found(wakes.poll_ready(&mut service)).unwrap();
+    assert!(service.call(1).now_or_never().unwrap().is_err());
+    assert_eq!(timer.made(), 0);
+    timer.advance(100 * MS);
+    site.mood.set(Mood::Ready);
+    assert_eq!(answer(&mut service), Ok(1));
+}
+
+#[test]
+fn a_clone_has_no_past() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 1);
+    let mut service = layer(&timer).consecutive_failures(2).layer(site.endpoint());
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    site.mood.set(Mood::Ready);
+    let mut clone = service.clone();
+    assert!(!clone.is_set_aside());
+    assert_eq!(answer(&mut clone), Ok(1));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+}
+
+#[test]
+fn a_call_without_readiness_does_not_end_the_wait() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let failing = Cell::new(true);
+    let inner = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
+    #[derive(Clone)]
+    struct Gate<'a, S>(S, &'a Cell<bool>);
+    impl<S: Service<u32, Error = Failure>> Service<u32> for Gate<'_, S> {
+        type Response = S::Response;
+        type Error = Failure;
+        type Future = S::Future;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            Poll::Ready(if self.1.get() { Err(BROKEN) } else { Ok(()) })
+        }
+        fn call(&mut self, n: u32) -> S::Future {
+            self.0.call(n)
+        }
+    }
+    let mut service = layer(&timer).layer(Gate(inner, &failing));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    failing.set(false);
+    assert_eq!(service.call(3).now_or_never().unwrap(), Ok(3));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    timer.advance(100 * MS);
+    assert_eq!(answer(&mut service), Ok(1));
+}
+
+#[test]
+fn in_a_balancer_the_others_serve_meanwhile() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let sites = sites(&[1, 9]);
+    let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
+    let mut balance = Balance::with_layer(list, layer(&timer));
+    assert_eq!(answer(&mut balance), Ok(1));
+    assert_eq!(calls(&sites), [1, 0]);
+    sites[0].mood.set(Mood::Broken);
+    for _ in 0..3 {
+        assert_eq!(answer(&mut balance), Ok(1));
+    }
+    assert_eq!(calls(&sites), [1, 3]);
+    assert_eq!((balance.len(), balance.ready_len()), (2, 0));
+    sites[0].mood.set(Mood::Ready);
+    timer.advance(100 * MS);
+    assert_eq!(answer(&mut balance), Ok(1));
+    assert_eq!(calls(&sites), [2, 3]);
+
+    // All are set aside: the balancer waits, though discovery has ended, and is woken.
+    sites.iter().for_each(|site| site.mood.set(Mood::Broken));
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert_eq!((balance.len(), wakes.get()), (2, 0));
+    sites.iter().for_each(|site| site.mood.set(Mood::Ready));
+    timer.advance(400 * MS);
+    assert_eq!(wakes.get(), 1);
+    assert_eq!(answer(&mut balance), Ok(1));
+}
+
+#[test]
+fn the_default_waits_are_from_100_ms_to_30_s_half_of_it_by_chance() {
+    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
+    let site = Site::new(Mood::Broken, 1);
+    let mut service = Quarantine::with_timer(site.endpoint(), timer.clone());
+    let mut base = 100;
+    for _ in 0..12 {
+        assert!(wakes.poll_ready(&mut service).is_pending());
+        let now = campanile::Timer::now(&timer);
+        let wait = timer
+            .next_deadline()
+            .unwrap()
+            .saturating_duration_since(now);
+        assert!((base / 2 * MS..=base * MS).contains(&wait), "{wait:?}");
+        timer.advance(wait);
+        base = (base * 2).min(30_000);
+    }
+}

@@ -1,0 +1,589 @@
+//! What `PeakEwma` makes of the times it sees.
+
+use super::*;
+
+const DECAY: Duration = Duration::from_secs(10);
+
+fn new<S>(inner: S, timer: &ManualTimer) -> PeakEwma<S, CompleteOnResponse, ManualTimer> {
+    let decay = nanos(DECAY);
+    PeakEwma::with_timer(inner, 100 * MILLI, decay, CompleteOnResponse, timer.clone())
+}
+
+/// Sends one request whose answer takes `took`.
+fn send_for<S: Service<Result<u8, u8>>>(
+    service: &mut S,
+    answer: Result<u8, u8>,
+    timer: &ManualTimer,
+    took: Duration,
+) {
+    let mut response = spawn(service.call(answer));
+    timer.advance(took);
+    let _ = done(response.poll());
+}
+
+#[track_caller]
+fn assert_estimate<S, C, T: Timer, K>(service: &PeakEwma<S, C, T, K>, expected: f64) {
+    let found = nanos(service.estimate());
+    assert!(
+        (found - expected).abs() <= 2.0 + expected * 1e-8,
+        "{found} {expected}"
+    );
+}
+
+#[test]
+fn the_default_at_first_from_the_first_use_on() {
+    let timer = ManualTimer::new();
+    let service = new(obedient(), &timer);
+    timer.advance(3600 * SECOND);
+    assert!(near(service.load().as_nanos(), nanos(100 * MILLI)));
+    timer.advance(DECAY);
+    let expected = nanos(100 * MILLI) / std::f64::consts::E;
+    assert_estimate(&service, expected);
+    assert!(near(service.load().as_nanos(), expected));
+}
+
+#[test]
+fn a_peak_at_once_and_the_average_after_a_while() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    send_for(&mut service, Ok(0), &timer, SECOND);
+    assert_estimate(&service, nanos(SECOND));
+    // Whether the load is asked for or not.
+    for ask in [false, true] {
+        let mut clone = new(obedient(), &timer);
+        send_for(&mut clone, Ok(0), &timer, SECOND);
+        for _ in 0..10_000 {
+            timer.advance(9 * MILLI);
+            if ask {
+                let _ = clone.load();
+            }
+            send_for(&mut clone, Ok(0), &timer, MILLI);
+        }
+        let estimate = clone.estimate();
+        assert!(MILLI <= estimate && estimate < 2 * MILLI, "{estimate:?}");
+    }
+}
+
+#[test]
+fn what_the_formula_says() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    let mut rng = SplitMix64::new(5);
+    let decay = nanos(DECAY);
+    let start = timer.now();
+    let _ = service.load();
+    let (mut estimate, mut at) = (nanos(100 * MILLI), start);
+    let (mut responded, mut silent) = (at, at);
+    // Request and when it was sent.
+    let mut under_way: Vec<(Task<_>, Instant)> = Vec::new();
+    let decayed = |estimate: f64, from: Instant, to: Instant| {
+        let elapsed = nanos(to.saturating_duration_since(from));
+        (estimate * f64::exp(-elapsed / decay)).max(1.0)
+    };
+    for _ in 0..20_000 {
+        let scale = 10_u64.pow(rng.next_range(0..10) as u32);
+        timer.advance(Duration::from_nanos(rng.next_range(0..10) * scale));
+        let now = timer.now();
+        match rng.next_range(0..4) {
+            0 => {
+                let answer = match rng.next_range(0..4) {
+                    0 => Err(0),
+                    _ => Ok(0),
+                };
+                if under_way.is_empty() {
+                    silent = now;
+                }
+                under_way.push((spawn(service.call(answer)), now));
+            }
+            1 if !under_way.is_empty() => {
+                let place = rng.next_range(0..under_way.len() as u64) as usize;
+                let (mut request, sent) = under_way.swap_remove(place);
+                let mut took = nanos(now.saturating_duration_since(sent));
+                estimate = decayed(estimate, at, now);
+                at = now;
+                if rng.next_range(0..4) == 0 {
+                    drop(request);
+                    estimate = estimate.max(took);
+                    continue;
+                }
+                if done(request.poll()).is_err() {
+                    took = took.max(decay);
+                }
+                let elapsed = nanos(now.saturating_duration_since(responded));
+                responded = now;
+                silent = now;
+                let w = f64::exp(-elapsed / decay);
+                estimate = took.max(estimate + (1.0 - w) * took).max(1.0);
+            }
+            _ => {}
+        }
+        let mut expected = decayed(estimate, at, now);
+        if !under_way.is_empty() {
+            expected = expected.max(nanos(now.saturating_duration_since(silent)));
+        }
+        let found = nanos(service.estimate());
+        assert!(
+            (found - expected).abs() < 2.0 + expected * 1e-6,
+            "{found} {expected}"
+        );
+        let cost = service.load().as_nanos() / (under_way.len() as f64 + 1.0);
+        assert!((cost - expected).abs() < 2.0 + expected * 1e-6);
+    }
+}
+
+#[test]
+fn nothing_less_than_a_nanosecond_so_that_requests_under_way_still_tell() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    send_for(&mut service, Ok(0), &timer, SECOND);
+    timer.advance(1_000_000 * SECOND);
+    let mut under_way = Vec::new();
+    for n in 1..5 {
+        assert_eq!(service.load().as_nanos(), f64::from(n));
+        under_way.push(service.call(Ok(0)));
+    }
+}
+
+#[test]
+fn at_least_the_time_for_which_requests_are_under_way_and_none_comes_back() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    send_for(&mut service, Ok(0), &timer, SECOND);
+    timer.advance(100 * SECOND);
+    let mut first = spawn(service.call(Ok(0)));
+    timer.advance(20 * SECOND);
+    assert_estimate(&service, nanos(20 * SECOND));
+    let second = service.call(Ok(0));
+    timer.advance(20 * SECOND);
+    assert_estimate(&service, nanos(40 * SECOND));
+    // One is cancelled; that is no answer.
+    drop(second);
+    timer.advance(DECAY);
+    assert_estimate(&service, nanos(40 * SECOND + DECAY));
+    let third = service.call(Ok(0));
+    assert_eq!(done(first.poll()), Ok(0));
+    timer.advance(20 * SECOND);
+    assert_estimate(&service, nanos(20 * SECOND));
+    // Nobody waits: it is not silent, there is nothing to say.
+    drop(third);
+    service.set_estimate(MILLI);
+    timer.advance(100 * SECOND);
+    assert!(service.estimate() < MILLI);
+}
+
+#[test]
+fn so_that_an_endpoint_that_hangs_is_not_chosen() {
+    let timer = ManualTimer::new();
+    let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
+    let hangs = Endpoint::new(timer.clone(), Duration::MAX, true);
+    let mut both = [&slow, &hangs].map(|inner| {
+        let (rtt, decay) = (100 * MILLI, nanos(SECOND));
+        PeakEwma::with_timer(inner.clone(), rtt, decay, CompleteOnResponse, timer.clone())
+    });
+    let share = share_of_second(&timer, &mut both, 2_000);
+    assert!(share < 0.05, "{share}");
+}
+
+#[test]
+fn a_cancelled_request_where_it_raises_them() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    let twin = new(obedient(), &timer);
+    let _ = twin.load();
+    // Shorter than what is expected: it says nothing.
+    let cancelled = service.call(Ok(0));
+    assert_eq!(service.in_flight(), 1);
+    timer.advance(10 * MILLI);
+    drop(cancelled);
+    assert_eq!(service.in_flight(), 0);
+    assert_eq!(service.load(), twin.load());
+    // Nor does it take the time since the last response from the next one.
+    send_for(&mut service, Ok(0), &timer, MILLI);
+    let w = f64::exp(-0.0011);
+    assert_estimate(&service, nanos(100 * MILLI) * w + nanos(MILLI) * (1.0 - w));
+
+    // Longer: it would have taken at least that long.
+    let cancelled = service.call(Ok(0));
+    timer.advance(3 * SECOND);
+    drop(cancelled);
+    assert_estimate(&service, nanos(3 * SECOND));
+
+    service.set_estimate(Duration::ZERO);
+    let cancelled = service.call(Ok(0));
+    timer.advance(SECOND);
+    drop(cancelled);
+    assert_estimate(&service, nanos(SECOND));
+}
+
+#[test]
+fn nothing_for_an_ignored_result() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer).with_classifier(by_status);
+    let _ = service.load();
+    send_for(&mut service, Err(0), &timer, 3 * SECOND);
+    assert_estimate(&service, nanos(100 * MILLI) * f64::exp(-0.3));
+    assert_eq!(service.in_flight(), 0);
+    send_for(&mut service, Ok(1), &timer, 3 * SECOND);
+    assert_estimate(&service, nanos(DECAY));
+}
+
+#[test]
+fn at_least_the_penalty_for_a_failure() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    send_for(&mut service, Err(0), &timer, MILLI);
+    assert_estimate(&service, nanos(DECAY));
+    timer.advance(DECAY);
+    assert_estimate(&service, nanos(DECAY) / std::f64::consts::E);
+
+    let mut service = new(obedient(), &timer).with_penalty(2 * SECOND);
+    send_for(&mut service, Err(0), &timer, MILLI);
+    assert_estimate(&service, nanos(2 * SECOND));
+    send_for(&mut service, Err(0), &timer, 3 * SECOND);
+    assert_estimate(&service, nanos(3 * SECOND));
+
+    let mut service = new(obedient(), &timer).with_penalty(Duration::ZERO);
+    send_for(&mut service, Err(0), &timer, 200 * MILLI);
+    assert_estimate(&service, nanos(200 * MILLI));
+}
+
+#[test]
+fn until_the_handle_in_the_response_is_dropped_which_may_have_the_last_word() {
+    let timer = ManualTimer::new();
+    let decay = nanos(DECAY);
+    let mut service = PeakEwma::with_timer(obedient(), MILLI, decay, Keep, timer.clone());
+    let (handle, _) = done(spawn(service.call(Ok(1))).poll()).unwrap();
+    assert_eq!(service.in_flight(), 1);
+    timer.advance(SECOND);
+    drop(handle);
+    assert_eq!(service.in_flight(), 0);
+    assert_estimate(&service, nanos(SECOND));
+
+    let (mut handle, _) = done(spawn(service.call(Ok(1))).poll()).unwrap();
+    handle.record(Outcome::Penalised);
+    drop(handle);
+    assert_estimate(&service, decay);
+}
+
+#[test]
+fn for_all_clones_together() {
+    let timer = ManualTimer::new();
+    let mut first = new(obedient(), &timer);
+    let second = first.clone();
+    send_for(&mut first, Ok(0), &timer, SECOND);
+    assert_eq!(first.load(), second.load());
+    assert_estimate(&second, nanos(SECOND));
+    let response = first.call(Ok(0));
+    assert_eq!(second.in_flight(), 1);
+    drop((first, response));
+    assert_eq!(second.in_flight(), 0);
+}
+
+#[test]
+fn as_is_written() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    service.set_estimate(SECOND);
+    assert_estimate(&service, nanos(SECOND));
+    timer.advance(DECAY);
+    assert_estimate(&service, nanos(SECOND) / std::f64::consts::E);
+    service.set_estimate(Duration::ZERO);
+    assert_estimate(&service, 1.0);
+    service.set_estimate(Duration::MAX);
+    let alone = service.load();
+    let _under_way = service.call(Ok(0));
+    assert!(alone < service.load());
+}
+
+#[test]
+fn with_one_look_at_the_clock_for_each_of_load_call_and_response() {
+    let timer = Counting::default();
+    let decay = nanos(DECAY);
+    let mut service =
+        PeakEwma::with_timer(obedient(), MILLI, decay, CompleteOnResponse, timer.clone());
+    assert_eq!(timer.take(), 0);
+    for _ in 0..2 {
+        let _ = service.load();
+        assert_eq!(timer.take(), 1);
+        let mut response = spawn(service.call(Ok(0)));
+        assert_eq!(timer.take(), 1);
+        let _ = done(response.poll());
+        assert_eq!(timer.take(), 1);
+    }
+}
+
+thread_local! {
+    static NOW: Cell<u64> = const { Cell::new(1 << 62) };
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A timer without a value, as those of the runtimes are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Global;
+
+impl Timer for Global {
+    type Sleep = std::future::Pending<()>;
+    type Alarm = std::future::Pending<()>;
+    fn now(&self) -> Instant {
+        ASKED.set(ASKED.get() + 1);
+        Instant::from_nanos(NOW.get())
+    }
+    fn sleep_until(&self, _: Instant) -> Self::Sleep {
+        pending()
+    }
+    fn alarm_until(&self, _: Instant) -> Self::Alarm {
+        pending()
+    }
+}
+
+/// Two endpoints at random, and whether the comparison says of them what their loads say. Also how many of the
+/// comparisons needed the time.
+fn compare<T: Timer + Clone>(
+    timers: [T; 2],
+    advance: impl Fn(u64),
+    asked: impl Fn() -> usize,
+) -> (u32, u32) {
+    let mut rng = SplitMix64::new(5);
+    let (mut compared, mut timed) = (0, 0);
+    for _ in 0..3_000 {
+        let mut below = |n: u64| rng.next_range(0..n);
+        let decay = |n: u64| if n == 0 { 2e9 } else { 1e9 };
+        let mut both = timers.clone().map(|timer| {
+            let decay = decay(below(8));
+            PeakEwma::with_timer(obedient(), MILLI, decay, CompleteOnResponse, timer)
+        });
+        let mut under_way = Vec::new();
+        for service in &mut both {
+            if below(8) > 0 {
+                service.set_estimate(Duration::from_nanos(1 << below(30)));
+            }
+            let requests = if below(2) == 0 { 0 } else { below(3) };
+            under_way.extend((0..requests).map(|_| service.call(Ok(0))));
+        }
+        advance(1 << below(32));
+        let before = asked();
+        let [a, b] = &both;
+        let found = [a.is_no_busier_than(b), b.is_no_busier_than(a)];
+        timed += u32::from(asked() > before);
+        compared += 1;
+        let [x, y] = [a.load(), b.load()].map(|cost| cost.as_nanos());
+        // As good as equal: either answer will do.
+        if (x - y).abs() > 1e-6 * x.max(y) {
+            assert_eq!(found, [x < y, x > y], "{x} {y}");
+        }
+    }
+    (compared, timed)
+}
+
+#[test]
+fn that_are_compared_as_they_are_with_the_time_only_where_it_matters() {
+    let advance = |nanos| NOW.set(NOW.get() + nanos);
+    let (compared, timed) = compare([Global; 2], advance, || ASKED.get());
+    assert!(timed > compared / 5 && timed < compared * 4 / 5, "{timed}");
+
+    // Once for both of them.
+    let both = [(); 2].map(|()| {
+        let mut service = PeakEwma::with_timer(obedient(), MILLI, 1e9, CompleteOnResponse, Global);
+        let response = service.call(Ok(0));
+        (service, response)
+    });
+    let [(a, _under_way), (b, _too)] = &both;
+    let before = ASKED.get();
+    assert!(a.is_no_busier_than(b) || b.is_no_busier_than(a));
+    assert!(ASKED.get() - before <= 2);
+
+    // Two clocks have nothing to do with each other.
+    let [one, other] = [Counting::default(), Counting::default()];
+    other.timer.advance(1_000 * SECOND);
+    let both = [one.clone(), other.clone()];
+    let advance = |nanos| {
+        both.iter()
+            .for_each(|t| t.timer.advance(Duration::from_nanos(nanos)))
+    };
+    let asked = || one.asked.load(SeqCst) + other.asked.load(SeqCst);
+    let (compared, timed) = compare([one.clone(), other.clone()], advance, asked);
+    assert_eq!(timed, compared);
+}
+
+#[test]
+fn of_finite_times_however_the_clock_behaves() {
+    /// Shows what it is set to.
+    #[derive(Clone, Default)]
+    struct Wild(Arc<std::sync::atomic::AtomicU64>);
+    impl Timer for Wild {
+        type Sleep = Ready<()>;
+        type Alarm = Ready<()>;
+        fn now(&self) -> Instant {
+            Instant::from_nanos(self.0.load(SeqCst))
+        }
+        fn sleep_until(&self, _: Instant) -> Ready<()> {
+            ready(())
+        }
+        fn alarm_until(&self, _: Instant) -> Ready<()> {
+            ready(())
+        }
+    }
+    let timer = Wild::default();
+    let mut rng = SplitMix64::new(9);
+    let mut service =
+        PeakEwma::with_timer(obedient(), MILLI, 1e3, CompleteOnResponse, timer.clone());
+    for _ in 0..10_000 {
+        let mut response = spawn(service.call(if rng.next_range(0..2) == 0 {
+            Ok(0)
+        } else {
+            Err(0)
+        }));
+        let moment = rng.next_u64() >> rng.next_range(0..64);
+        timer.0.store(moment, SeqCst);
+        let _ = done(response.poll());
+        let cost = service.load().as_nanos();
+        assert!(cost.is_finite() && cost >= 1.0, "{cost}");
+        if rng.next_range(0..4) == 0 {
+            service.set_estimate(Duration::from_nanos(rng.next_u64()));
+        }
+    }
+    for moment in [0, 1, u64::MAX] {
+        timer.0.store(moment, SeqCst);
+        send(&mut service, Ok(0));
+        assert!(service.load().as_nanos() >= 1.0);
+    }
+}
+
+#[test]
+fn on_many_threads() {
+    let timer = ManualTimer::new();
+    let service = new(obedient(), &timer);
+    let _ = service.load();
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let mut service = service.clone();
+            let timer = &timer;
+            scope.spawn(move || {
+                let mut rng = SplitMix64::new(seed);
+                for n in 0..1_000 {
+                    let response = service.call(Ok(1));
+                    if n == 500 && seed == 0 {
+                        timer.advance(SECOND);
+                    }
+                    if rng.next_range(0..2) == 0 {
+                        assert_eq!(done(spawn(response).poll()), Ok(1));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(service.in_flight(), 0);
+    // One request at least took the second, and no peak is lost.
+    assert!(
+        service.estimate() >= SECOND - MILLI,
+        "{:?}",
+        service.estimate()
+    );
+}
+
+/// Hazard: fast failures must not make an endpoint look best.
+#[test]
+fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
+    let timer = ManualTimer::new();
+    let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
+    let broken = Endpoint::new(timer.clone(), MILLI, false);
+    let new = |inner: &Endpoint<_>| {
+        let (rtt, decay) = (100 * MILLI, nanos(SECOND));
+        PeakEwma::with_timer(inner.clone(), rtt, decay, CompleteOnResponse, timer.clone())
+    };
+    let count = |_: Result<&(), &Failure>| Outcome::Counted;
+    let mut both = [&slow, &broken].map(|inner| new(inner).with_classifier(count));
+    // As it would be: the failing one draws nearly everything.
+    assert!(share_of_second(&timer, &mut both, 1_000) > 0.8);
+
+    let mut both = [&slow, &broken].map(new);
+    let share = share_of_second(&timer, &mut both, 1_000);
+    assert!(share < 0.05, "{share}");
+    broken.set(MILLI, true);
+    timer.advance(30 * SECOND);
+    let share = share_of_second(&timer, &mut both, 1_000);
+    assert!(share > 0.5, "{share}");
+}
+
+#[test]
+fn so_that_an_endpoint_which_recovers_under_traffic_is_found_to() {
+    let timer = ManualTimer::new();
+    let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
+    let broken = Endpoint::new(timer.clone(), MILLI, false);
+    let mut both = [&slow, &broken].map(|inner| {
+        let (rtt, decay) = (100 * MILLI, nanos(SECOND));
+        PeakEwma::with_timer(inner.clone(), rtt, decay, CompleteOnResponse, timer.clone())
+    });
+    share_of_second(&timer, &mut both, 1_000);
+    broken.set(MILLI, true);
+    share_of_second(&timer, &mut both, 1_000);
+    let share = share_of_second(&timer, &mut both, 1_000);
+    assert!(share > 0.5, "{share}");
+}
+
+#[test]
+fn from_values_that_make_sense() {
+    let try_new = |rtt, decay| {
+        let ewma =
+            PeakEwma::<_, _, ManualTimer>::try_new(obedient(), rtt, decay, CompleteOnResponse);
+        ewma.map(drop)
+    };
+    assert_eq!(
+        try_new(Duration::ZERO, 1e9),
+        Err(InvalidEwma::DefaultRtt(Duration::ZERO))
+    );
+    for decay in [0.0, -1.0, 999.0, 1e17, f64::INFINITY] {
+        assert_eq!(try_new(SECOND, decay), Err(InvalidEwma::Decay(decay)));
+    }
+    assert!(matches!(
+        try_new(SECOND, f64::NAN),
+        Err(InvalidEwma::Decay(_))
+    ));
+    for decay in [1e3, 3.15e16] {
+        assert_eq!(try_new(Duration::MAX, decay), Ok(()));
+        assert_eq!(try_new(Duration::from_nanos(1), decay), Ok(()));
+    }
+    let error: &dyn std::error::Error = &InvalidEwma::Decay(0.0);
+    assert!(error.to_string().contains("the decay is 0 ns"));
+    let error: &dyn std::error::Error = &InvalidEwma::DefaultRtt(Duration::ZERO);
+    assert!(error.to_string().contains("the default rtt is 0ns"));
+}
+
+#[test]
+fn or_panic_at_the_callers_line() {
+    let new =
+        || PeakEwma::<_, _, ManualTimer>::new(obedient(), Duration::ZERO, 1e9, CompleteOnResponse);
+    let here = line!() - 1;
+    let (file, line) = panics_at(|| drop(new()));
+    assert_eq!((file.as_str(), line), (file!(), here));
+
+    let list = || ServiceList::new([obedient()]);
+    let new = || {
+        PeakEwmaDiscover::<_, _, ManualTimer>::new(
+            list(),
+            SECOND,
+            Duration::ZERO,
+            CompleteOnResponse,
+        )
+    };
+    let (file, _) = panics_at(|| drop(new()));
+    assert_eq!(file, file!());
+    let invalid = PeakEwmaDiscover::<_, _, ManualTimer>::try_new(
+        list(),
+        Duration::ZERO,
+        SECOND,
+        CompleteOnResponse,
+    );
+    assert_eq!(
+        invalid.map(drop),
+        Err(InvalidEwma::DefaultRtt(Duration::ZERO))
+    );
+    let invalid = PeakEwmaDiscover::try_with_timer(
+        list(),
+        SECOND,
+        Duration::ZERO,
+        CompleteOnResponse,
+        NoRuntime,
+    );
+    assert_eq!(invalid.map(drop), Err(InvalidEwma::Decay(0.0)));
+}

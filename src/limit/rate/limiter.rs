@@ -1,0 +1,485 @@
+use core::fmt;
+use core::num::NonZeroU64;
+use core::time::Duration;
+
+use super::Limited;
+use crate::Instant;
+use crate::runtime::saturating_nanos;
+use crate::sync::word::Word;
+
+/// So many requests per period, and so many at once.
+///
+/// ```
+/// use campanile::limit::Rate;
+/// use core::time::Duration;
+///
+/// const FIVE_A_SECOND: Rate = Rate::new(5, Duration::from_secs(1)); // five at once after a pause
+/// const EVENLY: Rate = FIVE_A_SECOND.burst(1); // one every 200 ms at most
+/// # let _ = EVENLY;
+/// assert!(Rate::try_new(0, Duration::from_secs(1)).is_err());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    // At most `per`.
+    num: u64,
+    // Nanoseconds.
+    per: u64,
+    // At least 1.
+    burst: u64,
+    fixed_window: bool,
+}
+
+/// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
+const LONGEST: u64 = 1 << 62;
+
+impl Rate {
+    /// `num` requests in each `per`, and after a pause as many at once.
+    ///
+    /// # Panics
+    ///
+    /// If `num` or `per` is 0.
+    #[must_use]
+    #[track_caller]
+    pub const fn new(num: u64, per: Duration) -> Self {
+        match Self::try_new(num, per) {
+            Ok(rate) => rate,
+            Err(InvalidRate::Num) => panic!("a rate of 0 requests: `num` must be at least 1"),
+            Err(InvalidRate::Per) => panic!("a rate per 0 ns: `per` must be at least 1 ns"),
+        }
+    }
+
+    /// `num` requests in each `per`, and after a pause as many at once.
+    ///
+    /// # Errors
+    ///
+    /// If `num` or `per` is 0.
+    pub const fn try_new(num: u64, per: Duration) -> Result<Self, InvalidRate> {
+        let nanos = saturating_nanos(per);
+        let per = if nanos < LONGEST { nanos } else { LONGEST };
+        if num == 0 {
+            Err(InvalidRate::Num)
+        } else if per == 0 {
+            Err(InvalidRate::Per)
+        } else {
+            Ok(Self {
+                num: if num < per { num } else { per },
+                per,
+                burst: num,
+                fixed_window: false,
+            })
+        }
+    }
+
+    /// Lets `burst` requests through at once after a pause; 0 counts as 1.
+    #[must_use]
+    pub const fn burst(mut self, burst: u64) -> Self {
+        self.burst = if burst == 0 { 1 } else { burst };
+        self
+    }
+
+    /// Lets `burst` requests through at once after a pause, and still no more than `num` in any window of
+    /// `per`: what follows the burst is slowed down to `num - burst + 1` in each `per`.
+    ///
+    /// A `burst` outside of 1 to `num` counts as the nearer of the two.
+    #[must_use]
+    pub const fn strict(mut self, burst: u64) -> Self {
+        let burst = if burst < self.num { burst } else { self.num };
+        self.burst = if burst == 0 { 1 } else { burst };
+        self.num -= self.burst - 1;
+        self
+    }
+
+    /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back when the
+    /// next one begins.
+    ///
+    /// Windows of `per` follow one another from the first request on. Two bursts can meet at an edge, so that
+    /// up to `2 * num` requests pass within less than `per`; a [`burst`](Self::burst) has no meaning here. This
+    /// is for a server that counts in the same way.
+    #[must_use]
+    pub const fn fixed_window(mut self) -> Self {
+        self.fixed_window = true;
+        self
+    }
+}
+
+/// A [`Rate`] that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidRate {
+    /// No requests at all.
+    Num,
+    /// A period of no length.
+    Per,
+}
+
+impl fmt::Display for InvalidRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Num => "a rate of 0 requests: `num` must be at least 1",
+            Self::Per => "a rate per 0 ns: `per` must be at least 1 ns",
+        })
+    }
+}
+
+impl core::error::Error for InvalidRate {}
+
+/// The budget that rate limits share: one word, changed without a lock.
+///
+/// ```
+/// use campanile::limit::{Rate, RateLimit, rate::Limiter};
+/// use core::time::Duration;
+///
+/// // Without an allocator.
+/// static BUDGET: Limiter = Limiter::new(Rate::new(100, Duration::from_secs(1)));
+/// # #[cfg(feature = "smol")]
+/// let service = RateLimit::with_limiter((), &BUDGET, campanile::smol::Smol);
+/// ```
+#[derive(Debug)]
+pub struct Limiter {
+    rate: Rate,
+    pace: Pace,
+    // The width of one cell: so many nanoseconds, and `rest / num` of one.
+    one: NonZeroU64,
+    rest: u64,
+    // All of a burst but one.
+    others: Width,
+    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
+    // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
+    full_at: Word,
+    // With fixed windows: where the latest begins that somebody has asked in; 0 before that.
+    window: Word,
+}
+
+impl Limiter {
+    /// A full budget.
+    #[must_use]
+    pub const fn new(rate: Rate) -> Self {
+        let rest = rate.per % rate.num;
+        Self {
+            rate,
+            pace: match rest {
+                _ if rate.fixed_window => Pace::Windows,
+                0 => Pace::Even,
+                _ => Pace::Uneven,
+            },
+            one: match NonZeroU64::new(rate.per / rate.num) {
+                Some(one) => one,
+                None => NonZeroU64::MIN,
+            },
+            rest,
+            others: Width::of(rate.burst - 1, rate),
+            full_at: Word::new(0),
+            window: Word::new(0),
+        }
+    }
+
+    /// The rate at which the budget comes back.
+    pub const fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// A token to be had at `now`; if there is none, when the next one is due.
+    #[inline]
+    pub(super) fn offer(&self, now: Instant) -> Result<Offer, Instant> {
+        // Nothing but this one word is shared, so no order with other memory is needed.
+        self.offer_after(self.full_at.load(), now)
+    }
+
+    #[inline]
+    fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        match self.pace {
+            Pace::Even => self.offer_cell(full_at, now),
+            Pace::Uneven => self.offer_uneven_cell(full_at, now),
+            Pace::Windows => self.offer_in_window(full_at, now),
+        }
+    }
+
+    #[inline]
+    fn offer_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        let mut from = now.as_nanos();
+        if full_at > from {
+            let due = self.back(full_at, self.others);
+            if due > from {
+                return Err(Instant::from_nanos(due));
+            }
+            from = full_at;
+        }
+        match self.forward(from) {
+            Some(then) => Ok(Offer { full_at, then }),
+            None => Err(Instant::MAX),
+        }
+    }
+
+    #[cold]
+    fn offer_uneven_cell(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        self.offer_cell(full_at, now)
+    }
+
+    #[inline]
+    fn offer_in_window(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
+        let window = self.window(now.as_nanos());
+        // As none has passed in it, if that is before.
+        let counted = full_at.max(window);
+        if counted - window < self.rate.num {
+            let then = NonZeroU64::MIN.saturating_add(counted);
+            return Ok(Offer { full_at, then });
+        }
+        Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
+    }
+
+    /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
+    #[inline]
+    fn window(&self, nanos: u64) -> u64 {
+        let latest = self.window.load();
+        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per {
+            return latest;
+        }
+        self.open_window(latest, nanos)
+    }
+
+    #[cold]
+    fn open_window(&self, mut latest: u64, nanos: u64) -> u64 {
+        loop {
+            let window = match nanos.checked_sub(latest) {
+                // The first to ask begins the first.
+                _ if latest == 0 => nanos.max(1),
+                Some(since) if since >= self.rate.per => nanos - since % self.rate.per,
+                _ => return latest,
+            };
+            match self.window.replace(latest, window) {
+                Ok(()) => return window,
+                Err(other) => latest = other,
+            }
+        }
+    }
+
+    /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
+    #[inline]
+    pub(super) fn take(&self, offer: Offer, now: Instant) -> Result<Taken, Instant> {
+        let mut full_at = offer.then;
+        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then.get()) {
+            full_at = self.take_another(changed, now)?;
+        }
+        Ok(Taken { at: now, full_at })
+    }
+
+    #[cold]
+    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, Instant> {
+        loop {
+            let offer = self.offer_after(full_at, now)?;
+            match self.full_at.replace(full_at, offer.then.get()) {
+                Ok(()) => return Ok(offer.then),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    /// Uses a token up at `now`.
+    #[cold]
+    pub(super) fn spend(&self, now: Instant) -> Result<(), Limited> {
+        match self.take_another(self.full_at.load(), now) {
+            Ok(_) => Ok(()),
+            Err(due) => Err(Limited::until(due, now)),
+        }
+    }
+
+    /// Gives a token back, at `now`.
+    pub(super) fn give_back(&self, token: Taken, now: Instant) {
+        if self.rate.fixed_window {
+            // Into the window that it was taken from, as long as no later one has begun.
+            let window = self.window.load();
+            if token.full_at.get() > window {
+                let back = |full_at: u64| {
+                    let passed = full_at.saturating_sub(window);
+                    (0 < passed && passed <= self.rate.per).then(|| full_at - 1)
+                };
+                self.full_at.update(back);
+            }
+            return;
+        }
+        // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
+        // part of it, up to all of what has passed since, where without it the budget would have been full; and to
+        // give that a second time would be too much.
+        // Where cells are not all of one width, its own may be narrower by one than that which is given back.
+        let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
+        let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
+        let elapsed = elapsed.saturating_add(u64::from(is_uneven));
+        self.full_at.update(|full_at| {
+            let without = self.back(full_at, self.one());
+            let then = if full_at == token.full_at.get() {
+                without
+            } else {
+                without.saturating_add(elapsed)
+            };
+            (then < full_at).then_some(then)
+        });
+    }
+
+    // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such
+    // that `num` cells are `per` exactly. A token moves the theoretical arrival time on by one cell, with
+    // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
+    // all cells are of one width, and this needs no division.
+    //
+    // Cell `c` begins at `c * per / num`, rounded up. What was added to round it up, in parts of `num`, says how
+    // wide the cells next to it are.
+
+    /// What was added where the cell of `nanos` begins.
+    #[cold]
+    fn rounded(&self, nanos: u64) -> u64 {
+        let Rate { num, per, .. } = self.rate;
+        // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
+        multiply_divide(num, nanos % per, per).1 % num
+    }
+
+    const fn one(&self) -> Width {
+        Width {
+            whole: self.one.get(),
+            rest: self.rest,
+        }
+    }
+
+    /// One token later; `None` if that is beyond all time.
+    #[inline]
+    fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
+        let then = self.one.checked_add(nanos)?;
+        if self.pace == Pace::Uneven && self.rest > self.rounded(nanos) {
+            return then.checked_add(1);
+        }
+        Some(then)
+    }
+
+    /// So much earlier, at least 0.
+    #[inline]
+    fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
+        let then = nanos.saturating_sub(whole);
+        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num {
+            return then.saturating_sub(1);
+        }
+        then
+    }
+}
+
+/// How the budget comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// In cells of one width.
+    Even,
+    /// In cells that are one nanosecond wider, or not.
+    Uneven,
+    /// All at once.
+    Windows,
+}
+
+/// The width of a number of cells: `whole` nanoseconds, and `rest / num` of one.
+#[derive(Clone, Copy, Debug)]
+struct Width {
+    whole: u64,
+    rest: u64,
+}
+
+impl Width {
+    const fn of(tokens: u64, Rate { num, per, .. }: Rate) -> Self {
+        let (more, rest) = multiply_divide(tokens, per % num, num);
+        Self {
+            whole: (per / num).saturating_mul(tokens).saturating_add(more),
+            rest,
+        }
+    }
+}
+
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the highest of `a` on. Most processors have no
+/// arithmetic of 128 bits, and what stands in for it is large.
+const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
+    let (mut quotient, mut rest) = (0, 0);
+    let mut bits = u64::BITS - a.leading_zeros();
+    while bits > 0 {
+        bits -= 1;
+        quotient *= 2;
+        rest *= 2;
+        if rest >= c {
+            rest -= c;
+            quotient += 1;
+        }
+        if a >> bits & 1 == 1 {
+            rest += b;
+            if rest >= c {
+                rest -= c;
+                quotient += 1;
+            }
+        }
+    }
+    (quotient, rest)
+}
+
+/// A token that was there when it was looked for.
+pub(super) struct Offer {
+    full_at: u64,
+    // When the budget is full if the token is taken.
+    then: NonZeroU64,
+}
+
+/// A token that was taken.
+#[derive(Clone, Copy)]
+pub(super) struct Taken {
+    at: Instant,
+    // When the budget was to be full again.
+    full_at: NonZeroU64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    #[test]
+    fn a_product_is_divided_as_by_128_bits() {
+        let mut rng = SplitMix64::new(1);
+        for n in 0..50_000 {
+            let c = rng.next_range(1..1 << (n % 63 + 1)) + u64::from(n % 63 == 62);
+            let b = rng.next_range(0..c);
+            let a = rng.next_u64() >> (n % 64);
+            let (product, wide) = (u128::from(a) * u128::from(b), u128::from(c));
+            let (quotient, rest) = multiply_divide(a, b, c);
+            assert_eq!(
+                (quotient.into(), rest.into()),
+                (product / wide, product % wide)
+            );
+        }
+    }
+
+    /// The start of cell `cell`, and the cell of a moment, by the definition.
+    fn start(cell: u128, num: u128, per: u128) -> u128 {
+        (cell * per).div_ceil(num)
+    }
+
+    #[test]
+    fn a_token_is_a_cell_to_the_nanosecond() {
+        let mut rng = SplitMix64::new(2);
+        for n in 0..20_000_u32 {
+            let per = rng.next_range(1..1 << (n % 62 + 1));
+            let num = rng.next_range(1..per + 1) >> (n / 62 % 62);
+            let rate = Rate::new(num.max(1), Duration::from_nanos(per))
+                .burst(rng.next_u64() >> (n % 61 + 3));
+            let limiter = Limiter::new(rate);
+            let nanos = rng.next_u64() >> (n / 7 % 10 + 1);
+            let (num, per) = (u128::from(rate.num), u128::from(rate.per));
+            let cell = u128::from(nanos) * num / per;
+            let offset = u128::from(nanos) - start(cell, num, per);
+            assert_eq!(
+                limiter.forward(nanos).map(|then| then.get().into()),
+                Some(start(cell + 1, num, per) + offset)
+            );
+            for (tokens, width) in [(1, limiter.one()), (rate.burst - 1, limiter.others)] {
+                let expected = (cell.checked_sub(tokens.into()))
+                    .map_or(0, |cell| start(cell, num, per) + offset);
+                let found = u128::from(limiter.back(nanos, width));
+                // Before the first cell there is none, and what is left of its offset is as good as 0.
+                let is_before = cell < tokens.into() && found <= offset + per;
+                assert!(
+                    found == expected || is_before,
+                    "{rate:?} {nanos} {tokens}: {found}, not {expected}"
+                );
+            }
+        }
+    }
+}

@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | [`AsyncStd`] | [`async_std::task::spawn`], on its global executor | async-io, which async-std's own sleep uses |
 //!
-//! async-io wakes its reactor for each wait that begins, which is most of what a timeout costs that is never over. Where
-//! there are many, let them share one alarm: `Runtime::new(AsyncStd, SharedTimer::new(AsyncStd))`, see
+//! Each wait is entered with async-io's reactor and taken out again. Where many begin that are hardly ever over, such as
+//! timeouts, one alarm for all of them costs less: `Runtime::new(AsyncStd, SharedTimer::new(AsyncStd))`, see
 //! [`SharedTimer`](crate::runtime::SharedTimer).
 //!
 //! [`async_std::task::spawn`]: ::async_std::task::spawn

@@ -8,8 +8,8 @@
 //! | [`smol::Executor`] | its `spawn` | async-io |
 //! | [`smol::LocalExecutor`] | its `spawn`; `!Send` tasks too | async-io |
 //!
-//! async-io wakes its reactor for each wait that begins, which is most of what a timeout costs that is never over. Where
-//! there are many, let them share one alarm: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
+//! Each wait is entered with async-io's reactor and taken out again. Where many begin that are hardly ever over, such as
+//! timeouts, one alarm for all of them costs less: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
 //! [`SharedTimer`](crate::runtime::SharedTimer).
 //!
 //! An executor is handed over as it is, or behind `&`, `Rc` or `Arc`:

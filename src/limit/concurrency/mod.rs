@@ -59,21 +59,26 @@
 //! # });
 //! ```
 
-#[cfg(feature = "async-lock")]
-use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 use core::mem::replace;
 use core::ops::{Deref, DerefMut};
-use core::pin::Pin;
-use core::task::{Context, Poll, ready};
+use core::task::{Context, Poll};
 
-use pin_project_lite::pin_project;
-
-use crate::sync::gate::Full;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
 use crate::{Layer, Service, load::Load};
+
+#[cfg(feature = "async-lock")]
+mod async_lock;
+mod claim;
+pub mod future;
+
+#[cfg(feature = "async-lock")]
+pub use self::async_lock::AsyncLockPermit;
+pub use self::claim::{Claim, Permits};
+use self::future::Limited;
+pub use self::future::{PermittedFuture, ResponseFuture};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
 #[cfg(feature = "std")]
@@ -407,235 +412,6 @@ impl<T, C> DerefMut for Permitted<T, C> {
     }
 }
 
-pin_project! {
-    #[derive(Debug)]
-    struct Limited<F, C> {
-        #[pin]
-        inner: F,
-        claim: C,
-    }
-}
-
-impl<F, C, T, E> Limited<F, C>
-where
-    F: Future<Output = Result<T, E>>,
-    C: Claim,
-{
-    /// Waits for the permit first, where it was not had at the call.
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, C::Error<E>>> {
-        let this = self.project();
-        ready!(this.claim.poll_acquire::<E>(cx))?;
-        this.inner.poll(cx).map_err(C::Error::from)
-    }
-}
-
-pin_project! {
-    /// The response of a [`ConcurrencyLimit`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped, it gives up its permit or its place in the line.
-    #[derive(Debug)]
-    #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct ResponseFuture<F, C = Permit> {
-        #[pin]
-        limited: Limited<F, C>,
-    }
-}
-
-impl<F, C, T, E> Future for ResponseFuture<F, C>
-where
-    F: Future<Output = Result<T, E>>,
-    C: Claim,
-{
-    type Output = Result<T, C::Error<E>>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut limited = self.project().limited;
-        let output = ready!(limited.as_mut().poll(cx));
-        limited.project().claim.release();
-        Poll::Ready(output)
-    }
-}
-
-pin_project! {
-    /// The response of a [`WithPermit`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped, it gives up its permit or its place in the line.
-    #[derive(Debug)]
-    #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct PermittedFuture<F, C = Permit> {
-        #[pin]
-        limited: Limited<F, C>,
-    }
-}
-
-impl<F, C, T, E> Future for PermittedFuture<F, C>
-where
-    F: Future<Output = Result<T, E>>,
-    C: Claim,
-{
-    type Output = Result<Permitted<T, C>, C::Error<E>>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut limited = self.project().limited;
-        let output = ready!(limited.as_mut().poll(cx));
-        let claim = limited.project().claim;
-        let next = claim.another();
-        let permit = replace(claim, next);
-        Poll::Ready(output.map(|response| Permitted { response, permit }))
-    }
-}
-
-/// The future at the path where tower has it.
-pub mod future {
-    pub use super::ResponseFuture;
-}
-
-/// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
-/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
-pub trait Permits: Clone {
-    /// How a service lays claim to one of them.
-    type Claim: Claim;
-
-    /// A claim that has nothing yet.
-    fn claim(&self) -> Self::Claim;
-}
-
-/// A claim to a permit: nothing yet, a place in line, or the permit. Dropping it gives it up.
-pub trait Claim: Sized {
-    /// How a request fails, if its service fails with `E`: with just that, where a claim is never refused.
-    type Error<E>: From<E>;
-
-    /// A claim to another permit of the same origin, with nothing yet.
-    #[must_use]
-    fn another(&self) -> Self;
-
-    /// Takes the permit, or a place in line; ready when the permit is had.
-    ///
-    /// # Errors
-    ///
-    /// If the line is full.
-    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error<E>>>;
-
-    /// Gives up what is had.
-    fn release(&mut self);
-}
-
-#[cfg(feature = "std")]
-impl Semaphore {
-    /// A semaphore of `permits` permits.
-    ///
-    /// # Panics
-    ///
-    /// If `permits` is 0; see [`try_new`](Self::try_new).
-    #[track_caller]
-    pub fn new(permits: usize) -> Self {
-        InvalidLimit::assert(permits);
-        Self::with_permits(permits)
-    }
-
-    /// Like [`new`](Self::new).
-    ///
-    /// # Errors
-    ///
-    /// If `permits` is 0.
-    pub fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
-        InvalidLimit::check(permits)?;
-        Ok(Self::with_permits(permits))
-    }
-}
-
-impl Permits for Semaphore {
-    type Claim = Permit;
-
-    fn claim(&self) -> Permit {
-        Permit::new(self.clone())
-    }
-}
-
-impl Claim for Permit {
-    type Error<E> = E;
-
-    fn another(&self) -> Self {
-        Self::new(self.semaphore().clone())
-    }
-
-    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        // The line is on the heap, and has no end that it could come to.
-        ready!(Self::poll_acquire(self, cx)).map_or(Poll::Pending, |()| Poll::Ready(Ok(())))
-    }
-
-    fn release(&mut self) {
-        Self::release(self);
-    }
-}
-
-/// The semaphores that need no allocator.
-macro_rules! fixed {
-    ($(#[$meta:meta])* $name:ident) => {
-        $(#[$meta])*
-        impl<const N: usize> $name<N> {
-            /// A semaphore of `permits` permits.
-            ///
-            /// # Panics
-            ///
-            /// If `permits` is 0; in a `static`, that is an error of the compiler's. See [`try_new`](Self::try_new).
-            #[track_caller]
-            pub const fn new(permits: usize) -> Self {
-                InvalidLimit::assert(permits);
-                Self::with_permits(permits)
-            }
-
-            /// Like [`new`](Self::new).
-            ///
-            /// # Errors
-            ///
-            /// If `permits` is 0.
-            pub const fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
-                match InvalidLimit::check(permits) {
-                    Ok(()) => Ok(Self::with_permits(permits)),
-                    Err(error) => Err(error),
-                }
-            }
-        }
-
-        $(#[$meta])*
-        impl<'a, const N: usize> Permits for &'a $name<N> {
-            type Claim = Permit<&'a $name<N>>;
-
-            fn claim(&self) -> Self::Claim {
-                Permit::new(self)
-            }
-        }
-
-        $(#[$meta])*
-        impl<const N: usize> Claim for Permit<&$name<N>> {
-            type Error<E> = Error<E>;
-
-            fn another(&self) -> Self {
-                Self::new(self.semaphore())
-            }
-
-            fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<E>>> {
-                Self::poll_acquire(self, cx).map_err(|Full| Error::Overflow(Overflow::new()))
-            }
-
-            fn release(&mut self) {
-                Self::release(self);
-            }
-        }
-    };
-}
-
-fixed!(
-    #[cfg(feature = "critical-section")]
-    StaticSemaphore
-);
-fixed!(LocalSemaphore);
-
 /// How a [`ConcurrencyLimit`] fails whose semaphore has room for so many who wait and no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
@@ -650,80 +426,6 @@ flatten!(Error: Overflow);
 leaf_error! {
     /// The line of those who wait for a permit was full.
     Overflow, "more requests wait for a permit than there is room for"
-}
-
-#[cfg(feature = "async-lock")]
-impl Permits for Arc<async_lock::Semaphore> {
-    type Claim = AsyncLockPermit;
-
-    fn claim(&self) -> AsyncLockPermit {
-        AsyncLockPermit {
-            semaphore: Arc::clone(self),
-            state: AsyncLockState::Idle,
-        }
-    }
-}
-
-/// A claim to a permit of an `async_lock::Semaphore`. Waiting for one allocates; taking one does not.
-#[cfg(feature = "async-lock")]
-pub struct AsyncLockPermit {
-    semaphore: Arc<async_lock::Semaphore>,
-    state: AsyncLockState,
-}
-
-#[cfg(feature = "async-lock")]
-enum AsyncLockState {
-    Idle,
-    Waiting(Pin<Box<async_lock::futures::AcquireArc>>),
-    Held(#[expect(dead_code, reason = "held to be dropped")] async_lock::SemaphoreGuardArc),
-}
-
-#[cfg(feature = "async-lock")]
-impl Claim for AsyncLockPermit {
-    type Error<E> = E;
-
-    fn another(&self) -> Self {
-        self.semaphore.claim()
-    }
-
-    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        if let AsyncLockState::Idle = self.state {
-            match self.semaphore.try_acquire_arc() {
-                Some(guard) => self.state = AsyncLockState::Held(guard),
-                None if crate::sync::is_attempt(cx) => return Poll::Pending,
-                None => {
-                    let acquire = self.semaphore.acquire_arc();
-                    self.state = AsyncLockState::Waiting(Box::pin(acquire));
-                }
-            }
-        }
-        if let AsyncLockState::Waiting(acquire) = &mut self.state {
-            if crate::sync::is_attempt(cx) {
-                // A poll would put the waker of nobody in the place of the one that waits.
-                let Some(guard) = self.semaphore.try_acquire_arc() else {
-                    return Poll::Pending;
-                };
-                self.state = AsyncLockState::Held(guard);
-                return Poll::Ready(Ok(()));
-            }
-            let guard = ready!(acquire.as_mut().poll(cx));
-            self.state = AsyncLockState::Held(guard);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn release(&mut self) {
-        self.state = AsyncLockState::Idle;
-    }
-}
-
-#[cfg(feature = "async-lock")]
-impl fmt::Debug for AsyncLockPermit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncLockPermit")
-            .field("held", &matches!(self.state, AsyncLockState::Held(_)))
-            .finish_non_exhaustive()
-    }
 }
 
 /// A limit of 0: no request could ever begin.

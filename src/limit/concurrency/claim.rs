@@ -1,0 +1,149 @@
+use core::task::{Context, Poll, ready};
+
+use super::{Error, InvalidLimit, Overflow};
+use crate::sync::gate::Full;
+#[cfg(feature = "critical-section")]
+use crate::sync::semaphore::StaticSemaphore;
+use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
+
+/// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
+/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
+pub trait Permits: Clone {
+    /// How a service lays claim to one of them.
+    type Claim: Claim;
+
+    /// A claim that has nothing yet.
+    fn claim(&self) -> Self::Claim;
+}
+
+/// A claim to a permit: nothing yet, a place in line, or the permit. Dropping it gives it up.
+pub trait Claim: Sized {
+    /// How a request fails, if its service fails with `E`: with just that, where a claim is never refused.
+    type Error<E>: From<E>;
+
+    /// A claim to another permit of the same origin, with nothing yet.
+    #[must_use]
+    fn another(&self) -> Self;
+
+    /// Takes the permit, or a place in line; ready when the permit is had.
+    ///
+    /// # Errors
+    ///
+    /// If the line is full.
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error<E>>>;
+
+    /// Gives up what is had.
+    fn release(&mut self);
+}
+
+#[cfg(feature = "std")]
+impl Semaphore {
+    /// A semaphore of `permits` permits.
+    ///
+    /// # Panics
+    ///
+    /// If `permits` is 0; see [`try_new`](Self::try_new).
+    #[track_caller]
+    pub fn new(permits: usize) -> Self {
+        InvalidLimit::assert(permits);
+        Self::with_permits(permits)
+    }
+
+    /// Like [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// If `permits` is 0.
+    pub fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
+        InvalidLimit::check(permits)?;
+        Ok(Self::with_permits(permits))
+    }
+}
+
+impl Permits for Semaphore {
+    type Claim = Permit;
+
+    fn claim(&self) -> Permit {
+        Permit::new(self.clone())
+    }
+}
+
+impl Claim for Permit {
+    type Error<E> = E;
+
+    fn another(&self) -> Self {
+        Self::new(self.semaphore().clone())
+    }
+
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+        // The line is on the heap, and has no end that it could come to.
+        ready!(Self::poll_acquire(self, cx)).map_or(Poll::Pending, |()| Poll::Ready(Ok(())))
+    }
+
+    fn release(&mut self) {
+        Self::release(self);
+    }
+}
+
+/// The semaphores that need no allocator.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        impl<const N: usize> $name<N> {
+            /// A semaphore of `permits` permits.
+            ///
+            /// # Panics
+            ///
+            /// If `permits` is 0; in a `static`, that is an error of the compiler's. See [`try_new`](Self::try_new).
+            #[track_caller]
+            pub const fn new(permits: usize) -> Self {
+                InvalidLimit::assert(permits);
+                Self::with_permits(permits)
+            }
+
+            /// Like [`new`](Self::new).
+            ///
+            /// # Errors
+            ///
+            /// If `permits` is 0.
+            pub const fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
+                match InvalidLimit::check(permits) {
+                    Ok(()) => Ok(Self::with_permits(permits)),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+
+        $(#[$meta])*
+        impl<'a, const N: usize> Permits for &'a $name<N> {
+            type Claim = Permit<&'a $name<N>>;
+
+            fn claim(&self) -> Self::Claim {
+                Permit::new(self)
+            }
+        }
+
+        $(#[$meta])*
+        impl<const N: usize> Claim for Permit<&$name<N>> {
+            type Error<E> = Error<E>;
+
+            fn another(&self) -> Self {
+                Self::new(self.semaphore())
+            }
+
+            fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<E>>> {
+                Self::poll_acquire(self, cx).map_err(|Full| Error::Overflow(Overflow::new()))
+            }
+
+            fn release(&mut self) {
+                Self::release(self);
+            }
+        }
+    };
+}
+
+fixed!(
+    #[cfg(feature = "critical-section")]
+    StaticSemaphore
+);
+fixed!(LocalSemaphore);

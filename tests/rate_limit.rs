@@ -227,7 +227,7 @@ fn a_refused_request_leaves_the_next_its_whole_patience() {
 }
 
 #[test]
-fn a_refusal_that_no_call_took_is_not_for_the_request_that_waits_afterwards() {
+fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
     /// Is ready when it is asked again.
     struct Slow(bool);
     impl Service<()> for Slow {
@@ -252,18 +252,26 @@ fn a_refusal_that_no_call_took_is_not_for_the_request_that_waits_afterwards() {
         assert!(poll_ready(&mut service).is_ready());
         (timer, service)
     };
-    // It waits for the inner service.
+    // Though the inner service is not ready.
     let (timer, mut service) = refused();
     timer.advance(SECOND);
     service.get_mut().0 = false;
-    assert!(poll_ready(&mut service).is_pending());
-    assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
-    // It tries, and there is still none.
-    let (timer, service) = refused();
-    let mut service = LoadShed::new(service);
     assert!(poll_ready(&mut service).is_ready());
+    assert!(matches!(poll(pin!(service.call(()))), Poll::Ready(Err(_))));
+    // Though it is only tried, and though the next token would not be too long to wait for.
+    let (timer, service) = refused();
+    timer.advance(SECOND / 2);
+    let mut service = LoadShed::new(service.wait_at_most(SECOND));
+    assert!(poll_ready(&mut service).is_ready());
+    let Poll::Ready(Err(error)) = poll(pin!(service.call(()))) else {
+        panic!("it went through");
+    };
+    assert_eq!(error.to_string(), "rate limited, retry after 500ms");
+    // But where there is a token by then, it has that.
+    let (timer, mut service) = refused();
     timer.advance(SECOND);
-    assert_eq!(poll(pin!(service.get_mut().call(()))), Poll::Ready(Ok(())));
+    assert!(poll_ready(&mut service).is_ready());
+    assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
 }
 
 #[test]

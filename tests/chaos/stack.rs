@@ -437,8 +437,6 @@ impl<'a> Builder<'a> {
         let limit = RateLimit::new(inner, rate);
         if refusing {
             self.run.may_fail("Limited");
-            // A handle that is ready to refuse a request may have something to wait for when it is asked again.
-            self.run.wavers.set(true);
             return boxed(limit.wait_at_most(self.dice.millis(0..200)));
         }
         self.run.rates.borrow_mut().push((bound, log));

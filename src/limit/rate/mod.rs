@@ -246,17 +246,13 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
-    /// A refusal that no call took is not for the request that is waiting now.
-    fn forget_refusal(&mut self) {
-        if let Wait::Refused(_) = self.wait {
-            self.wait = Wait::Not;
-        }
-    }
-
     /// There is no token before `due`: ready when there may be one, or when it is too long to wait for.
     #[cold]
     fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        self.forget_refusal();
+        if let Wait::Refused(limited) = &mut self.wait {
+            *limited = Limited::until(due, now);
+            return Poll::Ready(());
+        }
         if is_attempt(cx) {
             return Poll::Pending;
         }
@@ -293,7 +289,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 enum Wait {
     Not,
     Since(Instant),
-    /// It was too long, and the next call fails.
+    /// It was too long, and the next call fails, unless the handle is polled before that and finds a token.
     Refused(Limited),
 }
 
@@ -356,10 +352,11 @@ where
             let taken = match self.token.limiter.offer(now) {
                 Ok(offer) => match self.inner.poll_ready(cx) {
                     Poll::Ready(Ok(())) => self.token.take(offer, now),
-                    other => {
-                        self.forget_refusal();
-                        return other.map_err(Error::Service);
+                    // It was ready, to fail, and stays so until the call.
+                    Poll::Pending if matches!(self.wait, Wait::Refused(_)) => {
+                        return Poll::Ready(Ok(()));
                     }
+                    other => return other.map_err(Error::Service),
                 },
                 Err(due) => Err(due),
             };

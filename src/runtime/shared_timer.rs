@@ -110,7 +110,8 @@ impl<T: Timer + fmt::Debug> fmt::Debug for SharedTimer<T> {
 
 impl<T: Timer> Timer for SharedTimer<T> {
     type Sleep = SharedSleep<T>;
-    type Alarm = SharedSleep<T>;
+    // In a service it may stay behind when nobody waits any more, and would be woken in vain.
+    type Alarm = T::Alarm;
 
     fn now(&self) -> Instant {
         self.0.timer.now()
@@ -124,17 +125,14 @@ impl<T: Timer> Timer for SharedTimer<T> {
         }
     }
 
-    fn alarm_until(&self, deadline: Instant) -> SharedSleep<T> {
-        self.sleep_until(deadline)
+    #[track_caller]
+    fn alarm_until(&self, deadline: Instant) -> T::Alarm {
+        self.0.timer.alarm_until(deadline)
     }
 
-    fn reset(&self, alarm: &mut SharedSleep<T>, deadline: Instant) {
-        if Arc::ptr_eq(&self.0, &alarm.shared) {
-            alarm.leave(Place::Outside);
-            alarm.deadline = deadline;
-        } else {
-            *alarm = self.alarm_until(deadline);
-        }
+    #[track_caller]
+    fn reset(&self, alarm: &mut T::Alarm, deadline: Instant) {
+        self.0.timer.reset(alarm, deadline);
     }
 }
 

@@ -17,16 +17,17 @@ use campanile::reconnect::{ConnectErrors, Reconnect};
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::retry::budget::{TpsBudget, Unlimited};
 use campanile::retry::{CloneByClone, Retry, StandardPolicy};
+use campanile::runtime::SharedTimer;
 use campanile::steer::Steer;
 use campanile::testing::buffer::Buffer;
 use campanile::testing::hedge::Hedge;
 use campanile::testing::limit::RateLimit;
 use campanile::testing::load::{PeakEwma, PendingRequests};
 use campanile::testing::spawn_ready::SpawnReady;
-use campanile::testing::timeout::{Deadline, Timeout};
 use campanile::testing::{Faults, Probe, Sim, now, sleep, spawn_named};
+use campanile::timeout::{Deadline, Timeout};
 use campanile::util::rng::SplitMix64;
-use campanile::{BoxError, Layer, Service, ServiceExt, service_fn};
+use campanile::{BoxError, Layer, Service, ServiceExt, Timer, service_fn};
 use futures::future::LocalBoxFuture;
 
 use super::doubles::{
@@ -70,6 +71,7 @@ pub(super) struct Builder<'a> {
     run: &'a Rc<Run>,
     dice: &'a mut Dice,
     beneath: Beneath,
+    alarm: SharedTimer<Sim>,
 }
 
 impl<'a> Builder<'a> {
@@ -78,6 +80,7 @@ impl<'a> Builder<'a> {
             run,
             dice,
             beneath: Beneath::default(),
+            alarm: SharedTimer::new(Sim),
         }
     }
 
@@ -390,21 +393,44 @@ impl<'a> Builder<'a> {
     }
 
     fn timeout(&mut self, inner: Stack) -> Stack {
+        match self.timer() {
+            Some(shared) => self.timeout_on(inner, shared),
+            None => self.timeout_on(inner, Sim),
+        }
+    }
+
+    fn timeout_on<T: Timer + Clone + 'static>(&mut self, inner: Stack, timer: T) -> Stack {
         let limit = self.dice.millis(1..200);
         self.run.say(format_args!("timeout {limit:?}"));
         self.run.may_fail("Elapsed");
-        let timeout = Timeout::new(inner, limit);
+        let timeout = Timeout::with_timer(inner, limit, timer);
         boxed(match self.dice.chance(0.5) {
             true => timeout.from_call(),
             false => timeout,
         })
     }
 
+    /// The one alarm of the stack, for half of the waits.
+    fn timer(&mut self) -> Option<SharedTimer<Sim>> {
+        let shared = self.dice.chance(0.5).then(|| self.alarm.clone());
+        if shared.is_some() {
+            self.run.say(format_args!("shared"));
+        }
+        shared
+    }
+
     fn deadline(&mut self, inner: Stack) -> Stack {
+        match self.timer() {
+            Some(shared) => self.deadline_on(inner, shared),
+            None => self.deadline_on(inner, Sim),
+        }
+    }
+
+    fn deadline_on<T: Timer + Clone + 'static>(&mut self, inner: Stack, timer: T) -> Stack {
         let limit = self.dice.millis(1..300);
         self.run.say(format_args!("deadline {limit:?}"));
         self.run.may_fail("Elapsed");
-        boxed(Deadline::new(inner, limit))
+        boxed(Deadline::with_timer(inner, limit, timer))
     }
 
     fn rate_limit(&mut self, inner: Stack, refusing: bool) -> Stack {

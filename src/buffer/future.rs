@@ -9,8 +9,7 @@ use pin_project_lite::pin_project;
 
 use super::Queue;
 use crate::sync::gate::Place;
-use crate::sync::queue::{Channel, End, HeapQueue, Refusal};
-use crate::sync::slab::Index;
+use crate::sync::queue::{Channel, End, HeapQueue, Refusal, Ticket};
 
 pin_project! {
     /// The response of a [`Buffer`](super::Buffer).
@@ -106,7 +105,12 @@ where
                 }
                 StateProj::Queued { message } => {
                     let mut answer = None;
-                    let end = ready!(message.poll_answer(&mut answer, cx)).err();
+                    let end = ready!(message.queue.poll_answer(
+                        &mut message.ticket,
+                        &mut answer,
+                        cx
+                    ))
+                    .err();
                     match answer {
                         Some(response) => State::Called { response },
                         None => State::Refused {
@@ -136,13 +140,12 @@ impl<Request, F, E, Q: Queue> fmt::Debug for ResponseFuture<Request, F, E, Q> {
 impl<Q: Queue> State<Q> {
     /// Fills the room that was reserved, which is the message's from then on.
     fn send(queue: &Q, request: Q::Message) -> Self {
-        match queue.send(request) {
-            Ok(index) => Self::Queued {
-                message: Message {
-                    queue: queue.clone(),
-                    ticket: Ticket::New(index),
-                },
-            },
+        let mut message = Message {
+            queue: queue.clone(),
+            ticket: Ticket::Void,
+        };
+        match queue.send(request, &mut message.ticket) {
+            Ok(()) => Self::Queued { message },
             Err((request, end)) => {
                 drop(request);
                 Self::Refused {
@@ -161,8 +164,9 @@ struct Admission<Q: Queue> {
 
 impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
-        self.queue.unreserve(&mut self.place);
+        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
         self.queue.drop_handle();
+        self.queue.unreserve(&mut self.place);
     }
 }
 
@@ -170,35 +174,6 @@ impl<Q: Queue> Drop for Admission<Q> {
 struct Message<Q: Queue> {
     queue: Q,
     ticket: Ticket,
-}
-
-/// What a request is known by in the queue.
-#[derive(Clone, Copy)]
-enum Ticket {
-    New(Index),
-    Polled(Index),
-    /// It was answered.
-    Void,
-}
-
-impl<Q: Queue> Message<Q> {
-    fn poll_answer(
-        &mut self,
-        answer: &mut Option<Q::Answer>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), End<Q::Failure>>> {
-        let (index, is_first) = match self.ticket {
-            Ticket::New(index) => (index, true),
-            Ticket::Polled(index) => (index, false),
-            Ticket::Void => return Poll::Ready(Err(End::Closed)),
-        };
-        let polled = self.queue.poll_answer(index, is_first, answer, cx);
-        self.ticket = match polled {
-            Poll::Ready(_) => Ticket::Void,
-            Poll::Pending => Ticket::Polled(index),
-        };
-        polled
-    }
 }
 
 impl<Q: Queue> Drop for Message<Q> {

@@ -15,7 +15,8 @@
 //! A handle that is called without having been polled ready waits for room in the response future, too.
 //!
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
-//! for that, until the next request: nothing but dropping a service takes readiness back.
+//! for that, until the next request: nothing but dropping a service takes readiness back. That goes for a request, too,
+//! that is cancelled while the service is called for the one before.
 //!
 //! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
 //! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
@@ -494,8 +495,9 @@ impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
 
 impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
-        self.queue.unreserve(&mut self.place);
+        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
         self.queue.drop_handle();
+        self.queue.unreserve(&mut self.place);
     }
 }
 

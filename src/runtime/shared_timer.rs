@@ -27,16 +27,19 @@ use crate::{Instant, Timer};
 /// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
 /// which on tokio is an allocation, when it has rung and nobody waited any more.
 ///
+/// What is shared are the waits of requests: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
+/// rate limit, is the timer's own, since it may stay behind there when nobody polls it any more.
+///
 /// # What is different from the timer beneath
 ///
 /// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
-///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime at a time: a task
-///   of another would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that
-///   is shut down.
+///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
+///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
+///   shut down.
 /// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
 ///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all.
 ///   If neither does, because they are in a `select!` whose other branch is busy, then it is the next that is entered,
-///   polled or dropped, and others may be late until then.
+///   polled or dropped, and others may be late until then: for ever, where there is no next.
 /// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
 ///   stop there. It goes with the last clone.
 ///

@@ -72,6 +72,15 @@ pub(crate) fn register(
     Some(())
 }
 
+/// Wakes when it is dropped, and so also when something of the user's panics before.
+pub(crate) struct Late(pub(crate) Option<Waker>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        wake(self.0.take());
+    }
+}
+
 /// Wakes who is next, outside the lock.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {

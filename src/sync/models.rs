@@ -267,6 +267,27 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
 }
 
 #[test]
+fn a_request_given_up_behind_another_costs_that_nothing() {
+    let mut model = loom::model::Builder::new();
+    // With one more it takes minutes.
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = answering(2);
+        let first = buffer.call(Request::new(&alive));
+        let second = buffer.call(Request::new(&alive));
+        drop(buffer);
+        // Given up before, while or after the first is answered, which is handed over with the taking of the second.
+        let second = thread::spawn(move || {
+            let _ = poll_once(second);
+        });
+        block_on(first).unwrap();
+        join([second, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
 fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
     loom::model(|| {
         let alive = Arc::default();

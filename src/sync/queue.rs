@@ -11,7 +11,7 @@ use super::heap::{Heap, Shared};
 use super::lock::Lock;
 use super::slab::{Index, List, Nodes, Slab, Vacant};
 use super::storage::{Growing, Inline, Storage, Waiters};
-use super::{register, wake, with_waker};
+use super::{Late, register, wake, with_waker};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
 ///
@@ -63,6 +63,18 @@ enum Phase<P> {
     /// No message is accepted any more; those in line are still served.
     Draining,
     Ended(End<P>),
+}
+
+/// What a message is known by to its sender.
+///
+/// It changes under the lock, with the slot: whatever panics after that, nobody gives up what is another's by then.
+#[derive(Clone, Copy, Debug)]
+pub enum Ticket {
+    /// In the queue, and nobody has waited for the answer yet.
+    New(Index),
+    Polled(Index),
+    /// It has no slot, or none any more.
+    Void,
 }
 
 /// Why a queue accepts nothing any more.
@@ -162,12 +174,12 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     }
 
     /// Takes the first message out of the line; whether it was the last, too; and who gets its room.
-    fn take(&mut self) -> Option<(T, bool, Option<Waker>)> {
+    fn take(&mut self) -> Option<(T, bool, Late)> {
         let index = self.line.pop_front(&mut self.slots)?;
         let message = self.slots.get_mut(index)?.message.take()?;
         self.taken = Some(index);
         let next = (!S::View::FIXED).then(|| S::view(&mut self.room).release());
-        Some((message, self.line.is_empty(), next.flatten()))
+        Some((message, self.line.is_empty(), Late(next.flatten())))
     }
 
     /// Answers the message that was taken last, unless that is done.
@@ -238,10 +250,11 @@ struct Answered {
 
 impl Answered {
     /// Drops the answer if nobody wants it, and wakes who does.
+    // Whatever panics, `unwanted` is none then, or it would be taken for the answer of the next.
     fn finish<R>(self, unwanted: &mut Option<R>) {
-        wake(self.next);
+        let _next = Late(self.next);
+        let _sender = Late(self.sender);
         *unwanted = None;
-        wake(self.sender);
     }
 }
 
@@ -470,8 +483,12 @@ pub trait Channel: Clone {
     }
 
     /// Puts a message in line, in the room that was [reserved](Self::poll_reserve) for it.
-    fn send(&self, message: Self::Message) -> Result<Index, (Self::Message, End<Self::Failure>)> {
-        let (index, worker) = self.with(|state| {
+    fn send(
+        &self,
+        message: Self::Message,
+        ticket: &mut Ticket,
+    ) -> Result<(), (Self::Message, End<Self::Failure>)> {
+        let worker = self.with(|state| {
             if let Some(end) = state.end() {
                 return Err((message, end));
             }
@@ -481,28 +498,30 @@ pub trait Channel: Clone {
             };
             slot.message = Some(message);
             state.line.push_back(&mut state.slots, index);
-            let worker = if take(&mut state.worker_is_idle) {
+            *ticket = Ticket::New(index);
+            Ok(if take(&mut state.worker_is_idle) {
                 state.worker.take()
             } else {
                 None
-            };
-            Ok((index, worker))
+            })
         })?;
         wake(worker);
-        Ok(index)
+        Ok(())
     }
 
     /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end.
-    ///
-    /// `is_first`: nobody has waited for it yet, so that a waker will be wanted.
     fn poll_answer(
         &self,
-        index: Index,
-        is_first: bool,
+        ticket: &mut Ticket,
         answer: &mut Option<Self::Answer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End<Self::Failure>>> {
-        let mut waker = is_first.then(|| cx.waker().clone());
+        let (index, mut waker) = match *ticket {
+            // It will be wanted.
+            Ticket::New(index) => (index, Some(cx.waker().clone())),
+            Ticket::Polled(index) => (index, None),
+            Ticket::Void => return Poll::Ready(Err(End::Closed)),
+        };
         let (removed, end) = loop {
             let polled = self.with(|state| {
                 let Some(slot) = state.slots.get_mut(index) else {
@@ -516,8 +535,10 @@ pub trait Channel: Clone {
                     swap(answer, &mut slot.answer);
                 } else if end.is_none() {
                     register(&mut slot.sender, cx, &mut waker)?;
+                    *ticket = Ticket::Polled(index);
                     return Some(Poll::Pending);
                 }
+                *ticket = Ticket::Void;
                 Some(Poll::Ready((state.remove(index), end)))
             });
             match polled {
@@ -550,8 +571,8 @@ pub trait Channel: Clone {
             let worker = is_over.then(|| state.worker.take()).flatten();
             (removed, None, worker)
         });
+        let _worker = Late(worker);
         wake(removed.next);
-        wake(worker);
         drop((removed.message, removed.sender, sender));
     }
 
@@ -572,12 +593,8 @@ pub trait Channel: Clone {
             })
         });
         if let Some(worker) = worker {
+            let _rest = Rest(|| self.refuse_room());
             wake(worker);
-            while let Some(waker) =
-                self.with(|state| Self::Storage::view(&mut state.room).release())
-            {
-                waker.wake();
-            }
         }
     }
 
@@ -626,7 +643,7 @@ pub trait Channel: Clone {
         let (answered, taken) = self.with(|state| (state.answer(answer), state.take()));
         answered.finish(answer);
         let (message, is_last, next) = taken?;
-        wake(next);
+        drop(next);
         Some((message, is_last))
     }
 
@@ -667,10 +684,11 @@ pub trait Channel: Clone {
         let Some((next, worker)) = ended else {
             return;
         };
-        drop(worker);
+        // Once more, for what is left when the first time ends in a panic.
         let _rest = Rest(|| self.refuse_all());
-        wake(next);
-        self.refuse_all();
+        let _all = Rest(|| self.refuse_all());
+        let _next = Late(next);
+        drop(worker);
     }
 
     /// Drops all messages, and wakes all who wait.
@@ -684,10 +702,15 @@ pub trait Channel: Clone {
             wake(sender);
             drop(message);
         }
-        while let Some(waker) = self.with(|state| Self::Storage::view(&mut state.room).release()) {
+        self.refuse_room();
+        while let Some(waker) = self.with(|state| state.end.release()) {
             waker.wake();
         }
-        while let Some(waker) = self.with(|state| state.end.release()) {
+    }
+
+    /// Wakes all who wait for room, since there will be none.
+    fn refuse_room(&self) {
+        while let Some(waker) = self.with(|state| Self::Storage::view(&mut state.room).release()) {
             waker.wake();
         }
     }

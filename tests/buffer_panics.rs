@@ -1,0 +1,241 @@
+//! What is the user's may panic, when it is woken or dropped: that costs nobody else a wake-up, a place or an answer.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use campanile::Service;
+use campanile::buffer::{self, Buffer, Error, FixedError, LocalQueue};
+use common::{Failure, WakeCount, ready, spawn};
+
+fn panics(act: impl FnOnce()) {
+    assert!(catch_unwind(AssertUnwindSafe(act)).is_err(), "no panic");
+}
+
+fn make_ready<S: Service<R>, R>(service: &mut S)
+where
+    S::Error: std::fmt::Debug,
+{
+    ready(WakeCount::new().poll_ready(service)).unwrap();
+}
+
+/// A waker that panics when it is woken.
+struct BadWaker;
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("woken");
+    }
+}
+
+fn bad_waker() -> Waker {
+    Waker::from(Arc::new(BadWaker))
+}
+
+/// A response that panics when it is dropped.
+struct Answer {
+    n: u32,
+    is_bomb: bool,
+}
+
+impl Future for Answer {
+    type Output = Result<u32, Failure>;
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(self.n))
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        assert!(!self.is_bomb, "dropped");
+    }
+}
+
+type Kept<Q> = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Failure, Q>>>>;
+type Heap = buffer::HeapQueue<u32, Answer, Failure>;
+
+/// The waker of who gets the room of the request that is taken is lost.
+#[test]
+fn a_given_up_response_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+    let first = Kept::<Heap>::default();
+    let service = {
+        let first = first.clone();
+        move |n: u32| {
+            drop(first.take());
+            Answer { n, is_bomb: n == 0 }
+        }
+    };
+    let (mut buffer, worker) = buffer::pair(Calls(service), 2);
+    make_ready(&mut buffer);
+    first.replace(Some(buffer.call(0)));
+    make_ready(&mut buffer);
+    let mut second = spawn(buffer.call(1));
+    assert!(second.poll().is_pending());
+    let mut others = [2, 3].map(|n| {
+        let mut response = spawn(buffer.call(n));
+        assert!(response.poll().is_pending());
+        response
+    });
+    let mut worker = spawn(worker);
+    panics(|| _ = worker.poll());
+    assert!(second.is_woken());
+    for other in &mut others {
+        assert!(other.is_woken(), "asleep for ever");
+        assert!(matches!(ready(other.poll()), Err(Error::Panicked(_))));
+    }
+}
+
+/// A service of a closure that gives an `Answer`.
+struct Calls<F>(F);
+
+impl<F: FnMut(u32) -> Answer> Service<u32> for Calls<F> {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Answer;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, n: u32) -> Answer {
+        (self.0)(n)
+    }
+}
+
+/// The response of a request that was given up goes to another.
+#[test]
+fn no_request_gets_the_response_of_another_whatever_panics() {
+    let queue = LocalQueue::<u32, Answer, Failure, 2>::new();
+    let first = Kept::default();
+    let service = Calls({
+        let first = first.clone();
+        move |n: u32| {
+            drop(first.take());
+            Answer { n, is_bomb: false }
+        }
+    });
+    let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
+    make_ready(&mut buffer);
+    first.replace(Some(buffer.call(1)));
+    make_ready(&mut buffer);
+    let mut second = spawn(buffer.call(2));
+    assert!(second.poll().is_pending());
+    let waker = bad_waker();
+    let mut third = Box::pin(buffer.call(3));
+    let polled = third.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let mut worker = spawn(worker);
+    panics(|| _ = worker.poll());
+    let second = ready(second.poll());
+    assert!(matches!(second, Err(FixedError::Panicked(_))), "{second:?}");
+}
+
+/// What was answered is given up once more, when its slot is free or another's.
+#[test]
+fn a_response_whose_poll_panicked_costs_no_other_its_answer() {
+    let queue = LocalQueue::<u32, Answer, Failure, 1>::new();
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
+    make_ready(&mut buffer);
+    let mut worker = spawn(worker);
+    let mut first = spawn(buffer.call(1));
+    assert!(worker.poll().is_pending());
+    let waker = bad_waker();
+    let mut second = Box::pin(buffer.call(2));
+    let polled = second.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    // It makes room for the second, whose waker panics.
+    panics(|| _ = first.poll());
+    drop(first);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll(&mut second).is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(wakes.get(), 1, "never answered");
+    assert_eq!(wakes.poll(&mut second), Poll::Ready(Ok(2)));
+}
+
+struct DropWaker;
+
+impl Wake for DropWaker {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for DropWaker {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+/// A worker's waker that panics when it is dropped keeps `close` from refusing the rest.
+#[test]
+fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    let mut worker = Box::pin(worker);
+    {
+        let waker = Waker::from(Arc::new(DropWaker));
+        let polled = worker.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        // `send` takes the waker out where it finds it idle: this one reserves only.
+    }
+    make_ready(&mut buffer);
+    let mut other = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut other).is_pending());
+    panics(|| drop(worker));
+    assert_eq!(wakes.get(), 1, "asleep for ever");
+    assert!(matches!(
+        ready(wakes.poll_ready(&mut other)),
+        Err(Error::Closed(_))
+    ));
+}
+
+/// A request is left in the queue that nobody can give up, and takes a place for ever.
+#[test]
+fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
+    let queue = LocalQueue::<u32, Answer, Failure, 1>::new();
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
+    let mut worker = Box::pin(worker);
+    let polled = worker.as_mut().poll(&mut Context::from_waker(&bad_waker()));
+    assert!(polled.is_pending());
+    make_ready(&mut buffer);
+    panics(|| drop(buffer.call(1)));
+    let wakes = WakeCount::new();
+    assert!(wakes.poll(&mut worker).is_pending());
+    assert!(wakes.poll_ready(&mut buffer).is_ready(), "no room for ever");
+}
+
+/// A worker whose waker panics keeps `close` from waking those who wait for room.
+#[test]
+fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    let mut worker = Box::pin(worker);
+    let polled = worker.as_mut().poll(&mut Context::from_waker(&bad_waker()));
+    assert!(polled.is_pending());
+    make_ready(&mut buffer);
+    let mut other: Buffer<_, _, _> = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut other).is_pending());
+    panics(|| buffer.close());
+    assert_eq!(wakes.get(), 1, "asleep");
+}
+
+/// A handle is counted for ever, and the worker never ends.
+#[test]
+fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    make_ready(&mut buffer);
+    let mut other = buffer.clone();
+    let polled = other.poll_ready(&mut Context::from_waker(&bad_waker()));
+    assert!(polled.is_pending());
+    panics(|| drop(buffer));
+    drop(other);
+    assert!(spawn(worker).poll().is_ready());
+}

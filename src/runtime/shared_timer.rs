@@ -17,7 +17,7 @@ use crate::{Instant, Timer};
 /// what it costs. Here it goes into a heap under a lock, and the runtime has one alarm: for the earliest of the
 /// deadlines, set when that is earlier than what the alarm is set to, or when it rings. Over a service that is pending
 /// once, a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
-/// than half of the room. On smol and async-std no reactor is woken per wait, which takes microseconds.
+/// than half of the room. On smol and async-std no reactor is woken per wait,
 ///
 /// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
 /// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
@@ -198,15 +198,15 @@ impl<T: Timer> Future for SharedSleep<T> {
         if !is_due {
             return Poll::Pending;
         }
-        this.leave(Place::Over);
+        this.leave();
         Poll::Ready(())
     }
 }
 
 impl<T: Timer> SharedSleep<T> {
     /// Gets out of the line, if it is in it.
-    fn leave(&mut self, to: Place) {
-        if let Place::InLine(index) = replace(&mut self.place, to) {
+    fn leave(&mut self) {
+        if let Place::InLine(index) = replace(&mut self.place, Place::Over) {
             let (waker, next) = self.shared.bell.0.with(|line| line.leave(index));
             drop(waker);
             wake(next);
@@ -216,7 +216,7 @@ impl<T: Timer> SharedSleep<T> {
 
 impl<T: Timer> Drop for SharedSleep<T> {
     fn drop(&mut self) {
-        self.leave(Place::Over);
+        self.leave();
     }
 }
 

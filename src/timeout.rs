@@ -558,6 +558,8 @@ impl<T: Timer> Clock<T> {
             this.wait.set(Wait::Until);
         }
         if now >= *this.nanos {
+            // Whoever keeps this future keeps no wait, which a shared timer may have woken to see to the others.
+            this.wait.set(Wait::Never);
             return Poll::Ready(Elapsed::new());
         }
         if let Wait::Until = *this.wait {

@@ -8,7 +8,7 @@ use core::task::{Context, Poll, Waker};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;
-use crate::sync::{register, wake, with_waker};
+use crate::sync::{register, wake};
 use crate::{Instant, Timer};
 
 /// A timer whose waits share one alarm of the timer beneath.
@@ -37,9 +37,9 @@ use crate::{Instant, Timer};
 ///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
 ///   shut down.
 /// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
-///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all.
-///   If neither does, because they are in a `select!` whose other branch is busy, then it is the next that is entered,
-///   polled or dropped, and others may be late until then: for ever, where there is no next.
+///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all, or
+///   has another one woken. If neither does, because they are in a `select!` whose other branch is busy, then it is the
+///   next that is entered or polled, and others may be late until then: for ever, where there is no next.
 /// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
 ///   stop there. It goes with the last clone.
 ///
@@ -166,6 +166,8 @@ impl<T: Timer> Future for SharedSleep<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let line = &this.shared.bell.0;
+        // Dropped at the end: that may panic, and who is to drive has to have done so.
+        let mut replaced = None;
         let (index, mut is_due, drives) = match this.place {
             Place::Over => return Poll::Ready(()),
             Place::Outside if this.deadline == Instant::MAX => return Poll::Pending,
@@ -184,8 +186,12 @@ impl<T: Timer> Future for SharedSleep<T> {
                 (index, false, drives)
             }
             Place::InLine(index) => {
-                let (is_due, drives) =
-                    with_waker(cx, |waker| line.with(|line| line.stay(index, cx, waker)));
+                let (is_due, drives) = loop {
+                    match line.with(|line| line.stay(index, cx, &mut replaced)) {
+                        Some(stays) => break stays,
+                        None => replaced = Some(cx.waker().clone()),
+                    }
+                };
                 // The clock decides, whether or not an alarm has rung.
                 let is_due = is_due || (!drives && this.shared.timer.now() >= this.deadline);
                 (index, is_due, drives)
@@ -285,9 +291,11 @@ impl<T: Timer> Shared<T> {
                 now = now.max(deadline);
             }
             self.wake_due(now, me);
-            if let Some(next) = self.bell.0.with(|line| line.is_set(has_rung)) {
+            if let Some(next) = self.bell.0.with(|line| line.is_set(has_rung, me)) {
+                // Before anybody is woken, for by then somebody else may be driving.
+                forget(driving);
                 wake(next);
-                break;
+                return;
             }
         }
         forget(driving);
@@ -401,7 +409,7 @@ impl Line {
 
     /// Is polled again. Says whether it is due, and whether the caller is to drive.
     ///
-    /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`].
+    /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     fn stay(
         &mut self,
         index: u32,
@@ -465,7 +473,7 @@ impl Line {
     }
 
     /// The alarm was set and polled. `None`: it has to be again; or else who is to be woken, and nobody drives any more.
-    fn is_set(&mut self, has_rung: bool) -> Option<Option<Waker>> {
+    fn is_set(&mut self, has_rung: bool, me: u32) -> Option<Option<Waker>> {
         if has_rung {
             self.armed = UNSET;
         }
@@ -475,8 +483,13 @@ impl Line {
         }
         self.is_driven = false;
         // It may have been rung since. To look again at once is no use: tokio rings to say that the task's budget is
-        // used up.
-        Some(self.hand_on())
+        // used up. Then nothing may ever ring again, so that somebody has to be woken: if the others have been and are
+        // not polled, the one who drives, for it is.
+        let next = self.hand_on();
+        if next.is_some() || !self.has_rung {
+            return Some(next);
+        }
+        Some(self.entry(me).waker.take())
     }
 
     /// Nobody drives any more, and what the alarm is set to is not known.
@@ -502,13 +515,15 @@ impl Line {
         [self.hand_on(), self.entry(last).waker.take()]
     }
 
-    /// If somebody is to drive and nobody does, the first is to be woken, unless that has been already.
+    /// If somebody is to drive and nobody does, the first is to be woken; or the last, if the first has been already
+    /// and may not be polled for long.
     fn hand_on(&mut self) -> Option<Waker> {
         if self.is_driven || !self.has_rung {
             return None;
         }
-        let first = self.order.first()?.index;
-        self.entry(first).waker.take()
+        let (first, last) = (self.order.first()?.index, self.order.last()?.index);
+        let first = self.entry(first).waker.take();
+        first.or_else(|| self.entry(last).waker.take())
     }
 
     /// Takes the first out of the heap, if it is due.

@@ -89,6 +89,14 @@ impl Rate {
         self
     }
 
+    /// All of a burst but one, as far as it comes back within the longest period: with more the budget could be
+    /// overdrawn by all of time, and nothing would come back.
+    const fn others(self) -> u64 {
+        let most = LONGEST / (self.per / self.num);
+        let others = self.burst - 1;
+        if others < most { others } else { most }
+    }
+
     /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back when the
     /// next one begins.
     ///
@@ -146,7 +154,9 @@ pub struct Limiter {
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
     // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
     full_at: Word,
-    // With fixed windows: where the latest begins that somebody has asked in; 0 before that.
+    // With fixed windows: where the latest begins that somebody has asked in; 0 before that. Without: the latest
+    // moment from which a token was given back that was not the last one taken; of those that lead to it or to an
+    // earlier one nobody knows whether they are the last.
     window: Word,
 }
 
@@ -167,7 +177,7 @@ impl Limiter {
                 None => NonZeroU64::MIN,
             },
             rest,
-            others: Width::of(rate.burst - 1, rate),
+            others: Width::of(rate.others(), rate),
             full_at: Word::new(0),
             window: Word::new(0),
         }
@@ -305,12 +315,18 @@ impl Limiter {
         let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
         self.full_at.update(|full_at| {
+            // What was given back in between may have let others take what leads to the same moment.
+            let is_last = full_at == token.full_at.get() && full_at > self.window.load();
             let without = self.back(full_at, self.one());
-            let then = if full_at == token.full_at.get() {
+            let then = if is_last {
                 without
             } else {
                 without.saturating_add(elapsed)
             };
+            if then < full_at && !is_last {
+                self.window
+                    .update(|latest| (latest < full_at).then_some(full_at));
+            }
             (then < full_at).then_some(then)
         });
     }
@@ -469,7 +485,7 @@ mod tests {
                 limiter.forward(nanos).map(|then| then.get().into()),
                 Some(start(cell + 1, num, per) + offset)
             );
-            for (tokens, width) in [(1, limiter.one()), (rate.burst - 1, limiter.others)] {
+            for (tokens, width) in [(1, limiter.one()), (rate.others(), limiter.others)] {
                 let expected = (cell.checked_sub(tokens.into()))
                     .map_or(0, |cell| start(cell, num, per) + offset);
                 let found = u128::from(limiter.back(nanos, width));

@@ -18,7 +18,8 @@
 //! with a burst, and pays for it with the rate in the long run. [`Rate::fixed_window`] counts as tower does.
 //!
 //! The algorithm is the generic cell rate algorithm (ITU-T I.371), in whole nanoseconds. A rate above one per
-//! nanosecond counts as one per nanosecond, and a period longer than 146 years as 146 years.
+//! nanosecond counts as one per nanosecond, a period longer than 146 years as 146 years, and a burst that takes longer
+//! than that to come back as one that does not.
 //!
 //! # When a request counts
 //!

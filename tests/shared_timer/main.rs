@@ -3,7 +3,10 @@
 //! The scenarios of all rooms run on it, too: see `OneAlarm` in `common`.
 #![cfg(feature = "std")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod handing_on;
+mod odd;
 
 use std::cell::Cell;
 use std::pin::Pin;

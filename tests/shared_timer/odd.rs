@@ -1,0 +1,123 @@
+//! A timer beneath that panics and wakes as it likes: who waits is in time all the same.
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use campanile::runtime::{SharedSleep, SharedTimer};
+use campanile::util::rng::{Rng, SplitMix64};
+use campanile::{Instant, Timer};
+
+use crate::common::{ManualSleep, ManualTimer, Task, spawn};
+
+const MS: Duration = Duration::from_millis(1);
+
+#[derive(Clone)]
+struct Odd(ManualTimer, Rc<Cell<u64>>);
+struct OddSleep(ManualSleep, Rc<Cell<u64>>);
+fn odd(c: &Cell<u64>, n: u64) -> bool {
+    let mut r = SplitMix64::new(c.get());
+    c.set(r.next_u64());
+    r.next_range(0..n) == 0
+}
+impl Timer for Odd {
+    type Sleep = OddSleep;
+    type Alarm = OddSleep;
+    fn now(&self) -> Instant {
+        if odd(&self.1, 4000) {
+            std::panic::resume_unwind(Box::new(()))
+        }
+        self.0.now()
+    }
+    fn sleep_until(&self, d: Instant) -> OddSleep {
+        if odd(&self.1, 40) {
+            std::panic::resume_unwind(Box::new(()))
+        }
+        OddSleep(self.0.sleep_until(d), self.1.clone())
+    }
+    fn alarm_until(&self, d: Instant) -> OddSleep {
+        self.sleep_until(d)
+    }
+}
+impl Future for OddSleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if odd(&self.1, 8) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if odd(&self.1, 60) {
+            std::panic::resume_unwind(Box::new(()))
+        }
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+#[test]
+fn who_waits_is_in_time_whatever_the_timer_beneath_does() {
+    let catch = |f: &mut dyn FnMut() -> bool| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).ok()
+    };
+    let mut panics = 0;
+    for seed in 0..4000u64 {
+        let clock = ManualTimer::new();
+        let timer = SharedTimer::new(Odd(clock.clone(), Rc::new(Cell::new(seed))));
+        let mut rng = SplitMix64::new(seed ^ 0xabcdef);
+        let mut sleeps: Vec<(Instant, Task<SharedSleep<Odd>>)> = vec![];
+        for step in 0..80 {
+            match rng.next_range(0..8) {
+                0..=2 => {
+                    let deadline = clock
+                        .now()
+                        .saturating_add(MS * rng.next_range(0..30) as u32);
+                    let mut s = spawn(timer.sleep_until(deadline));
+                    match catch(&mut || s.poll().is_ready()) {
+                        Some(true) => assert!(clock.now() >= deadline),
+                        Some(false) => sleeps.push((deadline, s)),
+                        None => {
+                            panics += 1;
+                        }
+                    }
+                }
+                3 if !sleeps.is_empty() => {
+                    let at = rng.next_range(0..sleeps.len() as u64) as usize;
+                    drop(sleeps.swap_remove(at));
+                }
+                _ => clock.advance(MS * rng.next_range(0..10) as u32),
+            }
+            // Whoever is woken is polled; one who panics goes.
+            let mut rounds = 0;
+            while sleeps.iter().any(|(_, s)| s.is_woken()) {
+                rounds += 1;
+                assert!(rounds < 500);
+                sleeps.retain_mut(|(deadline, s)| {
+                    if !s.is_woken() {
+                        return true;
+                    }
+                    match catch(&mut || s.poll().is_ready()) {
+                        Some(true) => {
+                            assert!(clock.now() >= *deadline);
+                            false
+                        }
+                        Some(false) => true,
+                        None => {
+                            panics += 1;
+                            false
+                        }
+                    }
+                });
+            }
+            let first = sleeps.iter().map(|(d, _)| *d).min();
+            if let Some(first) = first {
+                assert!(first > clock.now(), "seed {seed} step {step}: late");
+                let next = clock.next_deadline();
+                assert!(
+                    next.is_some_and(|next| next <= first),
+                    "seed {seed} step {step}: {next:?} {first:?}"
+                );
+            }
+        }
+    }
+    assert!(panics > 100, "{panics}");
+}

@@ -1,0 +1,339 @@
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use core::fmt;
+use core::mem::{forget, replace};
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+use crate::sync::lock::Lock;
+use crate::sync::primitives::Mutex;
+use crate::sync::wake;
+use crate::{Instant, Timer};
+
+mod line;
+#[cfg(all(test, loom))]
+mod models;
+
+use self::line::{Line, UNSET};
+
+/// A timer whose waits share one alarm of the timer beneath.
+///
+/// A timeout mostly ends before its time, and to enter it into a runtime's timers and to take it out again is most of
+/// what it costs. Here it goes into a heap under a lock, and the runtime has one alarm: for the earliest of the
+/// deadlines, set when that is earlier than what the alarm is set to, or when it rings. Over a service that is pending
+/// once, a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
+/// than half of the room. On smol and async-std no reactor is woken per wait,
+///
+/// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
+/// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
+/// many threads wait for time all at once, let each layer have one of its own.
+///
+/// A wait begins with its first poll. With `n` under way, to enter one takes O(log n) steps, and O(1) where its deadline is
+/// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
+/// which on tokio is an allocation, when it has rung and nobody waited any more.
+///
+/// What is shared are the waits of requests: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
+/// rate limit, is the timer's own, since it may stay behind there when nobody polls it any more.
+///
+/// # What is different from the timer beneath
+///
+/// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
+///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
+///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
+///   shut down.
+/// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
+///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all, or
+///   has another one woken. If neither does, because they are in a `select!` whose other branch is busy, then it is the
+///   next that is entered or polled, and others may be late until then: for ever, where there is no next.
+/// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
+///   stop there. It goes with the last clone.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "tokio")]
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// use campanile::runtime::{Runtime, SharedTimer};
+/// use campanile::timeout::{Error, TimeoutLayer};
+/// use campanile::{Layer, Service, ServiceBuilder, service_fn, tokio::Tokio};
+/// use std::{convert::Infallible, future::pending, time::Duration};
+///
+/// // One layer:
+/// let limit = Duration::from_millis(5);
+/// let layer = TimeoutLayer::with_timer(limit, SharedTimer::new(Tokio));
+/// let mut hangs = layer.layer(service_fn(async |()| pending::<Result<(), Infallible>>().await));
+/// assert!(matches!(hangs.call(()).await, Err(Error::Elapsed(_))));
+///
+/// // Or a stack, whose tasks run on tokio as before:
+/// let runtime = Runtime::new(Tokio, SharedTimer::new(Tokio));
+/// let mut answers = ServiceBuilder::with_runtime(runtime)
+///     .buffer(16)
+///     .rate_limit(100, Duration::from_secs(1))
+///     .timeout(limit)
+///     .service_fn(async |n: u32| Ok::<_, Infallible>(n));
+/// std::future::poll_fn(|cx| answers.poll_ready(cx)).await.unwrap();
+/// assert_eq!(answers.call(1).await.unwrap(), 1);
+/// # });
+/// ```
+pub struct SharedTimer<T: Timer>(Arc<Shared<T>>);
+
+impl<T: Timer> SharedTimer<T> {
+    /// One alarm of `timer`'s for all waits. It is made at the first of them.
+    #[must_use]
+    pub fn new(timer: T) -> Self {
+        let bell = Arc::new(Bell(Mutex::new(Line::new())));
+        Self(Arc::new(Shared {
+            timer,
+            waker: Waker::from(bell.clone()),
+            bell,
+            alarm: Mutex::new(None),
+        }))
+    }
+
+    /// The timer beneath.
+    #[must_use]
+    pub fn get_ref(&self) -> &T {
+        &self.0.timer
+    }
+}
+
+/// Clones share the alarm.
+impl<T: Timer> Clone for SharedTimer<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: Timer + Default> Default for SharedTimer<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T: Timer + fmt::Debug> fmt::Debug for SharedTimer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SharedTimer").field(&self.0.timer).finish()
+    }
+}
+
+impl<T: Timer> Timer for SharedTimer<T> {
+    type Sleep = SharedSleep<T>;
+    // In a service it may stay behind when nobody waits any more, and would be woken in vain.
+    type Alarm = T::Alarm;
+
+    fn now(&self) -> Instant {
+        self.0.timer.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> SharedSleep<T> {
+        SharedSleep {
+            shared: self.0.clone(),
+            deadline,
+            place: Place::Outside,
+        }
+    }
+
+    #[track_caller]
+    fn alarm_until(&self, deadline: Instant) -> T::Alarm {
+        self.0.timer.alarm_until(deadline)
+    }
+
+    #[track_caller]
+    fn reset(&self, alarm: &mut T::Alarm, deadline: Instant) {
+        self.0.timer.reset(alarm, deadline);
+    }
+}
+
+/// A wait on a [`SharedTimer`]. It can be moved, and sent if the alarm beneath can be.
+///
+/// # Panics
+///
+/// When it is polled, on a timer that needs its runtime's context and does not have it.
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct SharedSleep<T: Timer> {
+    shared: Arc<Shared<T>>,
+    deadline: Instant,
+    place: Place,
+}
+
+/// Where a wait is.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// It was not polled yet.
+    Outside,
+    InLine(u32),
+    Over,
+}
+
+impl<T: Timer> Future for SharedSleep<T> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let line = &this.shared.bell.0;
+        // Dropped at the end: that may panic, and who is to drive has to have done so.
+        let mut replaced = None;
+        let (index, mut is_due, drives) = match this.place {
+            Place::Over => return Poll::Ready(()),
+            Place::Outside if this.deadline == Instant::MAX => return Poll::Pending,
+            // The clock is not asked: if the deadline has passed, the alarm is set to that or rings already.
+            Place::Outside => {
+                let waker = cx.waker().clone();
+                let (index, drives) = match line.with(|line| line.join(this.deadline, waker)) {
+                    Ok(joined) => joined,
+                    // There are more waits than numbers.
+                    Err(waker) => {
+                        waker.wake();
+                        return Poll::Pending;
+                    }
+                };
+                this.place = Place::InLine(index);
+                (index, false, drives)
+            }
+            Place::InLine(index) => {
+                let (is_due, drives) = loop {
+                    match line.with(|line| line.stay(index, cx, &mut replaced)) {
+                        Some(stays) => break stays,
+                        None => replaced = Some(cx.waker().clone()),
+                    }
+                };
+                // The clock decides, whether or not an alarm has rung.
+                let is_due = is_due || (!drives && this.shared.timer.now() >= this.deadline);
+                (index, is_due, drives)
+            }
+        };
+        if drives {
+            this.shared.drive(index);
+            is_due = line.with(|line| line.is_due(index));
+        }
+        if !is_due {
+            return Poll::Pending;
+        }
+        this.leave();
+        Poll::Ready(())
+    }
+}
+
+impl<T: Timer> SharedSleep<T> {
+    /// Gets out of the line, if it is in it.
+    fn leave(&mut self) {
+        if let Place::InLine(index) = replace(&mut self.place, Place::Over) {
+            let (waker, next) = self.shared.bell.0.with(|line| line.leave(index));
+            drop(waker);
+            wake(next);
+        }
+    }
+}
+
+impl<T: Timer> Drop for SharedSleep<T> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl<T: Timer> fmt::Debug for SharedSleep<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedSleep")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared<T: Timer> {
+    timer: T,
+    bell: Arc<Bell>,
+    /// The bell's.
+    waker: Waker,
+    /// `None` also while it is being polled: a timer may wake, and so run anything, when it is asked for something.
+    /// Who [drives](Line::takes_over) has it to himself.
+    alarm: Mutex<Option<T::Alarm>>,
+}
+
+/// What the alarm wakes. It neither asks for the time nor sets the alarm, for it may be rung wherever a timer likes.
+struct Bell(Mutex<Line>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let wakers = self.0.with(Line::ring);
+        wakers.into_iter().for_each(wake);
+    }
+}
+
+/// So many are woken per turn of the lock.
+const BATCH: usize = 16;
+
+impl<T: Timer> Shared<T> {
+    /// Sets the alarm to the first deadline, and wakes those that are due, but for `me`.
+    fn drive(&self, me: u32) {
+        let driving = Driving(&self.bell);
+        let mut cx = Context::from_waker(&self.waker);
+        let mut has_rung = false;
+        while let Some((deadline, before)) = self.bell.0.with(Line::aim) {
+            let mut alarm = self.alarm.with(Option::take);
+            // One that rang when nobody waited may be of a runtime that is gone.
+            if before == UNSET && !has_rung {
+                alarm = None;
+            }
+            let set = match &mut alarm {
+                Some(alarm) => {
+                    if before != deadline {
+                        self.timer.reset(alarm, deadline);
+                    }
+                    alarm
+                }
+                None => alarm.insert(self.timer.alarm_until(deadline)),
+            };
+            has_rung = Pin::new(set).poll(&mut cx).is_ready();
+            self.alarm.with(|kept| *kept = alarm);
+            // The clock is asked also where the alarm is pending: tokio's is so, whatever the time, for a task that has
+            // used up its budget, and one that has done so at each poll would hold up all others.
+            let mut now = self.timer.now();
+            if has_rung {
+                now = now.max(deadline);
+            }
+            self.wake_due(now, me);
+            if let Some(next) = self.bell.0.with(|line| line.is_set(has_rung, me)) {
+                // Before anybody is woken, for by then somebody else may be driving.
+                forget(driving);
+                wake(next);
+                return;
+            }
+        }
+        forget(driving);
+    }
+
+    fn wake_due(&self, now: Instant, me: u32) {
+        loop {
+            let mut wakers = [const { None }; BATCH];
+            let mut mine = None;
+            let is_all = self.bell.0.with(|line| {
+                for slot in &mut wakers {
+                    let Some((index, waker)) = line.pop_due(now) else {
+                        return true;
+                    };
+                    // This task knows.
+                    *(if index == me { &mut mine } else { slot }) = waker;
+                }
+                false
+            });
+            drop(mine);
+            wakers.into_iter().for_each(wake);
+            if is_all {
+                return;
+            }
+        }
+    }
+}
+
+/// Hands on what a panic has interrupted: one of the timer beneath, for want of its runtime.
+struct Driving<'a>(&'a Bell);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        wake(self.0.0.with(Line::give_up));
+    }
+}

@@ -56,7 +56,6 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
     }
 
     /// Takes all permits that nobody has.
-    #[cfg(feature = "std")]
     pub(crate) fn take_permits(&mut self) -> usize {
         take(&mut self.permits)
     }

@@ -6,15 +6,44 @@
 mod place {
     use alloc::sync::Arc;
 
+    use crate::sync::credits::Credits;
+    use crate::sync::lock::Lock;
     use crate::sync::primitives::Mutex;
 
-    /// A state on the heap, under a lock.
-    pub(crate) type Heap<T> = Arc<Mutex<T>>;
+    /// A state on the heap, under a lock, and what is to be had of it without.
+    pub(crate) struct Heap<T>(Arc<Parts<T>>);
     /// A value on the heap.
     pub(crate) type Shared<T> = Arc<T>;
 
-    pub(crate) fn heap<T>(state: T) -> Heap<T> {
-        Arc::new(Mutex::new(state))
+    struct Parts<T> {
+        credits: Credits,
+        state: Mutex<T>,
+    }
+
+    impl<T> Heap<T> {
+        pub(crate) fn new(state: T) -> Self {
+            Self(Arc::new(Parts {
+                credits: Credits::new(),
+                state: Mutex::new(state),
+            }))
+        }
+
+        pub(crate) fn credits(&self) -> &Credits {
+            &self.0.credits
+        }
+    }
+
+    impl<T> Clone for Heap<T> {
+        fn clone(&self) -> Self {
+            Self(self.0.clone())
+        }
+    }
+
+    impl<T> Lock<T> for Heap<T> {
+        #[inline]
+        fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            self.0.state.with(f)
+        }
     }
 
     /// Shares a value among those who share `_state`.
@@ -29,6 +58,7 @@ mod place {
     use core::marker::PhantomData;
     use core::ops::Deref;
 
+    use crate::sync::credits::Credits;
     use crate::sync::lock::Lock;
 
     /// A state on the heap, where there is no heap.
@@ -39,6 +69,12 @@ mod place {
     /// A pointer that nobody has.
     #[derive(Debug)]
     pub struct Nowhere<T>(Infallible, PhantomData<fn() -> T>);
+
+    impl<T> Nowhere<T> {
+        pub(crate) fn credits(&self) -> &Credits {
+            match self.0 {}
+        }
+    }
 
     impl<T> Clone for Nowhere<T> {
         fn clone(&self) -> Self {

@@ -6,6 +6,7 @@
 //! requests, responses) is woken and dropped outside of it, always.
 
 pub(crate) mod counter;
+pub(crate) mod credits;
 pub(crate) mod gate;
 pub(crate) mod heap;
 pub(crate) mod lock;

@@ -7,6 +7,7 @@ use core::task::{Context, Poll, Waker, ready};
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 
+use super::credits::Credits;
 use super::gate::{Full, Gate, Place};
 use super::heap::{Heap, Shared};
 use super::lock::Lock;
@@ -323,7 +324,7 @@ impl<Request, F, E> HeapQueue<Request, F, E> {
     #[cfg(feature = "std")]
     pub(crate) fn new(bound: usize) -> Self {
         Self {
-            state: super::heap::heap(State::new(bound, 1, Slab::new(), Slab::new())),
+            state: Heap::new(State::new(bound, 1, Slab::new(), Slab::new())),
         }
     }
 
@@ -407,6 +408,10 @@ impl<T, R, E> Channel for HeapQueue<T, R, E> {
     fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Shared<E>, Growing>) -> O) -> O {
         self.state.with(f)
     }
+
+    fn credits(&self) -> Option<&Credits> {
+        Some(self.state.credits())
+    }
 }
 
 #[cfg(feature = "critical-section")]
@@ -455,6 +460,23 @@ pub trait Channel: Clone {
     /// Lends the state to `f`.
     fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O;
 
+    /// Room that is to be had without the state.
+    fn credits(&self) -> Option<&Credits> {
+        None
+    }
+
+    /// Takes room without the state.
+    fn take_credit(&self) -> bool {
+        self.credits().is_some_and(Credits::take)
+    }
+
+    /// There is no more room that is to be had without the state.
+    fn revoke_credits(&self) {
+        if let Some(credits) = self.credits() {
+            credits.revoke();
+        }
+    }
+
     // The senders' side.
 
     /// Makes the first handle, once.
@@ -490,7 +512,22 @@ pub trait Channel: Clone {
     }
 
     /// Takes room for one message.
+    #[inline]
     fn poll_reserve(
+        &self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Refusal<Self::Failure>>> {
+        if matches!(place, Place::Outside) && self.take_credit() {
+            *place = Place::Inside;
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_room(place, cx)
+    }
+
+    /// Takes room for one message, and makes credits of the rest; or joins the line.
+    #[cold]
+    fn poll_room(
         &self,
         place: &mut Place,
         cx: &mut Context<'_>,
@@ -500,7 +537,15 @@ pub trait Channel: Clone {
                 if let Some(end) = state.end() {
                     return Some(Poll::Ready(Err(end.into())));
                 }
-                let polled = Self::Storage::view(&mut state.room).poll(place, cx, waker)?;
+                // Somebody may have made some since.
+                if matches!(place, Place::Outside) && self.take_credit() {
+                    *place = Place::Inside;
+                }
+                let room = Self::Storage::view(&mut state.room);
+                let polled = room.poll(place, cx, waker)?;
+                if let Some(credits) = self.credits().filter(|_| room.permits() > 0) {
+                    credits.add(room.take_permits());
+                }
                 Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
             })
         })
@@ -622,6 +667,7 @@ pub trait Channel: Clone {
         let worker = self.with(|state| {
             matches!(state.phase, Phase::Open).then(|| {
                 state.phase = Phase::Draining;
+                self.revoke_credits();
                 state.worker.take()
             })
         });
@@ -703,6 +749,7 @@ pub trait Channel: Clone {
                 return None;
             }
             state.phase = Phase::Ended(end);
+            self.revoke_credits();
             // The sender of what the worker has, or if that one is gone, whoever gets its room.
             let next = state.taken.take().and_then(|index| {
                 match state.slots.get_mut(index) {

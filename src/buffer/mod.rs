@@ -15,8 +15,7 @@
 //! A handle that is called without having been polled ready waits for room in the response future, too.
 //!
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
-//! for that, until the next request: nothing but dropping a service takes readiness back. That goes for a request, too,
-//! that is cancelled while the service is called for the one before.
+//! for that, until the next request: nothing but dropping a service takes readiness back.
 //!
 //! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
 //! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After

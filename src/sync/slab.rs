@@ -261,11 +261,16 @@ mod tests {
         let mut rng = SplitMix64::new(1);
         for n in 0..10_000_u32 {
             match rng.next_range(0..5) {
-                0..=2 => match slab.claim() {
+                at @ 0..=2 => match slab.claim() {
                     Some((index, value)) => {
                         assert_eq!(value.replace(n), None);
-                        list.push_back(&mut slab, index);
-                        model.push_back((index, n));
+                        if at == 0 {
+                            list.push_front(&mut slab, index);
+                            model.push_front((index, n));
+                        } else {
+                            list.push_back(&mut slab, index);
+                            model.push_back((index, n));
+                        }
                     }
                     None => {
                         assert_eq!(model.len(), room);

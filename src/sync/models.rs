@@ -253,6 +253,44 @@ fn senders_that_wait_for_room_get_it() {
 }
 
 #[test]
+fn room_for_two_is_had_by_two_at_once_and_by_no_third() {
+    loom::model(|| {
+        let (mut third, worker) = pair(2);
+        let is_ready =
+            |handle: &mut Handle| poll_once(poll_fn(|cx| handle.poll_ready(cx))).is_ready();
+        let threads = [(); 2].map(|()| {
+            let mut handle = third.clone();
+            thread::spawn(move || {
+                assert!(is_ready(&mut handle));
+                handle
+            })
+        });
+        let handles = threads.map(|thread| thread.join().unwrap());
+        assert!(!is_ready(&mut third));
+        drop(handles);
+        assert!(is_ready(&mut third));
+        drop((third, worker));
+    });
+}
+
+#[test]
+fn room_that_is_taken_while_the_queue_closes_is_for_nothing() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let (mut buffer, worker) = pair(2);
+        // The rest is to be had without the lock from here on.
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let sender = send_elsewhere(&buffer, &alive, is_closed);
+        buffer.close();
+        assert!(is_closed(&send(&mut buffer, &alive)));
+        // What was sent before that would be served.
+        drop(worker);
+        join([sender]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
 fn a_request_given_up_at_any_point_gives_its_room_back() {
     loom::model(|| {
         let alive = Arc::default();

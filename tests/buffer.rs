@@ -71,6 +71,52 @@ fn the_bound_is_exact() {
 }
 
 #[test]
+fn requests_keep_their_order_while_the_service_is_not_ready() {
+    let (mut buffer, worker, mut handle) = mock_pair(3);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    let _responses = [0, 1, 2].map(|n| {
+        make_ready(&mut buffer);
+        buffer.call(n)
+    });
+    // It is asked for the first of them, again and again.
+    for _ in 0..2 {
+        assert!(worker.poll().is_pending());
+    }
+    handle.set_ready(true);
+    assert!(worker.poll().is_pending());
+    let served = std::iter::from_fn(|| handle.try_next()).map(|(request, _)| request);
+    assert_eq!(served.collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+/// Room of which nobody has been told yet.
+#[test]
+fn there_is_no_room_after_the_end() {
+    let ends: [fn(&MockBuffer, &common::Handle<u32, u32>); 3] = [
+        |buffer, _| buffer.close(),
+        |buffer, _| drop(buffer.shutdown()),
+        |_, handle| handle.fail(Failure("broken")),
+    ];
+    for end in ends {
+        let (mut buffer, worker, handle) = mock_pair(3);
+        let mut worker = spawn(worker);
+        make_ready(&mut buffer);
+        let mut others = [buffer.clone(), buffer.clone()];
+        end(&buffer, &handle);
+        // The worker finds the failure when it asks the service, for this.
+        let _response = buffer.call(0);
+        let _ = worker.poll();
+        for other in &mut others {
+            let polled = ready(WakeCount::new().poll_ready(other));
+            assert!(
+                matches!(polled, Err(Error::Closed(_) | Error::Failed(_))),
+                "{polled:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_bound_of_zero_is_refused() {
     let error = buffer::InvalidBound::clone(
         &BufferLayer::<(), NoRuntime>::try_new(0).expect_err("0 is no bound"),
@@ -479,6 +525,54 @@ fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
     assert!(spawn(worker).poll().is_pending());
     let response = second.take().unwrap();
     assert_eq!(ready(spawn(response).poll()), Ok(2));
+}
+
+#[test]
+fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
+    type Answer = std::future::Ready<Result<(), Failure>>;
+
+    /// Is not ready, and gives up what it is asked for.
+    struct GivesUp<F>(Rc<RefCell<Option<F>>>);
+
+    impl<F> Service<()> for GivesUp<F> {
+        type Response = ();
+        type Error = Failure;
+        type Future = Answer;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Failure>> {
+            drop(self.0.take());
+            Poll::Pending
+        }
+
+        fn call(&mut self, (): ()) -> Answer {
+            std::future::ready(Ok(()))
+        }
+    }
+
+    macro_rules! check {
+        ($response:expr, $pair:expr) => {
+            let (mut buffer, worker) = $pair;
+            let mut worker = spawn(worker);
+            for _ in 0..3 {
+                make_ready(&mut buffer);
+                $response.replace(Some(buffer.call(())));
+                let mut other = buffer.clone();
+                let wakes = WakeCount::new();
+                assert!(wakes.poll_ready(&mut other).is_pending());
+                assert!(worker.poll().is_pending());
+                assert_eq!(wakes.get(), 1);
+            }
+        };
+    }
+
+    let response = Rc::new(RefCell::new(None));
+    check!(response, buffer::pair(GivesUp(response.clone()), 1));
+    let queue = buffer::LocalQueue::<(), Answer, Failure, 1>::new();
+    let response = Rc::new(RefCell::new(None));
+    check!(
+        response,
+        buffer::try_pair_in(GivesUp(response.clone()), &queue).unwrap()
+    );
 }
 
 #[test]

@@ -249,23 +249,19 @@ impl Limiter {
         if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per.get() {
             return latest;
         }
-        self.open_window(latest, nanos)
+        self.open_window(nanos)
     }
 
     #[cold]
-    fn open_window(&self, mut latest: u64, nanos: u64) -> u64 {
-        loop {
-            let window = match nanos.checked_sub(latest) {
+    fn open_window(&self, nanos: u64) -> u64 {
+        self.window
+            .update(|latest| match nanos.checked_sub(latest) {
                 // The first to ask begins the first.
-                _ if latest == 0 => nanos.max(1),
-                Some(since) if since >= self.rate.per.get() => nanos - since % self.rate.per,
-                _ => return latest,
-            };
-            match self.window.replace(latest, window) {
-                Ok(()) => return window,
-                Err(other) => latest = other,
-            }
-        }
+                _ if latest == 0 => Some(nanos.max(1)),
+                Some(since) if since >= self.rate.per.get() => Some(nanos - since % self.rate.per),
+                _ => None,
+            });
+        self.window.load()
     }
 
     /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
@@ -319,21 +315,27 @@ impl Limiter {
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
         let is_uneven = elapsed > 0 && self.rest != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
-        self.full_at.update(|full_at| {
+        // Not by `update`, during which interrupts may have to wait: a division of many steps can be in it.
+        let mut full_at = self.full_at.load();
+        loop {
             // What was given back in between may have let others take what leads to the same moment.
             let is_last = full_at == token.full_at.get() && full_at > self.window.load();
-            let without = self.back(full_at, self.one());
-            let then = if is_last {
-                without
-            } else {
-                without.saturating_add(elapsed)
-            };
-            if then < full_at && !is_last {
+            let mut then = self.back(full_at, self.one());
+            if !is_last {
+                then = then.saturating_add(elapsed);
+            }
+            if then >= full_at {
+                return;
+            }
+            if !is_last {
                 self.window
                     .update(|latest| (latest < full_at).then_some(full_at));
             }
-            (then < full_at).then_some(then)
-        });
+            match self.full_at.replace(full_at, then) {
+                Ok(()) => return,
+                Err(changed) => full_at = changed,
+            }
+        }
     }
 
     // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such

@@ -198,7 +198,9 @@ impl Limiter {
         self.offer_after(self.full_at.load(), now)
     }
 
-    #[inline]
+    // On a small processor the call is nothing beside the rest, and two copies of it are large.
+    #[cfg_attr(target_has_atomic = "64", inline)]
+    #[cfg_attr(not(target_has_atomic = "64"), inline(never))]
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         match self.pace {
             Pace::Even => self.offer_cell(full_at, now),
@@ -411,28 +413,32 @@ impl Width {
     }
 }
 
-/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the highest of `a` on. Most processors have no
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the lowest of `a` on. Most processors have no
 /// arithmetic of 128 bits, and what stands in for it is large.
-const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
+const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
     let (mut quotient, mut rest) = (0, 0);
-    let mut bits = u64::BITS - a.leading_zeros();
-    while bits > 0 {
-        bits -= 1;
-        quotient *= 2;
-        rest *= 2;
-        if rest >= c {
-            rest -= c;
-            quotient += 1;
-        }
-        if a >> bits & 1 == 1 {
-            rest += b;
+    // What this bit of `a` adds.
+    let (mut whole, mut part) = (0, b);
+    loop {
+        if a % 2 == 1 {
+            quotient += whole;
+            rest += part;
             if rest >= c {
                 rest -= c;
                 quotient += 1;
             }
         }
+        a /= 2;
+        if a == 0 {
+            return (quotient, rest);
+        }
+        whole *= 2;
+        part *= 2;
+        if part >= c {
+            part -= c;
+            whole += 1;
+        }
     }
-    (quotient, rest)
 }
 
 /// A token that was there when it was looked for.

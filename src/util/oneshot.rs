@@ -4,6 +4,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
+use super::complete;
 use crate::Service;
 
 pin_project! {
@@ -53,14 +54,14 @@ impl<S: Service<Request>, Request> Future for Oneshot<S, Request> {
                 request,
             } = state.as_mut().project_replace(State::Done)
             else {
-                unreachable!();
+                complete();
             };
             readiness?;
             let response = service.call(request);
             state.set(State::Called { response });
         }
         let StateProj::Called { response } = state.as_mut().project() else {
-            panic!("a `Oneshot` was polled after it was complete");
+            complete();
         };
         let result = ready!(response.poll(cx));
         state.set(State::Done);

@@ -164,9 +164,7 @@ struct Admission<Q: Queue> {
 
 impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
-        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
-        self.queue.drop_handle();
-        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle(&mut self.place);
     }
 }
 

@@ -495,9 +495,7 @@ impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
 
 impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
-        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
-        self.queue.drop_handle();
-        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle(&mut self.place);
     }
 }
 

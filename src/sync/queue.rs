@@ -438,18 +438,22 @@ pub trait Channel: Clone {
         self.with(|state| state.handles += 1);
     }
 
-    fn drop_handle(&self) {
-        wake(self.with(|state| {
+    /// Takes a handle away, and gives back the room that it has, or its place in the line for it.
+    fn drop_handle(&self, place: &mut Place) {
+        let (worker, farewell) = self.with(|state| {
+            let farewell = Self::Storage::view(&mut state.room).leave(place);
             state.handles -= 1;
             if state.handles > 0 {
-                return None;
+                return (None, farewell);
             }
             // For good: a queue that was opened is not opened again.
             if let Phase::Open = state.phase {
                 state.phase = Phase::Draining;
             }
-            state.worker.take()
-        }));
+            (state.worker.take(), farewell)
+        });
+        let _worker = Late(worker);
+        farewell.finish();
     }
 
     /// Why nothing is accepted any more, if that is so.

@@ -560,24 +560,31 @@ pub trait Channel: Clone {
     /// Gives up a message wherever it is, or its answer.
     fn abandon(&self, index: Index) {
         let mut answer = None;
-        let (removed, sender, worker) = self.with(|state| {
+        let (removed, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
             if let Some(slot) = state.slots.get_mut(index) {
                 swap(&mut answer, &mut slot.answer);
                 if slot.message.is_none() && answer.is_none() && !ended {
                     slot.is_abandoned = true;
-                    return (Removed::default(), slot.sender.take(), None);
+                    let sender = slot.sender.take();
+                    return (
+                        Removed {
+                            sender,
+                            ..Removed::default()
+                        },
+                        None,
+                    );
                 }
             }
             let removed = state.remove(index);
             // The worker may have waited for nothing but this.
             let is_over = removed.message.is_some() && state.is_done();
             let worker = is_over.then(|| state.worker.take()).flatten();
-            (removed, None, worker)
+            (removed, worker)
         });
         let _worker = Late(worker);
         wake(removed.next);
-        drop((removed.message, removed.sender, sender));
+        drop((removed.message, removed.sender));
     }
 
     /// Has the worker keep its service ready while there is no message.
@@ -706,8 +713,10 @@ pub trait Channel: Clone {
             wake(sender);
             drop(message);
         }
-        self.refuse_room();
-        while let Some(waker) = self.with(|state| state.end.release()) {
+        while let Some(waker) = self.with(|state| {
+            let room = Self::Storage::view(&mut state.room).release();
+            room.or_else(|| state.end.release())
+        }) {
             waker.wake();
         }
     }

@@ -105,17 +105,17 @@ where
                 }
                 StateProj::Queued { message } => {
                     let mut answer = None;
-                    let end = ready!(message.queue.poll_answer(
+                    let polled = ready!(message.queue.poll_answer(
                         &mut message.ticket,
                         &mut answer,
                         cx
-                    ))
-                    .err();
+                    ));
                     match answer {
                         Some(response) => State::Called { response },
-                        None => State::Refused {
-                            refusal: end.map(Refusal::Ended),
-                        },
+                        None => {
+                            let end = polled.err().unwrap_or(End::Closed);
+                            return Poll::Ready(Err(Q::error(end.into())));
+                        }
                     }
                 }
                 StateProj::Called { response } => {

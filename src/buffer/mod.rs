@@ -462,11 +462,12 @@ where
     type Future = ResponseFuture<Request, F, E, Q>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.unreserved {
-            let end = self.queue.end();
-            return Poll::Ready(end.map_or(Ok(()), |end| Err(Q::error(end.into()))));
-        }
-        Poll::Ready(match ready!(self.queue.poll_reserve(&mut self.place, cx)) {
+        let reserved = if self.unreserved {
+            self.queue.end().map_or(Ok(()), |end| Err(end.into()))
+        } else {
+            ready!(self.queue.poll_reserve(&mut self.place, cx))
+        };
+        Poll::Ready(match reserved {
             // The response future asks once more, and the error is the request's alone.
             Ok(()) | Err(Refusal::Full) => Ok(()),
             Err(refusal) => Err(Q::error(refusal)),

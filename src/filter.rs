@@ -38,6 +38,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::error::AsError;
+use crate::util::complete;
 use crate::{Layer, Service};
 
 /// Says of a request whether it is let through, at once.
@@ -209,7 +210,9 @@ where
         match self.project().answer.project() {
             AnswerProj::Response { inner } => inner.poll(cx).map_err(Error::Service),
             AnswerProj::Rejected { error } => {
-                let error = error.take().expect(DONE);
+                let Some(error) = error.take() else {
+                    complete();
+                };
                 Poll::Ready(Err(Error::Rejected(error)))
             }
         }
@@ -360,7 +363,7 @@ where
             let checked = ready!(check.poll(cx));
             let StateOwn::Check { mut service, .. } = state.as_mut().project_replace(State::Done)
             else {
-                unreachable!();
+                complete();
             };
             // A rejection drops the service here, and what it had reserved.
             let request = checked.map_err(Error::Rejected)?;
@@ -368,7 +371,7 @@ where
             state.set(State::Response { response });
         }
         let StateProj::Response { response } = state.as_mut().project() else {
-            panic!("{DONE}");
+            complete();
         };
         let result = ready!(response.poll(cx));
         state.set(State::Done);
@@ -386,8 +389,6 @@ where
             .finish_non_exhaustive()
     }
 }
-
-const DONE: &str = "a response future was polled after it was complete";
 
 /// How a filter fails: `E` is the error of the inner service, `P` that of the predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

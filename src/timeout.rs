@@ -49,7 +49,7 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
-use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+use crate::{Instant, Layer, Service, Timer, runtime::saturating_nanos, sync::is_attempt};
 
 /// A layer of [`Timeout`].
 #[derive(Clone, Copy, Debug)]
@@ -151,11 +151,18 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         // The clock is read before the call: what the inner service does in it counts.
-        let clock = if self.from_call && self.limit != Duration::MAX {
-            let deadline = self.timer.now().saturating_add(self.limit);
-            Clock::until(deadline, self.timer.clone())
+        // A limit of more than 584 years saturates, and is none.
+        let limit = saturating_nanos(self.limit);
+        let (wait, nanos) = if self.from_call && limit != NEVER {
+            let now = self.timer.now().as_nanos();
+            (Wait::Until, now.saturating_add(limit))
         } else {
-            Clock::after(self.limit, self.timer.clone())
+            (Wait::After, limit)
+        };
+        let clock = Clock {
+            wait,
+            nanos,
+            timer: self.timer.clone(),
         };
         ResponseFuture {
             inner: self.inner.call(request),
@@ -477,7 +484,7 @@ pin_project! {
     {
         #[pin]
         wait: Wait<T::Sleep>,
-        // Nanoseconds: the limit itself while `wait` is `After`, else the moment at which it is over.
+        // Nanoseconds: the limit itself while `wait` is `After`, else the moment at which it is over; or `NEVER`.
         // One word for both keeps the future small.
         nanos: u64,
         timer: T,
@@ -489,7 +496,6 @@ pin_project! {
     enum Wait<S> {
         After,
         Until,
-        Never,
         Armed {
             #[pin]
             sleep: S,
@@ -497,30 +503,14 @@ pin_project! {
     }
 }
 
-impl<T: Timer> Clock<T> {
-    /// `limit` from the first poll on.
-    fn after(limit: Duration, timer: T) -> Self {
-        // A limit of more than 584 years saturates, and is none.
-        let nanos = Instant::from_nanos(0).saturating_add(limit).as_nanos();
-        Self {
-            wait: if nanos == u64::MAX {
-                Wait::Never
-            } else {
-                Wait::After
-            },
-            nanos,
-            timer,
-        }
-    }
+/// What stands for no limit.
+const NEVER: u64 = u64::MAX;
 
+impl<T: Timer> Clock<T> {
     /// Until `deadline`.
     fn until(deadline: Instant, timer: T) -> Self {
         Self {
-            wait: if deadline == Instant::MAX {
-                Wait::Never
-            } else {
-                Wait::Until
-            },
+            wait: Wait::Until,
             nanos: deadline.as_nanos(),
             timer,
         }
@@ -546,28 +536,29 @@ impl<T: Timer> Clock<T> {
     /// Ready when the time is over. To be polled while the response is pending.
     fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Elapsed> {
         let mut this = self.project();
-        if let Wait::Never = *this.wait {
+        if *this.nanos == NEVER {
             return Poll::Pending;
         }
         // The clock decides, and the sleep wakes the task. The sleep alone is not enough: tokio's is
         // pending, whatever the time, when the inner future or something polled before this one has used
         // up the task's budget, and that can be so on every poll.
         let now = this.timer.now().as_nanos();
-        if let Wait::After = *this.wait {
-            *this.nanos = now.saturating_add(*this.nanos);
-            this.wait.set(Wait::Until);
-        }
-        if now >= *this.nanos {
+        let deadline = match *this.wait {
+            Wait::After => now.saturating_add(*this.nanos),
+            Wait::Until | Wait::Armed { .. } => *this.nanos,
+        };
+        if now >= deadline {
             // Whoever keeps this future keeps no wait, which a shared timer may have woken to see to the others.
-            this.wait.set(Wait::Never);
+            *this.nanos = NEVER;
+            this.wait.set(Wait::Until);
             return Poll::Ready(Elapsed::new());
         }
-        if let Wait::Until = *this.wait {
-            if *this.nanos == u64::MAX {
-                this.wait.set(Wait::Never);
+        if let Wait::After | Wait::Until = *this.wait {
+            *this.nanos = deadline;
+            if deadline == NEVER {
                 return Poll::Pending;
             }
-            let sleep = this.timer.sleep_until(Instant::from_nanos(*this.nanos));
+            let sleep = this.timer.sleep_until(Instant::from_nanos(deadline));
             this.wait.set(Wait::Armed { sleep });
         }
         match this.wait.project() {
@@ -580,9 +571,9 @@ impl<T: Timer> Clock<T> {
 impl<T: Timer> fmt::Debug for Clock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.wait {
+            _ if self.nanos == NEVER => f.write_str("Never"),
             Wait::After => write!(f, "After({:?})", Duration::from_nanos(self.nanos)),
             Wait::Until | Wait::Armed { .. } => write!(f, "Until({} ns)", self.nanos),
-            Wait::Never => f.write_str("Never"),
         }
     }
 }

@@ -80,13 +80,17 @@ fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
     let (mut second, mut third) = (first.clone(), first.clone());
     make_ready(&mut first);
     let mut served = spawn(first.call(1));
-    assert!(WakeCount::new().poll_ready(&mut second).is_pending());
+    let in_line = WakeCount::new();
+    assert!(in_line.poll_ready(&mut second).is_pending());
 
     // The room is taken and so is the one place in the line: this handle is ready, and its request fails.
     make_ready(&mut third);
     let mut refused = spawn(third.call(3));
     let error = ready(refused.poll()).unwrap_err();
     assert!(matches!(error, FixedError::Overflow(_)), "{error:?}");
+    // Nobody is asked to try again at once.
+    assert!(!refused.is_woken());
+    assert_eq!(in_line.get(), 0);
 
     // Shedding comes before: it takes no place.
     let mut shed = LoadShed::new(third.clone());
@@ -101,6 +105,7 @@ fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
     assert!(worker.poll().is_pending());
     handle.try_next().unwrap().1.send(10);
     assert_eq!(ready(served.poll()), Ok(10));
+    assert_eq!(in_line.get(), 1);
     make_ready(&mut second);
     drop(second);
     make_ready(&mut third);
@@ -232,16 +237,22 @@ fn a_request_without_a_place_in_the_line_for_a_permit_is_refused_alone() {
     make_ready(&mut first);
     let mut response = spawn(first.call(1));
     assert!(response.poll().is_pending());
-    assert!(WakeCount::new().poll_ready(&mut second).is_pending());
+    let in_line = WakeCount::new();
+    assert!(in_line.poll_ready(&mut second).is_pending());
     make_ready(&mut third);
-    let error = ready(spawn(third.call(3)).poll()).unwrap_err();
+    let mut refused = spawn(third.call(3));
+    let error = ready(refused.poll()).unwrap_err();
     assert!(
         matches!(error, concurrency::Error::Overflow(_)),
         "{error:?}"
     );
+    // Nobody is asked to try again at once.
+    assert!(!refused.is_woken());
+    assert_eq!(in_line.get(), 0);
 
     handle.try_next().unwrap().1.send(2);
     assert_eq!(ready(response.poll()), Ok(2));
+    assert_eq!(in_line.get(), 1);
     make_ready(&mut second);
     drop(second);
     // Nothing was taken by the one that was refused, and its handle works.

@@ -111,9 +111,7 @@ where
                     let ticket = &mut message.ticket;
                     match ready!(message.queue.poll_answer(ticket, response, cx)) {
                         Ok(()) => continue,
-                        Err(end) => State::Refused {
-                            refusal: Some(end.into()),
-                        },
+                        Err(end) => return Poll::Ready(Err(Q::error(end.into()))),
                     }
                 }
                 StateProj::Refused { refusal } => {
@@ -162,9 +160,7 @@ struct Admission<Q: Queue> {
 
 impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
-        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
-        self.queue.drop_handle();
-        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle(&mut self.place);
     }
 }
 

@@ -461,11 +461,12 @@ where
     type Future = ResponseFuture<Request, F, E, Q>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.unreserved {
-            let end = self.queue.end();
-            return Poll::Ready(end.map_or(Ok(()), |end| Err(Q::error(end.into()))));
-        }
-        Poll::Ready(match ready!(self.queue.poll_reserve(&mut self.place, cx)) {
+        let reserved = if self.unreserved {
+            self.queue.end().map_or(Ok(()), |end| Err(end.into()))
+        } else {
+            ready!(self.queue.poll_reserve(&mut self.place, cx))
+        };
+        Poll::Ready(match reserved {
             // The response future asks once more, and the error is the request's alone.
             Ok(()) | Err(Refusal::Full) => Ok(()),
             Err(refusal) => Err(Q::error(refusal)),
@@ -494,9 +495,7 @@ impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
 
 impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
     fn drop(&mut self) {
-        // In this order: if the next in line panics when it is woken, there is a handle less all the same.
-        self.queue.drop_handle();
-        self.queue.unreserve(&mut self.place);
+        self.queue.drop_handle(&mut self.place);
     }
 }
 

@@ -121,6 +121,7 @@ impl core::error::Error for InvalidBudget {}
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 mod tps {
     use core::fmt;
+    use core::num::{NonZeroU32, NonZeroU64};
     use core::time::Duration;
 
     use super::{Budget, InvalidBudget};
@@ -156,15 +157,15 @@ mod tps {
     const SLOTS: u32 = 10;
 
     /// What one unit of `retry_percent` is divided into.
-    const PARTS: u64 = 10_000;
+    const PARTS: u32 = 10_000;
 
     #[derive(Clone, Copy, Debug)]
     struct Limits {
         // A deposit is `gain` parts, a retry is `cost` of them, without a common divisor.
-        gain: u64,
-        cost: u64,
+        gain: u32,
+        cost: NonZeroU32,
         // Nanoseconds.
-        slot: u64,
+        slot: NonZeroU64,
         period: u64,
         // How far `full_at` may lie ahead: a whole number of periods; 0 without a reserve.
         reserve: u64,
@@ -189,7 +190,7 @@ mod tps {
             }
             let nanos = nanos as u64;
             // Undoes the rounding of an `f32`, for which 0.4 is 0.400000006.
-            let gain = (retry_percent as f64 * PARTS as f64 + 0.5) as u64;
+            let gain = (retry_percent as f64 * PARTS as f64 + 0.5) as u32;
             let divisor = greatest_common_divisor(PARTS, gain);
             let (period, reserve) = if min_per_sec == 0 {
                 (0, 0)
@@ -201,15 +202,21 @@ mod tps {
             };
             Ok(Self {
                 gain: gain / divisor,
-                cost: PARTS / divisor,
-                slot: nanos / SLOTS as u64,
+                cost: match NonZeroU32::new(PARTS / divisor) {
+                    Some(cost) => cost,
+                    None => NonZeroU32::MIN,
+                },
+                slot: match NonZeroU64::new(nanos / SLOTS as u64) {
+                    Some(slot) => slot,
+                    None => NonZeroU64::MIN,
+                },
                 period,
                 reserve,
             })
         }
     }
 
-    const fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    const fn greatest_common_divisor(mut a: u32, mut b: u32) -> u32 {
         while b != 0 {
             (a, b) = (b, a % b);
         }
@@ -343,7 +350,7 @@ mod tps {
         }
 
         /// The number of the tenth that `now` lies in.
-        const fn number(&self, now: u64) -> u32 {
+        fn number(&self, now: u64) -> u32 {
             (now / self.limits.slot) as u32
         }
 
@@ -388,14 +395,15 @@ mod tps {
             }
             let mut earned = 0;
             self.fraction.update(|fraction| {
-                earned = (fraction + gain) / cost;
-                Some((fraction + gain) % cost)
+                // Less than `cost`.
+                let sum = fraction as u32 + gain;
+                // At most 1000.
+                earned = sum / cost;
+                Some(u64::from(sum % cost))
             });
             if earned == 0 {
                 return;
             }
-            // At most 1000.
-            let earned = earned as u32;
             let number = self.number(self.timer.now().as_nanos());
             self.slot(number).update(|word| {
                 let slot = Slot::unpack(word);

@@ -229,22 +229,18 @@ where
                         error: result.err(),
                     });
                 }
-                StateProj::Waiting {
-                    mut wait, error, ..
-                } => {
+                StateProj::Waiting { mut wait, .. } => {
                     if let Some(unfinished) = wait.as_mut().as_pin_mut() {
                         ready!(unfinished.poll(cx));
                         wait.set(None);
                     }
                     let polled = ready!(this.service.poll_ready(cx));
-                    if let Err(unready) = polled {
-                        let error = error.take().unwrap_or(unready);
-                        this.state.set(State::Done);
-                        return Poll::Ready(Err(error));
-                    }
-                    if let StateOwned::Waiting { request, .. } =
+                    if let StateOwned::Waiting { request, error, .. } =
                         this.state.as_mut().project_replace(State::Done)
                     {
+                        if let Err(unready) = polled {
+                            return Poll::Ready(Err(error.unwrap_or(unready)));
+                        }
                         let copy = this.policy.clone_request(&request);
                         let attempt = this.service.call(request);
                         this.state.set(State::Called { attempt, copy });

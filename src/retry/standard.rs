@@ -76,18 +76,21 @@ pub struct StandardPolicy<T, M: MakeBackoff, C = OnError, B = Unlimited, K = Clo
 struct PerRequest<B> {
     retries: u32,
     backoff: Option<B>,
-    // Set only where it is needed: a clock read costs more than the rest of the policy.
-    deadline: Option<Instant>,
+    // Set only where it is needed: a clock read costs more than the rest of the policy. Before that, the last moment.
+    deadline: Instant,
     deposited: bool,
 }
 
 impl<B> PerRequest<B> {
-    const NEW: Self = Self {
-        retries: 0,
-        backoff: None,
-        deadline: None,
-        deposited: false,
-    };
+    // Not a constant, which would be copied with all the room that a backoff takes.
+    const fn new() -> Self {
+        Self {
+            retries: 0,
+            backoff: None,
+            deadline: Instant::MAX,
+            deposited: false,
+        }
+    }
 }
 
 #[cfg(feature = "std")]
@@ -134,7 +137,7 @@ impl<T, M: MakeBackoff> StandardPolicy<T, M> {
             clone_request: CloneByClone,
             max_retries: 2,
             total_time: None,
-            request: PerRequest::NEW,
+            request: PerRequest::new(),
         }
     }
 }
@@ -220,17 +223,16 @@ where
 
     #[track_caller]
     fn retry(&mut self, _: &mut Req, result: &mut Result<Res, E>) -> Option<T::Sleep> {
-        let at_least = match self.classify.classify(result) {
-            Action::Return => return None,
-            Action::Retry => Duration::ZERO,
-            Action::RetryAfter(wait) => wait,
-        };
-        if self.request.retries >= self.max_retries {
+        let action = self.classify.classify(result);
+        if action == Action::Return || self.request.retries >= self.max_retries {
             return None;
         }
         let Self { maker, request, .. } = self;
         let backoff = request.backoff.get_or_insert_with(|| maker.make_backoff());
-        let wait = backoff.next_delay().max(at_least);
+        let mut wait = backoff.next_delay();
+        if let Action::RetryAfter(at_least) = action {
+            wait = wait.max(at_least);
+        }
         if self.total_time.is_some() {
             let end = self.timer.now().saturating_add(wait);
             if end > self.deadline() {
@@ -261,14 +263,10 @@ where
 impl<T: Timer, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
     /// Until when waits may last; counted from the first time that this is asked.
     fn deadline(&mut self) -> Instant {
-        let Some(time) = self.total_time else {
-            return Instant::MAX;
-        };
-        let timer = &self.timer;
-        *self
-            .request
-            .deadline
-            .get_or_insert_with(|| timer.now().saturating_add(time))
+        if let (Instant::MAX, Some(time)) = (self.request.deadline, self.total_time) {
+            self.request.deadline = self.timer.now().saturating_add(time);
+        }
+        self.request.deadline
     }
 }
 
@@ -290,7 +288,7 @@ where
             clone_request: self.clone_request.clone(),
             max_retries: self.max_retries,
             total_time: self.total_time,
-            request: PerRequest::NEW,
+            request: PerRequest::new(),
         }
     }
 }

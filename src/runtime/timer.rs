@@ -54,7 +54,9 @@ impl Instant {
 }
 
 /// `duration` in nanoseconds, at most `u64::MAX` (584 years).
-#[inline]
+// Where 64 bits are two registers, copies of it add up.
+#[cfg_attr(target_pointer_width = "32", inline(never))]
+#[cfg_attr(not(target_pointer_width = "32"), inline)]
 pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
     // Not `as_nanos`, and no multiplication that is checked: most processors have no arithmetic of 128 bits.
     const SECOND: u64 = 1_000_000_000;

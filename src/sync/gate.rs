@@ -1,4 +1,4 @@
-use core::mem::take;
+use core::mem::{swap, take};
 use core::task::{Context, Poll, Waker};
 
 use super::slab::{Index, List, Nodes, Slab};
@@ -12,16 +12,8 @@ use super::{is_attempt, wake};
 pub struct Gate<N: ?Sized> {
     permits: usize,
     line: List,
+    // Of each who has a place: the waker while in line, and nothing once a permit is set aside there.
     waiters: Slab<N>,
-}
-
-/// Who is in line.
-#[derive(Debug)]
-pub enum Waiter {
-    /// With this.
-    Waiting(Waker),
-    /// A permit is set aside for whoever has the place.
-    Granted,
 }
 
 /// Where somebody stands at a [`Gate`].
@@ -50,7 +42,7 @@ impl<N: Nodes> Gate<N> {
     }
 }
 
-impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
+impl<N: Nodes<Value = Option<Waker>> + ?Sized> Gate<N> {
     pub(crate) fn permits(&self) -> usize {
         self.permits
     }
@@ -79,15 +71,15 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
         match *place {
             Place::Inside => {}
             Place::InLine(index) => match self.waiters.get_mut(index) {
-                Some(Some(Waiter::Waiting(old))) if old.will_wake(cx.waker()) || is_attempt(cx) => {
+                Some(Some(old)) if old.will_wake(cx.waker()) || is_attempt(cx) => {
                     return Some(Poll::Pending);
                 }
-                Some(Some(Waiter::Waiting(old))) => {
-                    core::mem::swap(old, waker.as_mut()?);
+                Some(Some(old)) => {
+                    swap(old, waker.as_mut()?);
                     return Some(Poll::Pending);
                 }
                 _ => {
-                    self.remove(index);
+                    self.waiters.release(index);
                     *place = Place::Inside;
                 }
             },
@@ -97,13 +89,12 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
                 *place = Place::Inside;
             }
             Place::Outside if is_attempt(cx) => return Some(Poll::Pending),
-            Place::Outside if !self.waiters.has_room() => return Some(Poll::Ready(Err(Full))),
             Place::Outside => {
-                let waiter = Waiter::Waiting(waker.take()?);
+                waker.as_ref()?;
                 let Some((index, place_in_line)) = self.waiters.claim() else {
                     return Some(Poll::Ready(Err(Full)));
                 };
-                *place_in_line = Some(waiter);
+                swap(place_in_line, waker);
                 self.line.push_back(&mut self.waiters, index);
                 *place = Place::InLine(index);
                 return Some(Poll::Pending);
@@ -116,10 +107,7 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
     #[must_use = "the waker is to be woken outside the lock"]
     pub(crate) fn release(&mut self) -> Option<Waker> {
         match self.line.pop_front(&mut self.waiters) {
-            Some(index) => match self.waiters.get_mut(index)?.replace(Waiter::Granted) {
-                Some(Waiter::Waiting(waker)) => Some(waker),
-                Some(Waiter::Granted) | None => None,
-            },
+            Some(index) => self.waiters.get_mut(index)?.take(),
             None => {
                 // A gate that is opened for all has no count to keep.
                 self.permits = self.permits.saturating_add(1);
@@ -128,51 +116,39 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
         }
     }
 
-    fn remove(&mut self, index: Index) -> Option<Waiter> {
-        let waiter = self.waiters.get_mut(index)?.take();
-        self.waiters.release(index);
-        waiter
-    }
-
     /// Goes away from wherever `place` is, and gives back what was had there.
     pub(crate) fn leave(&mut self, place: &mut Place) -> Farewell {
         match take(place) {
-            Place::Outside => Farewell::default(),
-            Place::Inside => Farewell {
-                wake: self.release(),
-                discard: None,
-            },
+            Place::Outside => return Farewell::Wake(None),
+            Place::Inside => {}
             Place::InLine(index) => {
-                if let Some(Some(Waiter::Waiting(_))) = self.waiters.get_mut(index) {
+                let waiting = self.waiters.get_mut(index).and_then(Option::take);
+                if waiting.is_some() {
                     self.line.unlink(&mut self.waiters, index);
                 }
-                match self.remove(index) {
-                    Some(Waiter::Waiting(waker)) => Farewell {
-                        wake: None,
-                        discard: Some(waker),
-                    },
-                    Some(Waiter::Granted) | None => Farewell {
-                        wake: self.release(),
-                        discard: None,
-                    },
+                self.waiters.release(index);
+                if let Some(waker) = waiting {
+                    return Farewell::Discard(waker);
                 }
             }
         }
+        Farewell::Wake(self.release())
     }
 }
 
 /// What [`Gate::leave`] leaves to be done outside the lock.
-#[derive(Default)]
 #[must_use = "the waker is to be woken outside the lock"]
-pub(crate) struct Farewell {
-    wake: Option<Waker>,
-    discard: Option<Waker>,
+pub(crate) enum Farewell {
+    Wake(Option<Waker>),
+    Discard(Waker),
 }
 
 impl Farewell {
     /// Wakes who is next. Not to be called under a lock.
     pub(crate) fn finish(self) {
-        drop(self.discard);
-        wake(self.wake);
+        match self {
+            Self::Wake(waker) => wake(waker),
+            Self::Discard(waker) => drop(waker),
+        }
     }
 }

@@ -2,7 +2,9 @@ use core::cell::RefCell;
 
 /// A state that one at a time may use.
 ///
-/// What runs inside is this crate's code alone: it neither comes back here nor panics.
+/// What runs inside is this crate's code alone: it neither comes back here nor panics. So a `RefCell` is never borrowed
+/// twice. That it would panic is better than a state that is not lent, for which no `R` could be given but one by which a
+/// permit or a wake-up is lost in silence.
 pub(crate) trait Lock<T> {
     /// Lends the state to `f`.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;

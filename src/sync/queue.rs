@@ -492,18 +492,22 @@ pub trait Channel: Clone {
         self.with(|state| state.handles += 1);
     }
 
-    fn drop_handle(&self) {
-        wake(self.with(|state| {
+    /// Takes a handle away, and gives back the room that it has, or its place in the line for it.
+    fn drop_handle(&self, place: &mut Place) {
+        let (worker, farewell) = self.with(|state| {
+            let farewell = Self::Storage::view(&mut state.room).leave(place);
             state.handles -= 1;
             if state.handles > 0 {
-                return None;
+                return (None, farewell);
             }
             // For good: a queue that was opened is not opened again.
             if let Phase::Open = state.phase {
                 state.phase = Phase::Draining;
             }
-            state.worker.take()
-        }));
+            (state.worker.take(), farewell)
+        });
+        let _worker = Late(worker);
+        farewell.finish();
     }
 
     /// Why nothing is accepted any more, if that is so.
@@ -634,24 +638,31 @@ pub trait Channel: Clone {
     /// Gives up a message wherever it is, or its answer.
     fn abandon(&self, index: Index) {
         let mut answer = None;
-        let (removed, sender, worker) = self.with(|state| {
+        let (removed, worker) = self.with(|state| {
             let ended = matches!(state.phase, Phase::Ended(_));
             if let Some(slot) = state.slots.get_mut(index) {
                 swap(&mut answer, &mut slot.answer);
                 if slot.message.is_none() && answer.is_none() && !ended {
                     slot.is_abandoned = true;
-                    return (Removed::default(), slot.sender.take(), None);
+                    let sender = slot.sender.take();
+                    return (
+                        Removed {
+                            sender,
+                            ..Removed::default()
+                        },
+                        None,
+                    );
                 }
             }
             let removed = state.remove(index);
             // The worker may have waited for nothing but this.
             let is_over = removed.message.is_some() && state.is_done();
             let worker = is_over.then(|| state.worker.take()).flatten();
-            (removed, None, worker)
+            (removed, worker)
         });
         let _worker = Late(worker);
         wake(removed.next);
-        drop((removed.message, removed.sender, sender));
+        drop((removed.message, removed.sender));
     }
 
     /// Has the worker keep its service ready while there is no message.
@@ -781,8 +792,10 @@ pub trait Channel: Clone {
             wake(sender);
             drop(message);
         }
-        self.refuse_room();
-        while let Some(waker) = self.with(|state| state.end.release()) {
+        while let Some(waker) = self.with(|state| {
+            let room = Self::Storage::view(&mut state.room).release();
+            room.or_else(|| state.end.release())
+        }) {
             waker.wake();
         }
     }

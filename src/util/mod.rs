@@ -72,6 +72,13 @@ pub(crate) use service_ext::service_ext;
 pub use service_fn::{ServiceFn, service_fn};
 pub use then::{Then, ThenLayer};
 
+/// A future was polled after it was complete. One place for all, since each that panics takes room in a program.
+#[cold]
+#[inline(never)]
+pub(crate) fn complete() -> ! {
+    panic!("a future was polled after it was complete")
+}
+
 /// The response futures, at the path where tower has them.
 pub mod future {
     pub use super::and_then::AndThenFuture;

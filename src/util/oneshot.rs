@@ -4,6 +4,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
+use super::complete;
 use crate::Service;
 
 pin_project! {
@@ -24,9 +25,8 @@ pin_project! {
 
 pin_project! {
     #[project = StateProj]
-    #[project_replace = StateOwn]
     enum State<S: Service<Request>, Request> {
-        NotReady { service: S, request: Request },
+        NotReady { service: S, request: Option<Request> },
         Called { #[pin] response: S::Future },
         Done,
     }
@@ -36,7 +36,10 @@ impl<S: Service<Request>, Request> Oneshot<S, Request> {
     /// Calls `service` with `request` when it is ready.
     pub const fn new(service: S, request: Request) -> Self {
         Self {
-            state: State::NotReady { service, request },
+            state: State::NotReady {
+                service,
+                request: Some(request),
+            },
         }
     }
 }
@@ -46,21 +49,19 @@ impl<S: Service<Request>, Request> Future for Oneshot<S, Request> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
-        if let StateProj::NotReady { service, .. } = state.as_mut().project() {
+        if let StateProj::NotReady { service, request } = state.as_mut().project() {
             let readiness = ready!(service.poll_ready(cx));
-            let StateOwn::NotReady {
-                mut service,
-                request,
-            } = state.as_mut().project_replace(State::Done)
-            else {
-                unreachable!();
-            };
+            // Called where it is: a stack is large, and is not moved for its one call.
+            if let (Ok(()), Some(request)) = (&readiness, request.take()) {
+                let response = service.call(request);
+                state.set(State::Called { response });
+            } else {
+                state.set(State::Done);
+            }
             readiness?;
-            let response = service.call(request);
-            state.set(State::Called { response });
         }
         let StateProj::Called { response } = state.as_mut().project() else {
-            panic!("a `Oneshot` was polled after it was complete");
+            complete();
         };
         let result = ready!(response.poll(cx));
         state.set(State::Done);
@@ -76,13 +77,16 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut f = f.debug_struct("Oneshot");
         match &self.state {
-            State::NotReady { service, request } => {
+            State::NotReady {
+                service,
+                request: Some(request),
+            } => {
                 f.field("service", service).field("request", request);
             }
             State::Called { .. } => {
                 f.field("called", &true);
             }
-            State::Done => {
+            State::NotReady { .. } | State::Done => {
                 f.field("done", &true);
             }
         }

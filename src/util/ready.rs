@@ -3,9 +3,8 @@ use core::marker::PhantomData;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
+use super::complete;
 use crate::Service;
-
-const DONE: &str = "a readiness future was polled after it was complete";
 
 /// Waits until a service is ready, and gives it back.
 ///
@@ -38,9 +37,13 @@ impl<S: Service<Request>, Request> Future for ReadyOneshot<S, Request> {
     type Output = Result<S, S::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let service = self.inner.as_mut().expect(DONE);
+        let Some(service) = &mut self.inner else {
+            complete();
+        };
         let result = ready!(service.poll_ready(cx));
-        let service = self.inner.take().expect(DONE);
+        let Some(service) = self.inner.take() else {
+            complete();
+        };
         Poll::Ready(result.map(|()| service))
     }
 }

@@ -40,18 +40,18 @@ pub trait Rng {
         if span == 0 {
             return range.start;
         }
-        let mut product = u128::from(self.next_u64()) * u128::from(span);
-        // The low half decides whether the draw is one of the few that make some numbers likelier.
-        if (product as u64) < span {
-            let surplus = span.wrapping_neg() % span;
-            // A draw is rejected with a chance below one half. The bound is for a generator that
-            // gives the same number for ever, which must not hang its caller.
-            let mut left = 64;
-            while (product as u64) < surplus && left > 0 {
-                product = u128::from(self.next_u64()) * u128::from(span);
-                left -= 1;
+        // A draw is rejected with a chance below one half. The bound is for a generator that gives the same number
+        // for ever, which must not hang its caller.
+        let mut left = 64;
+        let product = loop {
+            let product = u128::from(self.next_u64()) * u128::from(span);
+            // The low half decides whether the draw is one of the few that make some numbers likelier.
+            let low = product as u64;
+            if low >= span || low >= span.wrapping_neg() % span || left == 0 {
+                break product;
             }
-        }
+            left -= 1;
+        };
         range.start + (product >> 64) as u64
     }
 }

@@ -8,7 +8,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-const DONE: &str = "a response future was polled after it was complete";
+use super::complete;
 
 pin_project! {
     /// A future, and the function for what it gives.
@@ -31,14 +31,13 @@ impl<Fut: Future, F> Map<Fut, F> {
         cx: &mut Context<'_>,
         finish: impl FnOnce(Fut::Output, F) -> T,
     ) -> Poll<T> {
-        let MapProj::Incomplete { inner, .. } = self.as_mut().project() else {
-            panic!("{DONE}");
-        };
-        let output = ready!(inner.poll(cx));
-        match self.project_replace(Map::Complete) {
-            MapOwn::Incomplete { f, .. } => Poll::Ready(finish(output, f)),
-            MapOwn::Complete => unreachable!(),
+        if let MapProj::Incomplete { inner, .. } = self.as_mut().project() {
+            let output = ready!(inner.poll(cx));
+            if let MapOwn::Incomplete { f, .. } = self.project_replace(Map::Complete) {
+                return Poll::Ready(finish(output, f));
+            }
         }
+        complete();
     }
 }
 
@@ -69,16 +68,15 @@ impl<F1: Future, F2: Future, F> Chain<F1, F2, F> {
     ) -> Poll<F2::Output> {
         if let ChainProj::First { inner, .. } = self.as_mut().project() {
             let output = ready!(inner.poll(cx));
-            let ChainOwn::First { f, .. } = self.as_mut().project_replace(Chain::Complete) else {
-                unreachable!();
-            };
-            match next(output, f) {
-                Ok(inner) => self.set(Chain::Second { inner }),
-                Err(output) => return Poll::Ready(output),
+            if let ChainOwn::First { f, .. } = self.as_mut().project_replace(Chain::Complete) {
+                match next(output, f) {
+                    Ok(inner) => self.set(Chain::Second { inner }),
+                    Err(output) => return Poll::Ready(output),
+                }
             }
         }
         let ChainProj::Second { inner } = self.as_mut().project() else {
-            panic!("{DONE}");
+            complete();
         };
         let output = ready!(inner.poll(cx));
         self.set(Chain::Complete);

@@ -5,9 +5,21 @@
 //! they came; and each task puts around its handle what it needs: the display is in a hurry and has a short
 //! timeout, the logger is patient and tries again when the bus had a hiccup.
 //!
-//! The executor, the tasks and the timers are embassy's. Run it in an emulator, with `cargo run --release` here;
-//! on a board of your own, replace `memory.x`, `systick.rs` by the time driver of the chip's HAL, and `Sensor` by
-//! a driver that talks to a bus.
+//! The executor, the tasks and the timers are embassy's. To run it in an emulator, once `qemu-system-arm` is installed:
+//!
+//! ```sh
+//! rustup target add thumbv7em-none-eabihf
+//! cargo run --release        # in this directory; `.cargo/config.toml` says for what target, and how to run it
+//! ```
+//!
+//! It prints what the two tasks see, and ends with `logged 10 of 10`; now and then the display has no value, as it does
+//! not try again. For a board of your own, change
+//!
+//! - `memory.x`, to the memory of the chip, and `.cargo/config.toml`, to its target and how to flash it;
+//! - `systick.rs`, to the time driver of the chip's HAL: then the three crates of embassy's clock in `Cargo.toml` are the
+//!   HAL's affair, too;
+//! - `Sensor`, to a driver that talks to a bus;
+//! - `hprintln!` and `debug::exit`, to a log of the board's, such as defmt: both stop a chip that has no debugger.
 #![no_std]
 #![no_main]
 
@@ -20,8 +32,8 @@ use core::time::Duration;
 
 use campanile::buffer::{self, Buffer, StaticQueue, Worker};
 use campanile::embassy::{Embassy, ServiceBuilder};
+use campanile::retry::StandardPolicy;
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
-use campanile::retry::{Action, StandardPolicy};
 use campanile::util::rng::SplitMix64;
 use campanile::{NoRuntime, Service, ServiceExt, Timer};
 use cortex_m_semihosting::{debug, hprintln};
@@ -93,7 +105,7 @@ impl Future for Measurement {
 type Queue = StaticQueue<Channel, Measurement, Nack, 4>;
 static QUEUE: Queue = Queue::new();
 
-/// A task's handle to the sensor.
+/// A task's handle to the sensor. It names no runtime, as the worker is a task of this program's, below.
 type SensorHandle = Buffer<Channel, Measurement, Nack, NoRuntime, &'static Queue>;
 
 /// Owns the sensor, and hands it one request after the other.
@@ -123,17 +135,14 @@ async fn display(sensor: SensorHandle) {
 #[embassy_executor::task]
 async fn logger(sensor: SensorHandle) {
     let (shortest, longest) = (Duration::from_millis(2), Duration::from_millis(50));
-    // Without a source of chance, a chip's unique number would do for a seed.
+    // The jitter's. Without a source of chance, a chip's unique number would do.
     let seed = SplitMix64::new(0x5eed);
     let backoff =
         ExponentialBackoffMaker::with_timer(shortest, longest, Jitter::Full, seed, Embassy)
             .expect("2 ms is shorter than 50 ms");
-    let policy = StandardPolicy::with_backoff(backoff, Embassy)
-        .max_retries(5)
-        .classify(|result: &Result<u16, _>| match result {
-            Ok(_) => Action::Return,
-            Err(_) => Action::Retry,
-        });
+    // Every error is worth another try; `classify` could tell them apart.
+    let policy = StandardPolicy::with_backoff(backoff, Embassy).max_retries(5);
+    // From the outside to the inside: each try has a timeout of its own.
     let sensor = ServiceBuilder::new()
         .retry(policy)
         .timeout(Duration::from_millis(100))

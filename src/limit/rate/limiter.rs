@@ -21,9 +21,9 @@ use crate::sync::word::Word;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     // At most `per`.
-    num: u64,
+    num: NonZeroU64,
     // Nanoseconds.
-    per: u64,
+    per: NonZeroU64,
     // At least 1.
     burst: u64,
     fixed_window: bool,
@@ -54,20 +54,19 @@ impl Rate {
     ///
     /// If `num` or `per` is 0.
     pub const fn try_new(num: u64, per: Duration) -> Result<Self, InvalidRate> {
+        let Some(num) = NonZeroU64::new(num) else {
+            return Err(InvalidRate::Num);
+        };
         let nanos = saturating_nanos(per);
-        let per = if nanos < LONGEST { nanos } else { LONGEST };
-        if num == 0 {
-            Err(InvalidRate::Num)
-        } else if per == 0 {
-            Err(InvalidRate::Per)
-        } else {
-            Ok(Self {
-                num: if num < per { num } else { per },
-                per,
-                burst: num,
-                fixed_window: false,
-            })
-        }
+        let Some(per) = NonZeroU64::new(if nanos < LONGEST { nanos } else { LONGEST }) else {
+            return Err(InvalidRate::Per);
+        };
+        Ok(Self {
+            num: if num.get() < per.get() { num } else { per },
+            per,
+            burst: num.get(),
+            fixed_window: false,
+        })
     }
 
     /// Lets `burst` requests through at once after a pause; 0 counts as 1.
@@ -83,16 +82,19 @@ impl Rate {
     /// A `burst` outside of 1 to `num` counts as the nearer of the two.
     #[must_use]
     pub const fn strict(mut self, burst: u64) -> Self {
-        let burst = if burst < self.num { burst } else { self.num };
+        let num = self.num.get();
+        let burst = if burst < num { burst } else { num };
         self.burst = if burst == 0 { 1 } else { burst };
-        self.num -= self.burst - 1;
+        if let Some(rest) = NonZeroU64::new(num - (self.burst - 1)) {
+            self.num = rest;
+        }
         self
     }
 
     /// All of a burst but one, as far as it comes back within the longest period: with more the budget could be
     /// overdrawn by all of time, and nothing would come back.
     const fn others(self) -> u64 {
-        let most = LONGEST / (self.per / self.num);
+        let most = LONGEST / (self.per.get() / self.num.get());
         let others = self.burst - 1;
         if others < most { others } else { most }
     }
@@ -164,7 +166,8 @@ impl Limiter {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
-        let rest = rate.per % rate.num;
+        let (num, per) = (rate.num.get(), rate.per.get());
+        let rest = per % num;
         Self {
             rate,
             pace: match rest {
@@ -172,7 +175,7 @@ impl Limiter {
                 0 => Pace::Even,
                 _ => Pace::Uneven,
             },
-            one: match NonZeroU64::new(rate.per / rate.num) {
+            one: match NonZeroU64::new(per / num) {
                 Some(one) => one,
                 None => NonZeroU64::MIN,
             },
@@ -195,7 +198,9 @@ impl Limiter {
         self.offer_after(self.full_at.load(), now)
     }
 
-    #[inline]
+    // On a small processor the call is nothing beside the rest, and two copies of it are large.
+    #[cfg_attr(target_has_atomic = "64", inline)]
+    #[cfg_attr(not(target_has_atomic = "64"), inline(never))]
     fn offer_after(&self, full_at: u64, now: Instant) -> Result<Offer, Instant> {
         match self.pace {
             Pace::Even => self.offer_cell(full_at, now),
@@ -230,37 +235,35 @@ impl Limiter {
         let window = self.window(now.as_nanos());
         // As none has passed in it, if that is before.
         let counted = full_at.max(window);
-        if counted - window < self.rate.num {
+        if counted - window < self.rate.num.get() {
             let then = NonZeroU64::MIN.saturating_add(counted);
             return Ok(Offer { full_at, then });
         }
-        Err(Instant::from_nanos(window.saturating_add(self.rate.per)))
+        Err(Instant::from_nanos(
+            window.saturating_add(self.rate.per.get()),
+        ))
     }
 
     /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
     #[inline]
     fn window(&self, nanos: u64) -> u64 {
         let latest = self.window.load();
-        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per {
+        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per.get() {
             return latest;
         }
-        self.open_window(latest, nanos)
+        self.open_window(nanos)
     }
 
     #[cold]
-    fn open_window(&self, mut latest: u64, nanos: u64) -> u64 {
-        loop {
-            let window = match nanos.checked_sub(latest) {
+    fn open_window(&self, nanos: u64) -> u64 {
+        self.window
+            .update(|latest| match nanos.checked_sub(latest) {
                 // The first to ask begins the first.
-                _ if latest == 0 => nanos.max(1),
-                Some(since) if since >= self.rate.per => nanos - since % self.rate.per,
-                _ => return latest,
-            };
-            match self.window.replace(latest, window) {
-                Ok(()) => return window,
-                Err(other) => latest = other,
-            }
-        }
+                _ if latest == 0 => Some(nanos.max(1)),
+                Some(since) if since >= self.rate.per.get() => Some(nanos - since % self.rate.per),
+                _ => None,
+            });
+        self.window.load()
     }
 
     /// Takes the offered token, or another if it is gone. If there is none left, when the next one is due.
@@ -301,7 +304,7 @@ impl Limiter {
             if token.full_at.get() > window {
                 let back = |full_at: u64| {
                     let passed = full_at.saturating_sub(window);
-                    (0 < passed && passed <= self.rate.per).then(|| full_at - 1)
+                    (0 < passed && passed <= self.rate.per.get()).then(|| full_at - 1)
                 };
                 self.full_at.update(back);
             }
@@ -312,23 +315,29 @@ impl Limiter {
         // give that a second time would be too much.
         // Where cells are not all of one width, its own may be narrower by one than that which is given back.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
-        let is_uneven = elapsed > 0 && self.rate.per % self.rate.num != 0;
+        let is_uneven = elapsed > 0 && self.rest != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
-        self.full_at.update(|full_at| {
+        // Not by `update`, during which interrupts may have to wait: a division of many steps can be in it.
+        let mut full_at = self.full_at.load();
+        loop {
             // What was given back in between may have let others take what leads to the same moment.
             let is_last = full_at == token.full_at.get() && full_at > self.window.load();
-            let without = self.back(full_at, self.one());
-            let then = if is_last {
-                without
-            } else {
-                without.saturating_add(elapsed)
-            };
-            if then < full_at && !is_last {
+            let mut then = self.back(full_at, self.one());
+            if !is_last {
+                then = then.saturating_add(elapsed);
+            }
+            if then >= full_at {
+                return;
+            }
+            if !is_last {
                 self.window
                     .update(|latest| (latest < full_at).then_some(full_at));
             }
-            (then < full_at).then_some(then)
-        });
+            match self.full_at.replace(full_at, then) {
+                Ok(()) => return,
+                Err(changed) => full_at = changed,
+            }
+        }
     }
 
     // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such
@@ -344,7 +353,7 @@ impl Limiter {
     fn rounded(&self, nanos: u64) -> u64 {
         let Rate { num, per, .. } = self.rate;
         // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
-        multiply_divide(num, nanos % per, per).1 % num
+        multiply_divide(num.get(), nanos % per, per.get()).1 % num
     }
 
     const fn one(&self) -> Width {
@@ -368,7 +377,7 @@ impl Limiter {
     #[inline]
     fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
         let then = nanos.saturating_sub(whole);
-        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num {
+        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num.get() {
             return then.saturating_sub(1);
         }
         then
@@ -394,7 +403,8 @@ struct Width {
 }
 
 impl Width {
-    const fn of(tokens: u64, Rate { num, per, .. }: Rate) -> Self {
+    const fn of(tokens: u64, rate: Rate) -> Self {
+        let (num, per) = (rate.num.get(), rate.per.get());
         let (more, rest) = multiply_divide(tokens, per % num, num);
         Self {
             whole: (per / num).saturating_mul(tokens).saturating_add(more),
@@ -403,28 +413,32 @@ impl Width {
     }
 }
 
-/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the highest of `a` on. Most processors have no
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the lowest of `a` on. Most processors have no
 /// arithmetic of 128 bits, and what stands in for it is large.
-const fn multiply_divide(a: u64, b: u64, c: u64) -> (u64, u64) {
+const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
     let (mut quotient, mut rest) = (0, 0);
-    let mut bits = u64::BITS - a.leading_zeros();
-    while bits > 0 {
-        bits -= 1;
-        quotient *= 2;
-        rest *= 2;
-        if rest >= c {
-            rest -= c;
-            quotient += 1;
-        }
-        if a >> bits & 1 == 1 {
-            rest += b;
+    // What this bit of `a` adds.
+    let (mut whole, mut part) = (0, b);
+    loop {
+        if a % 2 == 1 {
+            quotient += whole;
+            rest += part;
             if rest >= c {
                 rest -= c;
                 quotient += 1;
             }
         }
+        a /= 2;
+        if a == 0 {
+            return (quotient, rest);
+        }
+        whole *= 2;
+        part *= 2;
+        if part >= c {
+            part -= c;
+            whole += 1;
+        }
     }
-    (quotient, rest)
 }
 
 /// A token that was there when it was looked for.
@@ -478,7 +492,7 @@ mod tests {
                 .burst(rng.next_u64() >> (n % 61 + 3));
             let limiter = Limiter::new(rate);
             let nanos = rng.next_u64() >> (n / 7 % 10 + 1);
-            let (num, per) = (u128::from(rate.num), u128::from(rate.per));
+            let (num, per) = (u128::from(rate.num.get()), u128::from(rate.per.get()));
             let cell = u128::from(nanos) * num / per;
             let offset = u128::from(nanos) - start(cell, num, per);
             assert_eq!(

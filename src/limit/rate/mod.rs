@@ -77,6 +77,7 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use crate::runtime::saturating_nanos;
 use crate::sync::is_attempt;
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
@@ -191,7 +192,8 @@ impl<T: fmt::Debug, H: Deref<Target = Limiter>> fmt::Debug for RateLimitLayer<T,
 pub struct RateLimit<S, T: Timer, H: Deref<Target = Limiter> = Shared> {
     inner: S,
     token: Token<T, H>,
-    patience: Duration,
+    // Nanoseconds.
+    patience: u64,
     wait: Wait,
     // Kept from wait to wait, and set in place; `due` is what it is set to.
     alarm: Option<T::Alarm>,
@@ -225,7 +227,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
                 timer,
                 held: None,
             },
-            patience: Duration::MAX,
+            patience: u64::MAX,
             wait: Wait::Not,
             alarm: None,
             due: Instant::MAX,
@@ -241,7 +243,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
     /// Fails a request that would have to wait for more than `patience`.
     #[must_use]
     pub const fn wait_at_most(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = saturating_nanos(patience);
         self
     }
 
@@ -250,23 +252,21 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
     /// There is no token before `due`: ready when there may be one, or when it is too long to wait for.
     #[cold]
     fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if let Wait::Refused(limited) = &mut self.wait {
-            *limited = Limited::until(due, now);
-            return Poll::Ready(());
-        }
-        if is_attempt(cx) {
-            return Poll::Pending;
-        }
-        if self.patience != Duration::MAX {
-            let since = match self.wait {
-                Wait::Since(since) => since,
-                _ => now,
-            };
-            if due > since.saturating_add(self.patience) {
-                self.wait = Wait::Refused(Limited::until(due, now));
-                return Poll::Ready(());
+        let is_too_long = match self.wait {
+            Wait::Refused(_) => true,
+            _ if is_attempt(cx) => return Poll::Pending,
+            Wait::Not | Wait::Since(_) => {
+                let since = match self.wait {
+                    Wait::Since(since) => since,
+                    _ => now,
+                };
+                self.wait = Wait::Since(since);
+                due.as_nanos() > since.as_nanos().saturating_add(self.patience)
             }
-            self.wait = Wait::Since(since);
+        };
+        if is_too_long {
+            self.wait = Wait::Refused(Limited::until(due, now));
+            return Poll::Ready(());
         }
         if due == Instant::MAX {
             return Poll::Pending;
@@ -303,8 +303,11 @@ where
 {
     fn clone(&self) -> Self {
         let Token { limiter, timer, .. } = &self.token;
-        Self::with_limiter(self.inner.clone(), limiter.clone(), timer.clone())
-            .wait_at_most(self.patience)
+        let inner = self.inner.clone();
+        Self {
+            patience: self.patience,
+            ..Self::with_limiter(inner, limiter.clone(), timer.clone())
+        }
     }
 }
 
@@ -326,7 +329,7 @@ impl<S: fmt::Debug, T: Timer, H: Deref<Target = Limiter>> fmt::Debug for RateLim
         f.debug_struct("RateLimit")
             .field("inner", &self.inner)
             .field("limiter", &*self.token.limiter)
-            .field("patience", &self.patience)
+            .field("patience", &Duration::from_nanos(self.patience))
             .field("is_ready", &self.token.held.is_some())
             .finish_non_exhaustive()
     }

@@ -66,8 +66,11 @@ impl Decaying {
     /// Others were faster.
     #[cold]
     fn add_later(&self, now: Instant, span: f64, more: f64, least: f64) {
-        self.0
-            .update(|old| Some(added(old, now, span, more, least)));
+        // Not by `update`, during which interrupts may have to wait: this takes long.
+        let mut old = self.0.load();
+        while let Err(other) = self.0.replace(old, added(old, now, span, more, least)) {
+            old = other;
+        }
     }
 
     /// Makes it nothing.

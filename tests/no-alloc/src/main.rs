@@ -10,22 +10,16 @@ mod executor;
 #[cfg_attr(target_os = "none", path = "cortex_m.rs")]
 #[cfg_attr(not(target_os = "none"), path = "host.rs")]
 mod machine;
-#[cfg(not(feature = "no-stack"))]
-#[cfg_attr(feature = "one-request", allow(dead_code))]
+#[cfg_attr(any(feature = "no-stack", feature = "one-request"), allow(dead_code))]
 mod stack;
 
 /// The program: `Ok` if all answers were as expected.
 fn run() -> Result<(), &'static str> {
     #[cfg(not(feature = "no-stack"))]
-    return executor::block_on(stack::check());
+    let check = stack::check();
     #[cfg(feature = "no-stack")]
-    executor::block_on(async {
-        use campanile::Timer;
-        clock::Clock
-            .sleep(core::time::Duration::from_millis(1))
-            .await;
-        Ok(())
-    })
+    let check = stack::without();
+    executor::block_on(check)
 }
 
 #[cfg(feature = "one-box")]

@@ -143,6 +143,14 @@ impl<E: Into<Self>> From<timeout::Error<E>> for Error {
     }
 }
 
+/// Asks the sensor without a stack.
+#[cfg(feature = "no-stack")]
+pub async fn without() -> Result<(), &'static str> {
+    let mut sensor = Sensor { readings: 0 };
+    let reading = sensor.call(1).await;
+    reading.map(drop).map_err(|_| "a reading failed")
+}
+
 /// Drives the stack from several tasks; what went wrong, if anything did.
 pub async fn check() -> Result<(), &'static str> {
     let limited = RateLimit::with_limiter(

@@ -33,26 +33,19 @@
 //! # });
 //! ```
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::borrow::Borrow;
 use core::fmt;
 use core::hash::Hash;
 use core::marker::PhantomData;
-use core::num::NonZeroU32;
 use core::task::{Context, Poll, Waker};
 use std::collections::HashMap;
 
 use crate::Service;
 use crate::sync::is_attempt;
 use crate::sync::wakes::{Node, Wakes};
-
-/// One endpoint, whatever its index becomes. It is none that has its slot later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    slot: usize,
-    generation: NonZeroU32,
-}
 
 /// Whether an endpoint is ready, or how it failed.
 pub(crate) type Checked<K, E> = Result<bool, error::Failed<K, E>>;
@@ -73,27 +66,37 @@ pub struct ReadyCache<K, S, Req> {
     wakes: Wakes<Ticket>,
     // Where the last try ended.
     turn: u32,
-    slots: Vec<Slot<K, S>>,
-    vacant: Vec<usize>,
-    // The slots in use: first the ready ones, then those that are to be polled, then those that wait to be
-    // woken. To go from one part to another is to swap with the one at the edge.
-    order: Vec<usize>,
+    // First the ready ones, then those that are to be polled, then those that wait to be woken. To go from one part
+    // to another is to swap with the one at the edge, and costs the same however large a service is.
+    endpoints: Vec<Box<Endpoint<K, S>>>,
     /// Where the ready ones end.
     ready: usize,
     /// Where those end that are to be polled.
     due: usize,
-    // The slot that was called last, if it is still among the ready ones, or `NOBODY`. It counts as if it had been
-    // swapped with the last of them, and is to be polled. Most likely it is ready then, and no swap is needed.
-    called: usize,
+    last: Last,
     // The last poll did not get to all that were due.
     is_behind: bool,
+    // Where each endpoint is: its slot stays the same.
+    slots: Vec<Slot>,
+    vacant: Vec<usize>,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
 }
 
-/// No slot.
-const NOBODY: usize = usize::MAX;
+/// A ready endpoint that is remembered, by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    Nobody,
+    /// It was called last. It counts as if it had been swapped with the last of the ready ones, and is to be polled.
+    /// Most likely it is ready then, and no swap is needed.
+    Called(usize),
+    /// It was chosen to be called next.
+    Chosen(usize),
+}
+
+/// The place of nobody.
+const NOWHERE: usize = usize::MAX;
 
 /// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
 /// used, and takes some microseconds where readiness is cheap.
@@ -105,20 +108,28 @@ const TRIES: usize = 16;
 // What is always inlined here is what a request through a balancer goes through, a few lines each. To enter and leave
 // them as functions took as long as they do.
 
-struct Slot<K, S> {
+#[derive(Clone, Copy)]
+struct Slot {
     // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
-    generation: NonZeroU32,
-    /// Where in the order the endpoint is.
+    generation: u32,
+    /// Where the endpoint is, or `NOWHERE`.
     at: usize,
-    endpoint: Option<Endpoint<K, S>>,
+}
+
+/// One endpoint, wherever it is. It is none that has its slot later.
+#[derive(Clone, Copy)]
+struct Ticket {
+    slot: usize,
+    generation: u32,
 }
 
 struct Endpoint<K, S> {
-    key: K,
     service: S,
-    node: Arc<Node<Ticket>>,
     /// `node` as a waker.
     waker: Waker,
+    node: Arc<Node<Ticket>>,
+    key: K,
+    slot: usize,
     /// The slot of the ready endpoint of the same key that this one is to replace.
     older: Option<usize>,
     /// The slot of the pending endpoint that is to replace this one.
@@ -130,35 +141,34 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     ///
     /// A ready service and the one that is to replace it count as two.
     pub fn len(&self) -> usize {
-        self.order.len()
+        self.endpoints.len()
     }
 
     /// Whether there is no service.
     pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
+        self.endpoints.is_empty()
     }
 
     /// How many services are ready.
     pub fn ready_len(&self) -> usize {
-        self.ready - usize::from(self.called != NOBODY)
+        self.ready - usize::from(matches!(self.last, Last::Called(_)))
     }
 
     /// How many services are pending.
     pub fn pending_len(&self) -> usize {
-        self.order.len() - self.ready_len()
+        self.endpoints.len() - self.ready_len()
     }
 
     /// The ready service at `index`, and its key.
     pub fn get_ready_index(&self, index: usize) -> Option<(&K, &S)> {
-        let slot = self.slot_at(index)?;
-        let endpoint = self.slots[slot].endpoint.as_ref()?;
+        let endpoint = self.endpoints.get(self.place(index)?)?;
         Some((&endpoint.key, &endpoint.service))
     }
 
     /// The ready service at `index`, mutably, and its key.
     pub fn get_ready_index_mut(&mut self, index: usize) -> Option<(&K, &mut S)> {
-        let slot = self.slot_at(index)?;
-        let endpoint = self.slots[slot].endpoint.as_mut()?;
+        let at = self.place(index)?;
+        let endpoint = self.endpoints.get_mut(at)?;
         Some((&endpoint.key, &mut endpoint.service))
     }
 
@@ -170,106 +180,92 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     /// The ready services, mutably, and their keys, in any order.
     pub fn iter_ready_mut(&mut self) -> impl Iterator<Item = (&K, &mut S)> {
         self.settle();
-        let ready = self.ready;
-        self.slots
-            .iter_mut()
-            .filter(move |slot| slot.at < ready)
-            .filter_map(|slot| slot.endpoint.as_mut())
+        (self.endpoints[..self.ready].iter_mut())
             .map(|endpoint| (&endpoint.key, &mut endpoint.service))
     }
 
-    /// The ready slot at `index`.
-    #[inline]
-    fn slot_at(&self, index: usize) -> Option<usize> {
-        let slot = *self.order[..self.ready_len()].get(index)?;
-        if slot == self.called {
-            return self.order.get(self.ready - 1).copied();
+    /// The place of the ready endpoint at `index`.
+    fn place(&self, index: usize) -> Option<usize> {
+        (index < self.ready_len()).then(|| self.counted(index))
+    }
+
+    /// The index that an endpoint at a place counts as having; the other way round it is the same.
+    fn counted(&self, at: usize) -> usize {
+        let last = self.ready.wrapping_sub(1);
+        match self.last {
+            Last::Called(called) if at == called => last,
+            Last::Called(called) if at == last => called,
+            _ => at,
         }
-        Some(slot)
     }
 
-    /// The index of a slot in use; if it is pending, not less than that of every ready one.
+    /// Where the endpoint of a slot is.
     fn place_of(&self, slot: usize) -> Option<usize> {
-        let found = self.slots.get(slot)?;
-        found.endpoint.as_ref()?;
-        Some(match self.called {
-            NOBODY => found.at,
-            called if called == slot => self.ready - 1,
-            called if found.at == self.ready - 1 => self.slots[called].at,
-            _ => found.at,
-        })
+        let at = self.slots.get(slot)?.at;
+        (at != NOWHERE).then_some(at)
     }
 
-    /// Lets the one that was called be polled next, as others that are due: the order is what it counts as.
+    fn endpoint_of(&mut self, slot: usize) -> Option<&mut Endpoint<K, S>> {
+        let at = self.place_of(slot)?;
+        self.endpoints.get_mut(at).map(|endpoint| &mut **endpoint)
+    }
+
+    /// Lets the one that was called be polled next, as others that are due: the places are what they count as.
     fn settle(&mut self) {
         self.settled_len();
     }
 
     #[cold]
-    fn settle_called(&mut self, slot: usize) {
-        self.called = NOBODY;
-        self.ready_to_due(self.slots[slot].at);
+    fn settle_called(&mut self, at: usize) {
+        self.last = Last::Nobody;
+        self.ready_to_due(at);
     }
 
-    /// The ready endpoint at `index`, whatever its index becomes.
-    #[inline]
-    pub(crate) fn ticket(&self, index: usize) -> Option<Ticket> {
-        let slot = self.slot_at(index)?;
-        let generation = self.slots[slot].generation;
-        Some(Ticket { slot, generation })
-    }
-
-    /// How many are ready; from here on their indices are places in the order.
+    /// How many are ready; from here on their indices are their places.
     #[inline(always)]
     pub(crate) fn settled_len(&mut self) -> usize {
-        if self.called != NOBODY {
-            self.settle_called(self.called);
+        if let Last::Called(at) = self.last {
+            self.settle_called(at);
         }
         self.ready
     }
 
     /// Whether there is nothing to wait for.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_all_ready(&self) -> bool {
-        self.ready == self.order.len() && self.called == NOBODY
+        self.ready == self.endpoints.len() && !matches!(self.last, Last::Called(_))
     }
 
     /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says
     /// so of their services, or the second.
     #[inline(always)]
-    pub(crate) fn ticket_of(
-        &mut self,
+    pub(crate) fn better_of(
+        &self,
         first: usize,
         second: usize,
         is_first: impl FnOnce(&S, &S) -> bool,
-    ) -> Option<Ticket> {
-        let (first, second) = (*self.order.get(first)?, *self.order.get(second)?);
-        let (one, other) = (self.slots.get(first)?, self.slots.get(second)?);
-        let is_first = is_first(
-            &one.endpoint.as_ref()?.service,
-            &other.endpoint.as_ref()?.service,
-        );
-        Some(if is_first {
-            Ticket {
-                slot: first,
-                generation: one.generation,
-            }
+    ) -> usize {
+        let (one, other) = (&self.endpoints[first], &self.endpoints[second]);
+        if is_first(&one.service, &other.service) {
+            first
         } else {
-            Ticket {
-                slot: second,
-                generation: other.generation,
-            }
-        })
+            second
+        }
     }
 
-    /// Whether the endpoint is still there and ready.
-    #[cold]
-    pub(crate) fn is_ready(&self, ticket: Ticket) -> bool {
-        let slot = &self.slots[ticket.slot];
-        slot.endpoint.is_some()
-            && slot.at < self.ready
-            && slot.generation == ticket.generation
-            && self.called != ticket.slot
+    /// Remembers the ready endpoint at a settled index, for as long as it is there and ready, or until another is
+    /// called or chosen.
+    #[inline(always)]
+    pub(crate) fn choose(&mut self, index: usize) {
+        self.last = Last::Chosen(index);
+    }
+
+    /// The index of the one that was chosen.
+    pub(crate) fn chosen(&self) -> Option<usize> {
+        match self.last {
+            Last::Chosen(at) => Some(at),
+            _ => None,
+        }
     }
 
     #[inline]
@@ -277,21 +273,24 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         if a == b {
             return;
         }
-        let (first, second) = (self.order[a], self.order[b]);
-        self.put(second, a);
-        self.put(first, b);
-    }
-
-    #[inline]
-    fn put(&mut self, slot: usize, at: usize) {
-        self.order[at] = slot;
-        self.slots[slot].at = at;
+        self.endpoints.swap(a, b);
+        for at in [a, b] {
+            self.slots[self.endpoints[at].slot].at = at;
+        }
+        self.last = match self.last {
+            Last::Chosen(at) if at == a => Last::Chosen(b),
+            Last::Chosen(at) if at == b => Last::Chosen(a),
+            last => last,
+        };
     }
 
     /// Lets a ready endpoint be polled next.
     fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
         self.swap(at, self.ready);
+        if self.last == Last::Chosen(self.ready) {
+            self.last = Last::Nobody;
+        }
     }
 
     /// Lets an endpoint that is due wait until it is woken.
@@ -309,24 +308,21 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
     fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
-        let slot = self.order[self.ready];
+        let older = self.endpoints[self.ready].older.take();
         self.ready += 1;
-        let endpoint = self.slots[slot].endpoint.as_ref();
-        if endpoint.is_some_and(|endpoint| endpoint.older.is_some()) {
-            self.drop_older(slot);
+        if let Some(older) = older {
+            self.drop_older(older);
         }
     }
 
     #[cold]
     fn drop_older(&mut self, slot: usize) {
-        let endpoint = self.slots[slot].endpoint.as_mut();
-        let older = endpoint.and_then(|endpoint| endpoint.older.take());
-        let at = older.and_then(|older| self.place_of(older));
+        let at = self.place_of(slot);
         drop(at.and_then(|at| self.detach(at)));
     }
 
     /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
-    fn detach(&mut self, mut at: usize) -> Option<Endpoint<K, S>> {
+    fn detach(&mut self, mut at: usize) -> Option<Box<Endpoint<K, S>>> {
         if at < self.ready {
             self.ready_to_due(at);
             at = self.ready;
@@ -335,12 +331,12 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
             self.due_to_waiting(at);
             at = self.due;
         }
-        self.swap(at, self.order.len() - 1);
-        let vacant = self.order.pop()?;
-        self.vacant.push(vacant);
-        let slot = &mut self.slots[vacant];
-        slot.generation = slot.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
-        let endpoint = slot.endpoint.take()?;
+        self.swap(at, self.endpoints.len() - 1);
+        let endpoint = self.endpoints.pop()?;
+        let slot = &mut self.slots[endpoint.slot];
+        slot.at = NOWHERE;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.vacant.push(endpoint.slot);
         endpoint.node.retire();
         Some(endpoint)
     }
@@ -357,17 +353,17 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     fn collect_some(&mut self) {
         let mut woken = self.wakes.collect();
         for Ticket { slot, generation } in woken.drain(..) {
-            let slot = &self.slots[slot];
-            let Some(endpoint) = &slot.endpoint else {
-                continue;
-            };
-            if slot.generation != generation {
+            let Slot {
+                generation: now,
+                at,
+            } = self.slots[slot];
+            if generation != now || at == NOWHERE {
                 continue;
             }
-            endpoint.node.unqueue();
+            self.endpoints[at].node.unqueue();
             // A ready one is polled when it is picked.
-            if slot.at >= self.due {
-                self.waiting_to_due(slot.at);
+            if at >= self.due {
+                self.waiting_to_due(at);
             }
         }
         self.wakes.give_back(woken);
@@ -384,13 +380,13 @@ where
         Self {
             wakes: Wakes::new(),
             turn: 0,
-            slots: Vec::new(),
-            vacant: Vec::new(),
-            order: Vec::new(),
+            endpoints: Vec::new(),
             ready: 0,
             due: 0,
-            called: NOBODY,
+            last: Last::Nobody,
             is_behind: false,
+            slots: Vec::new(),
+            vacant: Vec::new(),
             keys: HashMap::new(),
             request: PhantomData,
         }
@@ -404,7 +400,7 @@ where
     {
         let slot = self.keys.get(key);
         slot.and_then(|slot| self.place_of(*slot))
-            .is_some_and(|at| at >= self.ready_len())
+            .is_some_and(|at| self.counted(at) >= self.ready_len())
     }
 
     /// The ready service with this key, and its index.
@@ -454,19 +450,20 @@ where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let newest = *self.keys.get(key)?;
-        let older = self.slots[newest].endpoint.as_ref()?.older;
-        let at = self.place_of(older.unwrap_or(newest))?;
-        (at < self.ready_len()).then_some(at)
+        let newest = self.place_of(*self.keys.get(key)?)?;
+        let older = self.endpoints[newest].older;
+        let at = older.and_then(|older| self.place_of(older));
+        let index = self.counted(at.unwrap_or(newest));
+        (index < self.ready_len()).then_some(index)
     }
 
     /// Takes an endpoint out, and whatever refers to it.
-    fn remove(&mut self, at: usize) -> Option<Endpoint<K, S>> {
+    fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
         let endpoint = self.detach(at)?;
         match (endpoint.older, endpoint.newer) {
             // The one that it was to replace stays.
             (Some(older), _) => {
-                if let Some(older) = &mut self.slots[older].endpoint {
+                if let Some(older) = self.endpoint_of(older) {
                     older.newer = None;
                 }
                 if let Some(slot) = self.keys.get_mut(&endpoint.key) {
@@ -474,7 +471,7 @@ where
                 }
             }
             (None, Some(newer)) => {
-                if let Some(newer) = &mut self.slots[newer].endpoint {
+                if let Some(newer) = self.endpoint_of(newer) {
                     newer.older = None;
                 }
             }
@@ -483,18 +480,6 @@ where
             }
         }
         Some(endpoint)
-    }
-
-    #[cold]
-    fn drop_replaced(&mut self, at: usize) {
-        drop(self.remove(at));
-    }
-
-    fn is_replaced(&self, slot: usize) -> bool {
-        self.slots[slot]
-            .endpoint
-            .as_ref()
-            .is_some_and(|endpoint| endpoint.newer.is_some())
     }
 }
 
@@ -522,29 +507,28 @@ where
         }
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
-                generation: NonZeroU32::MIN,
-                at: 0,
-                endpoint: None,
+                generation: 0,
+                at: NOWHERE,
             });
             self.slots.len() - 1
         });
-        if let Some(older) = older.and_then(|older| self.slots[older].endpoint.as_mut()) {
+        if let Some(older) = older.and_then(|older| self.endpoint_of(older)) {
             older.newer = Some(slot);
         }
         self.keys.insert(key.clone(), slot);
-        let at = self.order.len();
+        let at = self.endpoints.len();
         self.slots[slot].at = at;
         let generation = self.slots[slot].generation;
         let node = self.wakes.node(Ticket { slot, generation });
-        self.slots[slot].endpoint = Some(Endpoint {
-            key,
+        self.endpoints.push(Box::new(Endpoint {
             service,
             waker: Waker::from(node.clone()),
             node,
+            key,
+            slot,
             older,
             newer: None,
-        });
-        self.order.push(slot);
+        }));
         self.waiting_to_due(at);
         drop(replaced);
     }
@@ -606,56 +590,53 @@ where
         cx: &mut Context<'_>,
         index: usize,
     ) -> Result<bool, error::Failed<K, S::Error>> {
-        match self.ticket(index) {
-            Some(ticket) if is_attempt(cx) => self.check_in(ticket, cx),
-            Some(ticket) => self.check(ticket),
-            None => Ok(false),
+        if index >= self.ready_len() {
+            return Ok(false);
+        }
+        self.settle();
+        if is_attempt(cx) {
+            self.check_in(index, cx)
+        } else {
+            self.check(index)
         }
     }
 
-    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago.
+    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago, and is
+    /// [settled](Self::settled_len).
     #[inline(always)]
-    pub(crate) fn check(&mut self, ticket: Ticket) -> Checked<K, S::Error> {
-        match self.poll_slot(ticket.slot) {
+    pub(crate) fn check(&mut self, at: usize) -> Checked<K, S::Error> {
+        match self.poll_at(at) {
             Poll::Ready(Ok(())) => Ok(true),
-            other => self.checked(ticket.slot, other, false),
+            other => self.checked(at, other, false),
         }
     }
 
     /// As `check`, in the context of a try.
     #[cold]
-    pub(crate) fn check_in(
-        &mut self,
-        ticket: Ticket,
-        cx: &mut Context<'_>,
-    ) -> Checked<K, S::Error> {
-        match self.try_slot(ticket.slot, cx) {
+    pub(crate) fn check_in(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
+        match self.try_at(at, cx) {
             Poll::Ready(Ok(())) => Ok(true),
-            other => self.checked(ticket.slot, other, true),
+            other => self.checked(at, other, true),
         }
     }
 
     #[cold]
     fn checked(
         &mut self,
-        slot: usize,
+        at: usize,
         polled: Poll<Result<(), S::Error>>,
         was_tried: bool,
     ) -> Checked<K, S::Error> {
-        self.settle();
         match polled {
             Poll::Ready(Ok(())) => return Ok(true),
-            Poll::Ready(Err(error)) => self.failed(slot, error)?,
-            Poll::Pending => self.not_ready(slot, was_tried),
+            Poll::Ready(Err(error)) => self.failed(at, error)?,
+            Poll::Pending => self.not_ready(at, was_tried),
         }
         Ok(false)
     }
 
-    fn not_ready(&mut self, slot: usize, was_tried: bool) {
-        let Some(at) = self.place_of(slot) else {
-            return;
-        };
-        if self.is_replaced(slot) {
+    fn not_ready(&mut self, at: usize, was_tried: bool) {
+        if self.endpoints[at].newer.is_some() {
             drop(self.remove(at));
             return;
         }
@@ -690,41 +671,35 @@ where
     /// If `index` is not less than [`ready_len`](Self::ready_len).
     #[track_caller]
     pub fn call_ready_index(&mut self, index: usize, request: Req) -> S::Future {
-        let ticket = self.ticket(index);
-        match ticket.and_then(|ticket| self.try_call(ticket, request).ok()) {
-            Some(future) => future,
-            None => panic!(
-                "the index of a ready service is {index}, and must be less than {}",
-                self.ready
-            ),
-        }
+        self.settle();
+        assert!(
+            index < self.ready,
+            "the index of a ready service is {index}, and must be less than {}",
+            self.ready
+        );
+        self.call_at(index, request)
     }
 
-    /// Calls a ready service, or gives the request back if it is there no more.
+    /// Calls the ready one at a settled index.
     #[inline(always)]
-    pub(crate) fn try_call(&mut self, ticket: Ticket, request: Req) -> Result<S::Future, Req> {
-        let ready = self.settled_len();
-        let Ticket { slot, generation } = ticket;
-        let guard = Asking { cache: self, slot };
-        let found = &mut guard.cache.slots[slot];
-        let at = found.at;
-        match &mut found.endpoint {
-            Some(endpoint) if at < ready && found.generation == generation => {
-                let is_replaced = endpoint.newer.is_some();
-                let future = endpoint.service.call(request);
-                core::mem::forget(guard);
-                if is_replaced {
-                    self.drop_replaced(at);
-                } else {
-                    self.called = slot;
-                }
-                Ok(future)
-            }
-            _ => {
-                core::mem::forget(guard);
-                Err(request)
-            }
+    pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
+        if self.endpoints[at].newer.is_some() {
+            return self.call_replaced(at, request);
         }
+        self.last = Last::Called(at);
+        let guard = Asking { cache: self, at };
+        let future = guard.cache.endpoints[at].service.call(request);
+        core::mem::forget(guard);
+        future
+    }
+
+    #[cold]
+    fn call_replaced(&mut self, at: usize, request: Req) -> S::Future {
+        self.last = Last::Nobody;
+        let guard = Asking { cache: self, at };
+        let future = guard.cache.endpoints[at].service.call(request);
+        drop(guard);
+        future
     }
 
     /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
@@ -733,33 +708,50 @@ where
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        match self.called {
-            // As a rule there is nobody else.
-            slot if slot != NOBODY && self.ready == self.due && !self.wakes.any() => {
+        match self.called() {
+            Some(at) => {
                 *budget = budget.saturating_sub(1);
-                match self.poll_slot(slot) {
-                    Poll::Ready(Ok(())) => {
-                        self.called = NOBODY;
-                        Ok(())
-                    }
-                    other => self.called_is_not_ready(slot, other),
-                }
+                self.poll_called(at)
             }
-            _ => self.poll_all_due(budget),
+            None => self.poll_all_due(budget),
+        }
+    }
+
+    /// The one that was called last, if nobody else is due, as is the rule.
+    #[inline(always)]
+    pub(crate) fn called(&self) -> Option<usize> {
+        match self.last {
+            Last::Called(at) if self.ready == self.due && !self.wakes.any() => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Polls the one that was [called](Self::called).
+    #[inline(always)]
+    pub(crate) fn poll_called(&mut self, at: usize) -> Result<(), error::Failed<K, S::Error>> {
+        match self.poll_at(at) {
+            Poll::Ready(Ok(())) => {
+                self.last = Last::Nobody;
+                Ok(())
+            }
+            other => self.called_is_not_ready(at, other),
         }
     }
 
     #[cold]
     fn called_is_not_ready(
         &mut self,
-        slot: usize,
+        at: usize,
         polled: Poll<Result<(), S::Error>>,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        self.settle();
+        self.last = Last::Nobody;
         match polled {
-            Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
-            Poll::Ready(Err(error)) => self.failed(slot, error)?,
-            Poll::Pending => self.due_to_waiting(self.ready),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => self.failed(at, error)?,
+            Poll::Pending => {
+                self.ready_to_due(at);
+                self.due_to_waiting(self.ready);
+            }
         }
         Ok(())
     }
@@ -773,10 +765,9 @@ where
         }
         while self.ready < self.due && *budget > 0 {
             *budget -= 1;
-            let slot = self.order[self.ready];
-            match self.poll_slot(slot) {
+            match self.poll_at(self.ready) {
                 Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
-                Poll::Ready(Err(error)) => self.failed(slot, error)?,
+                Poll::Ready(Err(error)) => self.failed(self.ready, error)?,
                 Poll::Pending => self.due_to_waiting(self.ready),
             }
         }
@@ -807,13 +798,12 @@ where
                 self.turn = self.turn.wrapping_add(1);
                 first + self.turn as usize % (self.due - first)
             };
-            let slot = self.order[at];
-            match self.try_slot(slot, cx) {
+            match self.try_at(at, cx) {
                 Poll::Ready(Ok(())) => {
                     self.due_to_ready(at);
                     skip = 0;
                 }
-                Poll::Ready(Err(error)) => self.failed(slot, error)?,
+                Poll::Ready(Err(error)) => self.failed(at, error)?,
                 Poll::Pending => {}
             }
         }
@@ -828,8 +818,8 @@ where
     }
 
     #[cold]
-    fn failed(&mut self, slot: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
-        match self.place_of(slot).and_then(|at| self.remove(at)) {
+    fn failed(&mut self, at: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
+        match self.remove(at) {
             Some(endpoint) => Err(error::Failed(endpoint.key, error)),
             None => Ok(()),
         }
@@ -837,8 +827,8 @@ where
 
     /// Polls one, with its own waker.
     #[inline(always)]
-    fn poll_slot(&mut self, slot: usize) -> Poll<Result<(), S::Error>> {
-        self.ask(slot, |endpoint| {
+    fn poll_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| {
             let mut cx = Context::from_waker(&endpoint.waker);
             endpoint.service.poll_ready(&mut cx)
         })
@@ -846,22 +836,19 @@ where
 
     /// Polls one, with the waker of a try, which wakes nobody.
     #[cold]
-    fn try_slot(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.ask(slot, |endpoint| endpoint.service.poll_ready(cx))
+    fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
     }
 
     /// If the service panics, it leaves the cache.
     #[inline(always)]
     fn ask(
         &mut self,
-        slot: usize,
+        at: usize,
         poll: impl FnOnce(&mut Endpoint<K, S>) -> Poll<Result<(), S::Error>>,
     ) -> Poll<Result<(), S::Error>> {
-        let guard = Asking { cache: self, slot };
-        let polled = match &mut guard.cache.slots[slot].endpoint {
-            Some(endpoint) => poll(endpoint),
-            None => Poll::Pending,
-        };
+        let guard = Asking { cache: self, at };
+        let polled = poll(&mut guard.cache.endpoints[at]);
         core::mem::forget(guard);
         polled
     }
@@ -875,15 +862,12 @@ impl<K: Eq + Hash, S, Req> Default for ReadyCache<K, S, Req> {
 
 impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = |slot: usize| Some(&self.slots[slot].endpoint.as_ref()?.key);
-        let ready = (0..self.ready_len()).filter_map(|index| self.slot_at(index));
-        let called = Some(self.called).filter(|called| *called != NOBODY);
-        let pending = called
-            .into_iter()
-            .chain(self.order[self.ready..].iter().copied());
+        let key = |index| &self.endpoints[self.counted(index)].key;
+        let ready = (0..self.ready_len()).map(key);
+        let pending = (self.ready_len()..self.len()).map(key);
         f.debug_struct("ReadyCache")
-            .field("ready", &ready.filter_map(key).collect::<Vec<_>>())
-            .field("pending", &pending.filter_map(key).collect::<Vec<_>>())
+            .field("ready", &ready.collect::<Vec<_>>())
+            .field("pending", &pending.collect::<Vec<_>>())
             .finish()
     }
 }
@@ -926,15 +910,17 @@ pub mod error {
 /// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
 struct Asking<'a, K: Eq + Hash, S, Req> {
     cache: &'a mut ReadyCache<K, S, Req>,
-    slot: usize,
+    at: usize,
 }
 
 impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
     #[cold]
     fn drop(&mut self) {
-        self.cache.settle();
-        let at = self.cache.place_of(self.slot);
-        drop(at.and_then(|at| self.cache.remove(at)));
+        // If one is remembered as called, it is this one: others are asked once it is settled.
+        if let Last::Called(_) = self.cache.last {
+            self.cache.last = Last::Nobody;
+        }
+        drop(self.cache.remove(self.at));
     }
 }
 
@@ -986,7 +972,7 @@ mod tests {
         };
         cache.evict(&0);
         cache.push(1, Busy(polls.clone()));
-        assert!(cache.slots[0].endpoint.is_some());
+        assert_eq!(cache.slots[0].at, 0);
         assert!(cache.poll_pending(&mut cx).is_pending());
         cache.wakes.node(late).wake();
         assert!(cache.poll_pending(&mut cx).is_pending());

@@ -33,22 +33,21 @@
 //! # });
 //! ```
 
-use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::borrow::Borrow;
 use core::fmt;
 use core::hash::Hash;
 use core::marker::PhantomData;
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 use std::collections::HashMap;
 
-use crate::Service;
-use crate::sync::is_attempt;
-use crate::sync::wakes::{Node, Wakes};
+mod ask;
+mod order;
 
-/// Whether an endpoint is ready, or how it failed.
-pub(crate) type Checked<K, E> = Result<bool, error::Failed<K, E>>;
+pub(crate) use self::ask::POLLS;
+use self::order::{Order, Ticket};
+use crate::Service;
+use crate::sync::{is_attempt, wakes::Wakes};
 
 /// Services by key, each either ready or pending.
 ///
@@ -66,74 +65,12 @@ pub struct ReadyCache<K, S, Req> {
     wakes: Wakes<Ticket>,
     // Where the last try ended.
     turn: u32,
-    // First the ready ones, then those that are to be polled, then those that wait to be woken. To go from one part
-    // to another is to swap with the one at the edge, and costs the same however large a service is.
-    endpoints: Vec<Box<Endpoint<K, S>>>,
-    /// Where the ready ones end.
-    ready: usize,
-    /// Where those end that are to be polled.
-    due: usize,
-    last: Last,
+    order: Order<K, S>,
     // The last poll did not get to all that were due.
     is_behind: bool,
-    // Where each endpoint is: its slot stays the same.
-    slots: Vec<Slot>,
-    vacant: Vec<usize>,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
-}
-
-/// A ready endpoint that is remembered, by its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Last {
-    Nobody,
-    /// It was called last. It counts as if it had been swapped with the last of the ready ones, and is to be polled.
-    /// Most likely it is ready then, and no swap is needed.
-    Called(usize),
-    /// It was chosen to be called next.
-    Chosen(usize),
-}
-
-/// The place of nobody.
-const NOWHERE: usize = usize::MAX;
-
-/// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
-/// used, and takes some microseconds where readiness is cheap.
-pub(crate) const POLLS: usize = 256;
-
-/// How many services a try asks once it has a ready one to offer.
-const TRIES: usize = 16;
-
-// What is always inlined here is what a request through a balancer goes through, a few lines each. To enter and leave
-// them as functions took as long as they do.
-
-#[derive(Clone, Copy)]
-struct Slot {
-    // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
-    generation: u32,
-    /// Where the endpoint is, or `NOWHERE`.
-    at: usize,
-}
-
-/// One endpoint, wherever it is. It is none that has its slot later.
-#[derive(Clone, Copy)]
-struct Ticket {
-    slot: usize,
-    generation: u32,
-}
-
-struct Endpoint<K, S> {
-    service: S,
-    /// `node` as a waker.
-    waker: Waker,
-    node: Arc<Node<Ticket>>,
-    key: K,
-    slot: usize,
-    /// The slot of the ready endpoint of the same key that this one is to replace.
-    older: Option<usize>,
-    /// The slot of the pending endpoint that is to replace this one.
-    newer: Option<usize>,
 }
 
 impl<K, S, Req> ReadyCache<K, S, Req> {
@@ -141,34 +78,34 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
     ///
     /// A ready service and the one that is to replace it count as two.
     pub fn len(&self) -> usize {
-        self.endpoints.len()
+        self.order.endpoints.len()
     }
 
     /// Whether there is no service.
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty()
+        self.order.endpoints.is_empty()
     }
 
     /// How many services are ready.
     pub fn ready_len(&self) -> usize {
-        self.ready - usize::from(matches!(self.last, Last::Called(_)))
+        self.order.ready_len()
     }
 
     /// How many services are pending.
     pub fn pending_len(&self) -> usize {
-        self.endpoints.len() - self.ready_len()
+        self.order.endpoints.len() - self.ready_len()
     }
 
     /// The ready service at `index`, and its key.
     pub fn get_ready_index(&self, index: usize) -> Option<(&K, &S)> {
-        let endpoint = self.endpoints.get(self.place(index)?)?;
+        let endpoint = self.order.endpoints.get(self.place(index)?)?;
         Some((&endpoint.key, &endpoint.service))
     }
 
     /// The ready service at `index`, mutably, and its key.
     pub fn get_ready_index_mut(&mut self, index: usize) -> Option<(&K, &mut S)> {
         let at = self.place(index)?;
-        let endpoint = self.endpoints.get_mut(at)?;
+        let endpoint = self.order.endpoints.get_mut(at)?;
         Some((&endpoint.key, &mut endpoint.service))
     }
 
@@ -179,194 +116,14 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 
     /// The ready services, mutably, and their keys, in any order.
     pub fn iter_ready_mut(&mut self) -> impl Iterator<Item = (&K, &mut S)> {
-        self.settle();
-        (self.endpoints[..self.ready].iter_mut())
+        self.order.settle();
+        (self.order.endpoints[..self.order.ready].iter_mut())
             .map(|endpoint| (&endpoint.key, &mut endpoint.service))
     }
 
     /// The place of the ready endpoint at `index`.
     fn place(&self, index: usize) -> Option<usize> {
-        (index < self.ready_len()).then(|| self.counted(index))
-    }
-
-    /// The index that an endpoint at a place counts as having; the other way round it is the same.
-    fn counted(&self, at: usize) -> usize {
-        let last = self.ready.wrapping_sub(1);
-        match self.last {
-            Last::Called(called) if at == called => last,
-            Last::Called(called) if at == last => called,
-            _ => at,
-        }
-    }
-
-    /// Where the endpoint of a slot is.
-    fn place_of(&self, slot: usize) -> Option<usize> {
-        let at = self.slots.get(slot)?.at;
-        (at != NOWHERE).then_some(at)
-    }
-
-    fn endpoint_of(&mut self, slot: usize) -> Option<&mut Endpoint<K, S>> {
-        let at = self.place_of(slot)?;
-        self.endpoints.get_mut(at).map(|endpoint| &mut **endpoint)
-    }
-
-    /// Lets the one that was called be polled next, as others that are due: the places are what they count as.
-    fn settle(&mut self) {
-        self.settled_len();
-    }
-
-    #[cold]
-    fn settle_called(&mut self, at: usize) {
-        self.last = Last::Nobody;
-        self.ready_to_due(at);
-    }
-
-    /// How many are ready; from here on their indices are their places.
-    #[inline(always)]
-    pub(crate) fn settled_len(&mut self) -> usize {
-        if let Last::Called(at) = self.last {
-            self.settle_called(at);
-        }
-        self.ready
-    }
-
-    /// Whether there is nothing to wait for.
-    #[inline(always)]
-    pub(crate) fn is_all_ready(&self) -> bool {
-        self.ready == self.endpoints.len() && !matches!(self.last, Last::Called(_))
-    }
-
-    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says
-    /// so of their services, or the second.
-    #[inline(always)]
-    pub(crate) fn better_of(
-        &self,
-        first: usize,
-        second: usize,
-        is_first: impl FnOnce(&S, &S) -> bool,
-    ) -> usize {
-        let (one, other) = (&self.endpoints[first], &self.endpoints[second]);
-        if is_first(&one.service, &other.service) {
-            first
-        } else {
-            second
-        }
-    }
-
-    /// Remembers the ready endpoint at a settled index, for as long as it is there and ready, or until another is
-    /// called or chosen.
-    #[inline(always)]
-    pub(crate) fn choose(&mut self, index: usize) {
-        self.last = Last::Chosen(index);
-    }
-
-    /// The index of the one that was chosen.
-    pub(crate) fn chosen(&self) -> Option<usize> {
-        match self.last {
-            Last::Chosen(at) => Some(at),
-            _ => None,
-        }
-    }
-
-    #[inline]
-    fn swap(&mut self, a: usize, b: usize) {
-        if a == b {
-            return;
-        }
-        self.endpoints.swap(a, b);
-        for at in [a, b] {
-            self.slots[self.endpoints[at].slot].at = at;
-        }
-        self.last = match self.last {
-            Last::Chosen(at) if at == a => Last::Chosen(b),
-            Last::Chosen(at) if at == b => Last::Chosen(a),
-            last => last,
-        };
-    }
-
-    /// Lets a ready endpoint be polled next.
-    fn ready_to_due(&mut self, at: usize) {
-        self.ready -= 1;
-        self.swap(at, self.ready);
-        if self.last == Last::Chosen(self.ready) {
-            self.last = Last::Nobody;
-        }
-    }
-
-    /// Lets an endpoint that is due wait until it is woken.
-    fn due_to_waiting(&mut self, at: usize) {
-        self.due -= 1;
-        self.swap(at, self.due);
-    }
-
-    /// Lets an endpoint that waits be polled.
-    fn waiting_to_due(&mut self, at: usize) {
-        self.swap(at, self.due);
-        self.due += 1;
-    }
-
-    /// Lets an endpoint that is due be called, in place of the one that it replaces.
-    fn due_to_ready(&mut self, at: usize) {
-        self.swap(at, self.ready);
-        let older = self.endpoints[self.ready].older.take();
-        self.ready += 1;
-        if let Some(older) = older {
-            self.drop_older(older);
-        }
-    }
-
-    #[cold]
-    fn drop_older(&mut self, slot: usize) {
-        let at = self.place_of(slot);
-        drop(at.and_then(|at| self.detach(at)));
-    }
-
-    /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
-    fn detach(&mut self, mut at: usize) -> Option<Box<Endpoint<K, S>>> {
-        if at < self.ready {
-            self.ready_to_due(at);
-            at = self.ready;
-        }
-        if at < self.due {
-            self.due_to_waiting(at);
-            at = self.due;
-        }
-        self.swap(at, self.endpoints.len() - 1);
-        let endpoint = self.endpoints.pop()?;
-        let slot = &mut self.slots[endpoint.slot];
-        slot.at = NOWHERE;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.vacant.push(endpoint.slot);
-        endpoint.node.retire();
-        Some(endpoint)
-    }
-
-    /// Lets those be polled that were woken.
-    #[inline]
-    fn collect_woken(&mut self) {
-        if self.wakes.any() {
-            self.collect_some();
-        }
-    }
-
-    #[cold]
-    fn collect_some(&mut self) {
-        let mut woken = self.wakes.collect();
-        for Ticket { slot, generation } in woken.drain(..) {
-            let Slot {
-                generation: now,
-                at,
-            } = self.slots[slot];
-            if generation != now || at == NOWHERE {
-                continue;
-            }
-            self.endpoints[at].node.unqueue();
-            // A ready one is polled when it is picked.
-            if at >= self.due {
-                self.waiting_to_due(at);
-            }
-        }
-        self.wakes.give_back(woken);
+        (index < self.ready_len()).then(|| self.order.counted(index))
     }
 }
 
@@ -380,13 +137,8 @@ where
         Self {
             wakes: Wakes::new(),
             turn: 0,
-            endpoints: Vec::new(),
-            ready: 0,
-            due: 0,
-            last: Last::Nobody,
+            order: Order::new(),
             is_behind: false,
-            slots: Vec::new(),
-            vacant: Vec::new(),
             keys: HashMap::new(),
             request: PhantomData,
         }
@@ -399,8 +151,8 @@ where
         Q: Eq + Hash + ?Sized,
     {
         let slot = self.keys.get(key);
-        slot.and_then(|slot| self.place_of(*slot))
-            .is_some_and(|at| self.counted(at) >= self.ready_len())
+        slot.and_then(|slot| self.order.place_of(*slot))
+            .is_some_and(|at| self.order.counted(at) >= self.ready_len())
     }
 
     /// The ready service with this key, and its index.
@@ -434,12 +186,15 @@ where
         let Some(slot) = self.keys.remove(key) else {
             return false;
         };
-        self.settle();
-        let newest = self.place_of(slot).and_then(|at| self.detach(at));
+        self.order.settle();
+        let newest = self
+            .order
+            .place_of(slot)
+            .and_then(|at| self.order.detach(at));
         let older = newest.as_ref().and_then(|endpoint| endpoint.older);
         let older = older
-            .and_then(|slot| self.place_of(slot))
-            .and_then(|at| self.detach(at));
+            .and_then(|slot| self.order.place_of(slot))
+            .and_then(|at| self.order.detach(at));
         // Both are out before either is dropped: a destructor may panic.
         drop((newest, older));
         true
@@ -450,36 +205,11 @@ where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let newest = self.place_of(*self.keys.get(key)?)?;
-        let older = self.endpoints[newest].older;
-        let at = older.and_then(|older| self.place_of(older));
-        let index = self.counted(at.unwrap_or(newest));
+        let newest = self.order.place_of(*self.keys.get(key)?)?;
+        let older = self.order.endpoints[newest].older;
+        let at = older.and_then(|older| self.order.place_of(older));
+        let index = self.order.counted(at.unwrap_or(newest));
         (index < self.ready_len()).then_some(index)
-    }
-
-    /// Takes an endpoint out, and whatever refers to it.
-    fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
-        let endpoint = self.detach(at)?;
-        match (endpoint.older, endpoint.newer) {
-            // The one that it was to replace stays.
-            (Some(older), _) => {
-                if let Some(older) = self.endpoint_of(older) {
-                    older.newer = None;
-                }
-                if let Some(slot) = self.keys.get_mut(&endpoint.key) {
-                    *slot = older;
-                }
-            }
-            (None, Some(newer)) => {
-                if let Some(newer) = self.endpoint_of(newer) {
-                    newer.older = None;
-                }
-            }
-            (None, None) => {
-                self.keys.remove(&endpoint.key);
-            }
-        }
-        Some(endpoint)
     }
 }
 
@@ -494,42 +224,22 @@ where
     /// until the new one is ready and takes its place; once called, or found not to be ready any more, it is
     /// dropped.
     pub fn push(&mut self, key: K, service: S) {
-        self.settle();
+        self.order.settle();
         let (mut older, mut replaced) = (None, None);
         if let Some(&newest) = self.keys.get(&key) {
-            match self.place_of(newest) {
-                Some(at) if at >= self.ready => {
-                    replaced = self.detach(at);
+            match self.order.place_of(newest) {
+                Some(at) if at >= self.order.ready => {
+                    replaced = self.order.detach(at);
                     older = replaced.as_ref().and_then(|endpoint| endpoint.older);
                 }
                 at => older = at.map(|_| newest),
             }
         }
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Slot {
-                generation: 0,
-                at: NOWHERE,
-            });
-            self.slots.len() - 1
-        });
-        if let Some(older) = older.and_then(|older| self.endpoint_of(older)) {
+        let slot = (self.order).push(key.clone(), service, older, &self.wakes);
+        if let Some(older) = older.and_then(|older| self.order.endpoint_of(older)) {
             older.newer = Some(slot);
         }
-        self.keys.insert(key.clone(), slot);
-        let at = self.endpoints.len();
-        self.slots[slot].at = at;
-        let generation = self.slots[slot].generation;
-        let node = self.wakes.node(Ticket { slot, generation });
-        self.endpoints.push(Box::new(Endpoint {
-            service,
-            waker: Waker::from(node.clone()),
-            node,
-            key,
-            slot,
-            older,
-            newer: None,
-        }));
-        self.waiting_to_due(at);
+        self.keys.insert(key, slot);
         drop(replaced);
     }
 
@@ -593,57 +303,11 @@ where
         if index >= self.ready_len() {
             return Ok(false);
         }
-        self.settle();
+        self.order.settle();
         if is_attempt(cx) {
             self.check_in(index, cx)
         } else {
             self.check(index)
-        }
-    }
-
-    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago, and is
-    /// [settled](Self::settled_len).
-    #[inline(always)]
-    pub(crate) fn check(&mut self, at: usize) -> Checked<K, S::Error> {
-        match self.poll_at(at) {
-            Poll::Ready(Ok(())) => Ok(true),
-            other => self.checked(at, other, false),
-        }
-    }
-
-    /// As `check`, in the context of a try.
-    #[cold]
-    pub(crate) fn check_in(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
-        match self.try_at(at, cx) {
-            Poll::Ready(Ok(())) => Ok(true),
-            other => self.checked(at, other, true),
-        }
-    }
-
-    #[cold]
-    fn checked(
-        &mut self,
-        at: usize,
-        polled: Poll<Result<(), S::Error>>,
-        was_tried: bool,
-    ) -> Checked<K, S::Error> {
-        match polled {
-            Poll::Ready(Ok(())) => return Ok(true),
-            Poll::Ready(Err(error)) => self.failed(at, error)?,
-            Poll::Pending => self.not_ready(at, was_tried),
-        }
-        Ok(false)
-    }
-
-    fn not_ready(&mut self, at: usize, was_tried: bool) {
-        if self.endpoints[at].newer.is_some() {
-            drop(self.remove(at));
-            return;
-        }
-        self.ready_to_due(at);
-        // A try has left no waker with it.
-        if !was_tried {
-            self.due_to_waiting(self.ready);
         }
     }
 
@@ -671,186 +335,13 @@ where
     /// If `index` is not less than [`ready_len`](Self::ready_len).
     #[track_caller]
     pub fn call_ready_index(&mut self, index: usize, request: Req) -> S::Future {
-        self.settle();
+        self.order.settle();
         assert!(
-            index < self.ready,
+            index < self.order.ready,
             "the index of a ready service is {index}, and must be less than {}",
-            self.ready
+            self.order.ready
         );
         self.call_at(index, request)
-    }
-
-    /// Calls the ready one at a settled index.
-    #[inline(always)]
-    pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
-        if self.endpoints[at].newer.is_some() {
-            return self.call_replaced(at, request);
-        }
-        self.last = Last::Called(at);
-        let guard = Asking { cache: self, at };
-        let future = guard.cache.endpoints[at].service.call(request);
-        core::mem::forget(guard);
-        future
-    }
-
-    #[cold]
-    fn call_replaced(&mut self, at: usize, request: Req) -> S::Future {
-        self.last = Last::Nobody;
-        let guard = Asking { cache: self, at };
-        let future = guard.cache.endpoints[at].service.call(request);
-        drop(guard);
-        future
-    }
-
-    /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
-    #[inline(always)]
-    pub(crate) fn poll_due(
-        &mut self,
-        budget: &mut usize,
-    ) -> Result<(), error::Failed<K, S::Error>> {
-        match self.called() {
-            Some(at) => {
-                *budget = budget.saturating_sub(1);
-                self.poll_called(at)
-            }
-            None => self.poll_all_due(budget),
-        }
-    }
-
-    /// The one that was called last, if nobody else is due, as is the rule.
-    #[inline(always)]
-    pub(crate) fn called(&self) -> Option<usize> {
-        match self.last {
-            Last::Called(at) if self.ready == self.due && !self.wakes.any() => Some(at),
-            _ => None,
-        }
-    }
-
-    /// Polls the one that was [called](Self::called).
-    #[inline(always)]
-    pub(crate) fn poll_called(&mut self, at: usize) -> Result<(), error::Failed<K, S::Error>> {
-        match self.poll_at(at) {
-            Poll::Ready(Ok(())) => {
-                self.last = Last::Nobody;
-                Ok(())
-            }
-            other => self.called_is_not_ready(at, other),
-        }
-    }
-
-    #[cold]
-    fn called_is_not_ready(
-        &mut self,
-        at: usize,
-        polled: Poll<Result<(), S::Error>>,
-    ) -> Result<(), error::Failed<K, S::Error>> {
-        self.last = Last::Nobody;
-        match polled {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => self.failed(at, error)?,
-            Poll::Pending => {
-                self.ready_to_due(at);
-                self.due_to_waiting(self.ready);
-            }
-        }
-        Ok(())
-    }
-
-    #[inline(never)]
-    fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
-        self.settle();
-        // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
-        if !self.is_behind {
-            self.collect_woken();
-        }
-        while self.ready < self.due && *budget > 0 {
-            *budget -= 1;
-            match self.poll_at(self.ready) {
-                Poll::Ready(Ok(())) => self.due_to_ready(self.ready),
-                Poll::Ready(Err(error)) => self.failed(self.ready, error)?,
-                Poll::Pending => self.due_to_waiting(self.ready),
-            }
-        }
-        self.is_behind = self.ready < self.due;
-        Ok(())
-    }
-
-    /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
-    #[cold]
-    pub(crate) fn try_due(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Result<(), error::Failed<K, S::Error>> {
-        self.settle();
-        self.collect_woken();
-        // The one that was called last is the first of those that are due, and most likely ready.
-        let mut skip = 0;
-        for tried in 0..self.due - self.ready {
-            let first = self.ready + skip;
-            if first >= self.due || (self.ready > 0 && tried >= TRIES) {
-                break;
-            }
-            let at = if tried == 0 {
-                skip = 1;
-                first
-            } else {
-                // The next try goes on where this one ends.
-                self.turn = self.turn.wrapping_add(1);
-                first + self.turn as usize % (self.due - first)
-            };
-            match self.try_at(at, cx) {
-                Poll::Ready(Ok(())) => {
-                    self.due_to_ready(at);
-                    skip = 0;
-                }
-                Poll::Ready(Err(error)) => self.failed(at, error)?,
-                Poll::Pending => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
-    pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
-        if self.ready_len() < self.due || !self.wakes.register(cx.waker()) {
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    #[cold]
-    fn failed(&mut self, at: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
-        match self.remove(at) {
-            Some(endpoint) => Err(error::Failed(endpoint.key, error)),
-            None => Ok(()),
-        }
-    }
-
-    /// Polls one, with its own waker.
-    #[inline(always)]
-    fn poll_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
-        self.ask(at, |endpoint| {
-            let mut cx = Context::from_waker(&endpoint.waker);
-            endpoint.service.poll_ready(&mut cx)
-        })
-    }
-
-    /// Polls one, with the waker of a try, which wakes nobody.
-    #[cold]
-    fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
-    }
-
-    /// If the service panics, it leaves the cache.
-    #[inline(always)]
-    fn ask(
-        &mut self,
-        at: usize,
-        poll: impl FnOnce(&mut Endpoint<K, S>) -> Poll<Result<(), S::Error>>,
-    ) -> Poll<Result<(), S::Error>> {
-        let guard = Asking { cache: self, at };
-        let polled = poll(&mut guard.cache.endpoints[at]);
-        core::mem::forget(guard);
-        polled
     }
 }
 
@@ -862,7 +353,7 @@ impl<K: Eq + Hash, S, Req> Default for ReadyCache<K, S, Req> {
 
 impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = |index| &self.endpoints[self.counted(index)].key;
+        let key = |index| &self.order.endpoints[self.order.counted(index)].key;
         let ready = (0..self.ready_len()).map(key);
         let pending = (self.ready_len()..self.len()).map(key);
         f.debug_struct("ReadyCache")
@@ -907,31 +398,15 @@ pub mod error {
     }
 }
 
-/// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
-struct Asking<'a, K: Eq + Hash, S, Req> {
-    cache: &'a mut ReadyCache<K, S, Req>,
-    at: usize,
-}
-
-impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
-    #[cold]
-    fn drop(&mut self) {
-        // If one is remembered as called, it is this one: others are asked once it is settled.
-        if let Last::Called(_) = self.cache.last {
-            self.cache.last = Last::Nobody;
-        }
-        drop(self.cache.remove(self.at));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::rc::Rc;
+    use alloc::sync::Arc;
     use alloc::task::Wake;
     use core::cell::Cell;
     use core::convert::Infallible;
     use core::future::Ready;
-    use core::task::{Context, Poll};
+    use core::task::{Context, Poll, Waker};
 
     use super::*;
 
@@ -968,11 +443,12 @@ mod tests {
         cache.push(0, Busy(Rc::default()));
         let late = Ticket {
             slot: 0,
-            generation: cache.slots[0].generation,
+            generation: 0,
         };
+        assert_eq!(cache.order.place_of_woken(late), Some(0));
         cache.evict(&0);
         cache.push(1, Busy(polls.clone()));
-        assert_eq!(cache.slots[0].at, 0);
+        assert_eq!(cache.order.place_of(0), Some(0));
         assert!(cache.poll_pending(&mut cx).is_pending());
         cache.wakes.node(late).wake();
         assert!(cache.poll_pending(&mut cx).is_pending());

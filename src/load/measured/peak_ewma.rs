@@ -65,10 +65,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
-use core::sync::atomic::{
-    AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use core::sync::atomic::{Ordering, fence};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
@@ -188,15 +185,18 @@ impl<S, C, T, K> PeakEwma<S, C, T, K> {
     where
         T: Clone,
     {
-        let settings = self.shared.settings.with_penalty(penalty);
-        self.shared = Arc::new(Shared::new(settings, self.shared.timer.clone()));
+        let Measured {
+            settings, timer, ..
+        } = &*self.shared.load;
+        let settings = settings.with_penalty(penalty);
+        self.shared = Arc::new(Shared::new(settings, timer.clone()));
         self
     }
 
     /// How many requests are under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.in_flight.load(Relaxed)
+        self.shared.in_flight()
     }
 
     accessors!(S);
@@ -206,14 +206,14 @@ impl<S, C, T: Timer, K> PeakEwma<S, C, T, K> {
     /// How long a response is expected to take.
     #[must_use]
     pub fn estimate(&self) -> Duration {
-        let estimate = self.shared.estimate(self.shared.timer.now());
+        let estimate = self.shared.estimate(self.shared.load.timer.now());
         Duration::from_nanos((estimate + 0.5) as u64)
     }
 
     /// Makes the estimate `estimate`, from which it goes on. Less than a nanosecond counts as one.
     pub fn set_estimate(&self, estimate: Duration) {
-        let now = self.shared.timer.now();
-        self.shared.set_estimate(now, nanos(estimate));
+        let load = &self.shared.load;
+        load.set_estimate(load.timer.now(), nanos(estimate));
     }
 }
 
@@ -241,7 +241,7 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     type Metric = Cost;
 
     fn load(&self) -> Cost {
-        self.shared.cost(self.shared.timer.now())
+        self.shared.cost(self.shared.load.timer.now())
     }
 
     fn is_no_busier_than(&self, other: &Self) -> bool {
@@ -296,23 +296,24 @@ impl Cost {
 
 /// A request under way. It is over when this is dropped.
 pub struct Handle<T: Timer> {
-    shared: Arc<Shared<T>>,
+    load: Arc<Measured<T>>,
     sent: Instant,
     // `None`: cancelled, as far as is known.
     outcome: Option<Outcome>,
 }
 
 impl<T: Timer> Handle<T> {
-    fn new(shared: &Arc<Shared<T>>) -> Self {
-        let sent = shared.timer.now();
-        shared.start(sent);
-        if shared.in_flight.load(Relaxed) == 0 {
-            shared.silent.store(sent.as_nanos());
+    fn new(shared: &Shared<T>) -> Self {
+        let load = &shared.load;
+        let sent = load.timer.now();
+        load.start(sent);
+        if shared.in_flight() == 0 {
+            load.silent.store(sent.as_nanos());
         }
         // Whoever sees the request sees since when it is silent.
-        shared.in_flight.fetch_add(1, Release);
+        fence(Ordering::Release);
         Self {
-            shared: shared.clone(),
+            load: load.clone(),
             sent,
             outcome: None,
         }
@@ -335,23 +336,22 @@ impl<T: Timer> Record for Handle<T> {
 
 impl<T: Timer> Drop for Handle<T> {
     fn drop(&mut self) {
-        let shared = &*self.shared;
-        let now = shared.timer.now();
+        let load = &*self.load;
+        let now = load.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
         let least = match self.outcome {
-            Some(Outcome::Penalised) => shared.settings.penalty,
+            Some(Outcome::Penalised) => load.settings.penalty,
             _ => 0.0,
         };
         match self.outcome {
-            Some(Outcome::Counted | Outcome::Penalised) => shared.observe(now, took.max(least)),
+            Some(Outcome::Counted | Outcome::Penalised) => load.observe(now, took.max(least)),
             Some(Outcome::Ignored) => {}
-            None => shared.raise(now, took),
+            None => load.raise(now, took),
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
-            shared.silent.store(now.as_nanos());
+            load.silent.store(now.as_nanos());
         }
-        shared.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -559,9 +559,78 @@ fn nanos(duration: Duration) -> f64 {
     duration.as_nanos() as f64
 }
 
-/// What clones and requests share.
+/// What clones share.
 struct Shared<T> {
-    in_flight: AtomicUsize,
+    // Only requests have clones of it, so they are counted by counting these.
+    load: Arc<Measured<T>>,
+}
+
+impl<T> Shared<T> {
+    fn new(settings: Settings, timer: T) -> Self {
+        Self {
+            load: Arc::new(Measured {
+                estimate: Decaying::new(),
+                observed: Word::new(0),
+                silent: Word::new(0),
+                settings,
+                timer,
+            }),
+        }
+    }
+
+    #[inline]
+    fn in_flight(&self) -> usize {
+        Arc::strong_count(&self.load) - 1
+    }
+
+    #[inline]
+    fn estimate(&self, now: Instant) -> f64 {
+        let load = &*self.load;
+        load.start(now);
+        let estimate = load.estimate.get(now, load.settings.decay).unwrap_or(1.0);
+        if self.in_flight() == 0 {
+            return estimate;
+        }
+        fence(Ordering::Acquire);
+        estimate.max(nanos_between(load.silent.load(), now.as_nanos()))
+    }
+
+    #[inline]
+    fn cost(&self, now: Instant) -> Cost {
+        let in_flight = self.in_flight() as f64;
+        Cost(self.estimate(now) * (in_flight + 1.0))
+    }
+
+    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
+    /// its estimate is, and a busy one more than that. Both are on the same clock.
+    #[inline]
+    fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
+        let (this, others) = (&*self.load, &*other.load);
+        if this.settings.decay != others.settings.decay {
+            return None;
+        }
+        let is_at_most = this.estimate.is_at_most(&others.estimate)?;
+        let idler = if is_at_most { self } else { other };
+        (idler.in_flight() == 0).then_some(is_at_most)
+    }
+
+    #[cold]
+    fn is_no_busier_now(&self, other: &Self) -> bool
+    where
+        T: Timer,
+    {
+        let now = self.load.timer.now();
+        let others_now = if size_of::<T>() == 0 {
+            now
+        } else {
+            other.load.timer.now()
+        };
+        self.cost(now) <= other.cost(others_now)
+    }
+}
+
+/// What clones and requests share.
+struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: Word,
@@ -571,18 +640,7 @@ struct Shared<T> {
     timer: T,
 }
 
-impl<T> Shared<T> {
-    const fn new(settings: Settings, timer: T) -> Self {
-        Self {
-            in_flight: AtomicUsize::new(0),
-            estimate: Decaying::new(),
-            observed: Word::new(0),
-            silent: Word::new(0),
-            settings,
-            timer,
-        }
-    }
-
+impl<T> Measured<T> {
     /// Lets the estimate decay from `now` on, if it does not yet: a constructor asks no clock.
     #[inline]
     fn start(&self, now: Instant) {
@@ -598,48 +656,6 @@ impl<T> Shared<T> {
             decay, default_rtt, ..
         } = self.settings;
         self.estimate.set_first(now, decay, default_rtt);
-    }
-
-    #[inline]
-    fn estimate(&self, now: Instant) -> f64 {
-        self.start(now);
-        let estimate = self.estimate.get(now, self.settings.decay).unwrap_or(1.0);
-        if self.in_flight.load(Acquire) == 0 {
-            return estimate;
-        }
-        estimate.max(nanos_between(self.silent.load(), now.as_nanos()))
-    }
-
-    #[inline]
-    fn cost(&self, now: Instant) -> Cost {
-        let in_flight = self.in_flight.load(Relaxed) as f64;
-        Cost(self.estimate(now) * (in_flight + 1.0))
-    }
-
-    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
-    /// its estimate is, and a busy one more than that. Both are on the same clock.
-    #[inline]
-    fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
-        if self.settings.decay != other.settings.decay {
-            return None;
-        }
-        let is_at_most = self.estimate.is_at_most(&other.estimate)?;
-        let idler = if is_at_most { self } else { other };
-        (idler.in_flight.load(Relaxed) == 0).then_some(is_at_most)
-    }
-
-    #[cold]
-    fn is_no_busier_now(&self, other: &Self) -> bool
-    where
-        T: Timer,
-    {
-        let now = self.timer.now();
-        let others_now = if size_of::<T>() == 0 {
-            now
-        } else {
-            other.timer.now()
-        };
-        self.cost(now) <= other.cost(others_now)
     }
 
     fn set_estimate(&self, now: Instant, estimate: f64) {
@@ -669,8 +685,8 @@ impl<T> Shared<T> {
 impl<T> fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("in_flight", &self.in_flight)
-            .field("settings", &self.settings)
+            .field("in_flight", &self.in_flight())
+            .field("settings", &self.load.settings)
             .finish_non_exhaustive()
     }
 }

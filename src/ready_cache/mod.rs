@@ -41,13 +41,14 @@ use core::marker::PhantomData;
 use core::task::{Context, Poll};
 use std::collections::HashMap;
 
+use crate::Service;
+use crate::sync::{is_attempt, wakes::Wakes};
+
 mod ask;
 mod order;
 
 pub(crate) use self::ask::POLLS;
 use self::order::{Order, Ticket};
-use crate::Service;
-use crate::sync::{is_attempt, wakes::Wakes};
 
 /// Services by key, each either ready or pending.
 ///

@@ -52,8 +52,8 @@ use super::error::{Discover as DiscoverFailed, NoEndpoints, NotReady};
 use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
-use crate::ready_cache::{Checked, POLLS, ReadyCache, Ticket};
-use crate::util::rng::{HasherRng, Rng, SplitMix64};
+use crate::ready_cache::{POLLS, ReadyCache};
+use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service, sync::is_attempt};
 
 pub use super::error::Error;
@@ -78,9 +78,11 @@ where
     is_settled: bool,
     layer: L,
     endpoints: ReadyCache<D::Key, L::Service, Req>,
-    chosen: Option<Ticket>,
-    rng: SplitMix64,
+    draw: Draw,
 }
+
+type Readiness<D, S, Req> =
+    Poll<Result<(), Error<<D as Discover>::Error, <S as Service<Req>>::Error>>>;
 
 /// How many changes one poll takes from discovery. It is more than come between two polls in a balancer that
 /// is used.
@@ -131,10 +133,7 @@ where
             is_settled: false,
             layer,
             endpoints: ReadyCache::new(),
-            chosen: None,
-            // Two hashes of SipHash for each request would cost more than the choice. Chance has to be
-            // cheap here, and need not be secret.
-            rng: SplitMix64::new(HasherRng::new().next_u64()),
+            draw: Draw(HasherRng::new().next_u64()),
         }
     }
 
@@ -143,7 +142,7 @@ where
     /// That is all it seeds: the jitter of a backoff, as of the quarantine's, has a generator of its own.
     #[must_use]
     pub fn seed<R: Rng>(mut self, mut rng: R) -> Self {
-        self.rng = SplitMix64::new(rng.next_u64());
+        self.draw = Draw(rng.next_u64());
         self
     }
 }
@@ -204,67 +203,127 @@ where
 
     /// The better one of two ready endpoints.
     #[inline(always)]
-    fn choose(&mut self) -> Option<Ticket> {
+    fn choose(&mut self) -> Option<usize> {
         let count = self.endpoints.settled_len();
         if count < 2 {
-            return self.endpoints.ticket(0);
+            return count.checked_sub(1);
         }
-        // Two different ones: the second is drawn from all but the first. One number serves for both; no
-        // endpoint is likelier than another by more than the count in 2^32.
-        let drawn = self.rng.next_u64();
-        let a = scale(drawn >> 32, count);
-        let b = scale(drawn & u64::from(u32::MAX), count - 1);
-        let b = if b < a { b } else { b + 1 };
-        self.endpoints
-            .ticket_of(a, b, |first, second| first.is_no_busier_than(second))
+        let (a, b) = self.draw.two_of(count);
+        let is_first = |first: &S, second: &S| first.is_no_busier_than(second);
+        Some(self.endpoints.better_of(a, b, is_first))
     }
 
-    #[cold]
-    fn call_unready(&mut self, request: Req) -> Option<S::Future> {
-        let ticket = self.choose()?;
-        self.endpoints.try_call(ticket, request).ok()
+    #[inline(always)]
+    fn poll_chosen(&mut self, index: usize) -> bool {
+        let is_ready = matches!(self.endpoints.check(index), Ok(true));
+        if is_ready {
+            self.endpoints.choose(index);
+        }
+        is_ready
+    }
+
+    /// Polls whatever there is to poll.
+    #[inline(never)]
+    fn poll_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
+        self.poll_rest(cx, more, POLLS)
+    }
+
+    /// As `poll_all`, as far as what is left of the budget reaches.
+    #[inline(never)]
+    fn poll_rest(
+        &mut self,
+        cx: &mut Context<'_>,
+        more: bool,
+        mut left: usize,
+    ) -> Readiness<D, S, Req> {
+        // Those that fail are gone.
+        while self.endpoints.poll_due(&mut left).is_err() {}
+        let is_ready = self.choose_ready(&mut left, Self::poll_chosen);
+        // Though one may be ready: the others get ready only when they are polled.
+        if self.endpoints.pending_len() > 0 {
+            self.endpoints.register(cx);
+        }
+        if more || (!is_ready && self.endpoints.ready_len() > 0) {
+            cx.waker().wake_by_ref();
+        }
+        self.readiness(is_ready)
     }
 
     /// For a try: registers nobody.
     #[cold]
-    fn try_choice(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
+    fn try_all(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
         while self.endpoints.try_due(cx).is_err() {}
-        self.poll_choice(budget, |endpoints, ticket| endpoints.check_in(ticket, cx))
+        let is_ready = self.choose_ready(&mut { POLLS }, |balance, index| {
+            let is_ready = matches!(balance.endpoints.check_in(index, cx), Ok(true));
+            if is_ready {
+                balance.endpoints.choose(index);
+            }
+            is_ready
+        });
+        self.readiness(is_ready)
+    }
+
+    fn readiness(&self, is_ready: bool) -> Readiness<D, S, Req> {
+        if is_ready {
+            Poll::Ready(Ok(()))
+        } else if self.is_settled && self.is_empty() {
+            Poll::Ready(Err(Error::NoEndpoints(NoEndpoints::new())))
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Chooses until the chosen one is ready, as `check` says. `false`: none is, or so many were asked in this poll
     /// that the others have to wait for the next.
-    #[inline(always)]
-    fn poll_choice(
+    fn choose_ready(
         &mut self,
         budget: &mut usize,
-        mut check: impl FnMut(&mut ReadyCache<D::Key, S, Req>, Ticket) -> Checked<D::Key, S::Error>,
+        mut check: impl FnMut(&mut Self, usize) -> bool,
     ) -> bool {
-        loop {
-            let chosen = match self.chosen {
-                Some(ticket) if self.endpoints.is_ready(ticket) => Some(ticket),
-                _ => self.choose(),
-            };
-            let Some(ticket) = chosen else {
-                self.chosen = None;
-                return false;
-            };
-            if let Ok(true) = check(&mut self.endpoints, ticket) {
-                self.chosen = Some(ticket);
+        while let Some(index) = self.endpoints.chosen().or_else(|| self.choose()) {
+            if check(self, index) {
                 return true;
             }
-            self.chosen = None;
             *budget = budget.saturating_sub(1);
             if *budget == 0 {
                 return false;
             }
         }
+        false
+    }
+
+    #[cold]
+    fn call_unready(&mut self, request: Req) -> Option<S::Future> {
+        let index = self.choose()?;
+        Some(self.endpoints.call_at(index, request))
     }
 }
 
-/// A number below 2^32 brought below `count`.
-fn scale(number: u64, count: usize) -> usize {
-    ((number * count as u64) >> 32) as usize
+/// Chance, by a linear congruential generator with the constant of Knuth's MMIX ("The Art of Computer Programming",
+/// volume 2, section 3.3.4): it has to be cheap here, and need not be secret. Only its high bits are random enough.
+#[derive(Debug)]
+struct Draw(u64);
+
+impl Draw {
+    /// Two different numbers below `count`, which is not less than 2. Each pair is as likely as any other, but for the
+    /// square of the count in 2^64.
+    #[inline(always)]
+    fn two_of(&mut self, count: usize) -> (usize, usize) {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        // What is left of the first draw serves for the second, which is from all but the first.
+        let (a, rest) = scale(self.0, count);
+        let (b, _) = scale(rest, count - 1);
+        (a, if b < a { b } else { b + 1 })
+    }
+}
+
+/// A number of 64 bits brought below `count`, and what is left of it.
+fn scale(number: u64, count: usize) -> (usize, u64) {
+    let product = u128::from(number) * count as u128;
+    ((product >> 64) as usize, product as u64)
 }
 
 impl<D, Req, L, S> Service<Req> for Balance<D, Req, L>
@@ -284,52 +343,37 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let mut more = !self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?;
-        let mut budget = POLLS;
-        let is_ready = if is_attempt(cx) {
-            self.try_choice(cx, &mut budget)
-        } else {
-            // Those that fail are gone.
-            while self.endpoints.poll_due(&mut budget).is_err() {}
-            let is_ready =
-                self.poll_choice(&mut budget, |endpoints, ticket| endpoints.check(ticket));
-            if is_ready && !more && self.endpoints.is_all_ready() {
-                return Poll::Ready(Ok(()));
-            }
-            more |= !is_ready && self.endpoints.ready_len() > 0;
-            // Though an endpoint may be ready: the others get ready only when they are polled.
-            if self.endpoints.pending_len() > 0 {
-                self.endpoints.register(cx);
-            }
-            if more {
-                cx.waker().wake_by_ref();
-            }
-            is_ready
-        };
-        if is_ready {
-            Poll::Ready(Ok(()))
-        } else if self.is_settled && self.is_empty() {
-            Poll::Ready(Err(Error::NoEndpoints(NoEndpoints::new())))
-        } else {
-            Poll::Pending
+        let more = !self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?;
+        if is_attempt(cx) {
+            return self.try_all(cx);
         }
+        // As a rule nothing has happened but a call, and the one that was called is ready, and the one that is chosen.
+        let called = match self.endpoints.called() {
+            Some(called) if !more => called,
+            _ => return self.poll_all(cx, more),
+        };
+        if self.endpoints.poll_called(called).is_err() {
+            return self.poll_rest(cx, false, POLLS - 1);
+        }
+        let Some(index) = self.choose() else {
+            return self.poll_rest(cx, false, POLLS - 1);
+        };
+        if !self.poll_chosen(index) {
+            return self.poll_rest(cx, false, POLLS - 2);
+        }
+        if !self.endpoints.is_all_ready() {
+            self.endpoints.register(cx);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let request = match self.chosen.take() {
-            Some(ticket) => match self.endpoints.try_call(ticket, request) {
-                Ok(inner) => {
-                    return ResponseFuture {
-                        inner: Some(inner),
-                        discover: PhantomData,
-                    };
-                }
-                Err(request) => request,
-            },
-            None => request,
+        let inner = match self.endpoints.chosen() {
+            Some(index) => Some(self.endpoints.call_at(index, request)),
+            None => self.call_unready(request),
         };
         ResponseFuture {
-            inner: self.call_unready(request),
+            inner,
             discover: PhantomData,
         }
     }
@@ -546,5 +590,34 @@ impl<F: fmt::Debug, Req, L: fmt::Debug> fmt::Debug for MakeFuture<F, Req, L> {
             .field("inner", &self.inner)
             .field("layer", &self.layer)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    #[test]
+    fn each_pair_is_drawn_as_often_as_any_other() {
+        for count in [2, 3, 7, 128] {
+            let mut draw = Draw(17);
+            let mut drawn = vec![0_u32; count * count];
+            let each = 400;
+            for _ in 0..each * count * (count - 1) {
+                let (a, b) = draw.two_of(count);
+                assert!(a < count && b < count);
+                drawn[a * count + b] += 1;
+            }
+            for (pair, found) in drawn.into_iter().enumerate() {
+                if pair / count == pair % count {
+                    assert_eq!(found, 0);
+                } else {
+                    // Six standard deviations.
+                    assert!((280..520).contains(&found), "{pair} of {count}: {found}");
+                }
+            }
+        }
     }
 }

@@ -53,6 +53,7 @@
 use alloc::sync::Arc;
 use core::any::type_name;
 use core::fmt;
+use core::mem::replace;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::task::{Context, Poll, ready};
@@ -152,13 +153,13 @@ where
     type Service = Quarantine<S, T, M, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        let record = Record::of(self.failures, &self.classify);
         Quarantine {
-            inner: Some(inner.clone()),
+            instance: Instance::good(inner.clone(), record.as_ref()),
+            record,
             spare: inner,
             timer: self.timer.clone(),
             maker: self.maker.clone(),
-            record: Record::of(self.failures, &self.classify),
-            standing: Standing::Good,
             backoff: None,
             alarm: None,
         }
@@ -199,21 +200,31 @@ pub struct Quarantine<
     M: MakeBackoff = ExponentialBackoffMaker<HasherRng, T>,
     C = OnError,
 > {
-    // `None`: set aside.
-    inner: Option<S>,
+    instance: Instance<S>,
     spare: S,
     timer: T,
     maker: M,
     // `None`: responses are not counted.
     record: Option<Arc<Record<C>>>,
-    standing: Standing,
     // `None`: at its beginning.
     backoff: Option<M::Backoff>,
     // Kept from wait to wait, and set in place.
     alarm: Option<T::Alarm>,
 }
 
-/// What is thought of the present instance, or of the next one.
+/// The present instance, and what is thought of it.
+#[derive(Debug)]
+enum Instance<S> {
+    /// It works, and its responses are not counted: there is nothing to look at but its readiness.
+    Trusted(S),
+    Watched(S, Standing),
+    /// It is gone, and the next one comes then. `armed`: the alarm is set to that.
+    Aside {
+        until: Instant,
+        armed: bool,
+    },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// It works.
@@ -222,8 +233,15 @@ enum Standing {
     Fresh,
     /// As before, and it was called.
     Called,
-    /// It is set aside until then. `armed`: the alarm is set to that.
-    Aside { until: Instant, armed: bool },
+}
+
+impl<S> Instance<S> {
+    fn good<C>(inner: S, record: Option<&Arc<Record<C>>>) -> Self {
+        match record {
+            None => Self::Trusted(inner),
+            Some(_) => Self::Watched(inner, Standing::Good),
+        }
+    }
 }
 
 /// What the responses of one instance came to. The next instance has a new one, so that late responses of
@@ -295,16 +313,17 @@ where
 {
     /// Whether the service is set aside, so that `poll_ready` waits, as things stand now.
     pub fn is_set_aside(&self) -> bool {
-        match self.standing {
-            Standing::Aside { until, .. } => self.timer.now() < until,
-            _ => self.has_failed(),
+        match self.instance {
+            Instance::Trusted(_) => false,
+            Instance::Watched(_, standing) => self.has_failed(standing),
+            Instance::Aside { until, .. } => self.timer.now() < until,
         }
     }
 
     /// Whether there were too many failed responses of the present instance.
-    fn has_failed(&self) -> bool {
+    fn has_failed(&self, standing: Standing) -> bool {
         self.record.as_ref().is_some_and(|record| {
-            let limit = match self.standing {
+            let limit = match standing {
                 Standing::Good => record.limit,
                 _ if record.worked.load(Ordering::Relaxed) => record.limit,
                 _ => 1,
@@ -325,17 +344,16 @@ where
         let wait = backoff
             .get_or_insert_with(|| maker.make_backoff())
             .next_delay();
-        self.standing = Standing::Aside {
+        self.instance = Instance::Aside {
             until: self.timer.now().saturating_add(wait),
             armed: false,
         };
-        self.inner = None;
     }
 
     /// Takes a new instance when the time has come.
     #[cold]
     fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Standing::Aside { until, armed } = self.standing else {
+        let Instance::Aside { until, armed } = self.instance else {
             return Poll::Ready(());
         };
         // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
@@ -352,24 +370,72 @@ where
                 }
                 alarm @ None => alarm.insert(self.timer.alarm_until(until)),
             };
-            self.standing = Standing::Aside { until, armed: true };
+            self.instance = Instance::Aside { until, armed: true };
             ready!(Pin::new(alarm).poll(cx));
         }
-        self.inner = Some(self.spare.clone());
-        self.standing = Standing::Fresh;
+        self.instance = Instance::Watched(self.spare.clone(), Standing::Fresh);
         Poll::Ready(())
     }
 
-    /// The instance is ready.
-    #[cold]
-    fn note_ready(&mut self) {
+    /// Polls an instance that may have failed, or has to show that it works, or takes the next one.
+    #[inline(never)]
+    fn poll_watched<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        if matches!(self.instance, Instance::Watched(_, standing) if self.has_failed(standing)) {
+            self.set_aside();
+        }
+        ready!(self.poll_return(cx));
+        let Instance::Watched(inner, standing) = &mut self.instance else {
+            return Poll::Pending;
+        };
+        ready!(inner.poll_ready(cx))?;
         let works = match &self.record {
             Some(record) => record.worked.load(Ordering::Relaxed),
-            None => self.standing == Standing::Called,
+            None => *standing == Standing::Called,
         };
-        if works {
-            self.standing = Standing::Good;
+        if works && *standing != Standing::Good {
             self.backoff = None;
+            let none = Instance::Aside {
+                until: Instant::MAX,
+                armed: false,
+            };
+            if let Instance::Watched(inner, _) = replace(&mut self.instance, none) {
+                self.instance = Instance::good(inner, self.record.as_ref());
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(never)]
+    fn call_watched<Request>(&mut self, request: Request) -> ResponseFuture<S::Future, C>
+    where
+        S: Service<Request>,
+    {
+        let inner = match &mut self.instance {
+            Instance::Trusted(inner) => inner.call(request),
+            Instance::Watched(inner, standing) => {
+                if *standing == Standing::Fresh {
+                    *standing = Standing::Called;
+                }
+                inner.call(request)
+            }
+            Instance::Aside { .. } => self.spare.clone().call(request),
+        };
+        ResponseFuture {
+            inner,
+            record: self.record.clone(),
+        }
+    }
+
+    /// The readiness of the instance has failed.
+    #[cold]
+    fn wait(&mut self, cx: &mut Context<'_>) {
+        self.set_aside();
+        if self.poll_return(cx).is_ready() {
+            // The wait was over at once. One instance in each poll is enough: this must not become a loop.
+            cx.waker().wake_by_ref();
         }
     }
 }
@@ -383,13 +449,13 @@ where
 {
     fn clone(&self) -> Self {
         let record = self.record.as_ref();
+        let record = record.and_then(|record| Record::of(record.limit, &record.classify));
         Self {
-            inner: Some(self.spare.clone()),
+            instance: Instance::good(self.spare.clone(), record.as_ref()),
+            record,
             spare: self.spare.clone(),
             timer: self.timer.clone(),
             maker: self.maker.clone(),
-            record: record.and_then(|record| Record::of(record.limit, &record.classify)),
-            standing: Standing::Good,
             backoff: None,
             alarm: None,
         }
@@ -409,48 +475,46 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.record.is_some() && self.has_failed() {
-            self.set_aside();
-        }
-        if self.inner.is_none() {
-            ready!(self.poll_return(cx));
-        }
-        if let Some(inner) = &mut self.inner {
-            match ready!(inner.poll_ready(cx)) {
-                Ok(()) => {
-                    if self.standing != Standing::Good {
-                        self.note_ready();
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Err(_) => self.set_aside(),
+        let polled = match &mut self.instance {
+            Instance::Trusted(inner) => inner.poll_ready(cx),
+            _ => self.poll_watched(cx),
+        };
+        match ready!(polled) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(_) => {
+                self.wait(cx);
+                Poll::Pending
             }
         }
-        ready!(self.poll_return(cx));
-        // The wait was over at once. One instance in each poll is enough: this must not become a loop.
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
+    #[inline]
     fn call(&mut self, request: Request) -> Self::Future {
-        let response = match &mut self.inner {
-            Some(inner) => inner.call(request),
-            None => self.spare.clone().call(request),
-        };
-        if self.standing == Standing::Fresh {
-            self.standing = Standing::Called;
+        if let Instance::Trusted(inner) = &mut self.instance {
+            return ResponseFuture {
+                inner: inner.call(request),
+                record: None,
+            };
         }
-        ResponseFuture {
-            inner: response,
-            record: self.record.clone(),
-        }
+        self.call_watched(request)
     }
 }
 
 impl<S, T: Timer, M: MakeBackoff, C> Quarantine<S, T, M, C> {
     #[inline]
     fn present(&self) -> &S {
-        self.inner.as_ref().unwrap_or(&self.spare)
+        match &self.instance {
+            Instance::Trusted(inner) | Instance::Watched(inner, _) => inner,
+            Instance::Aside { .. } => &self.spare,
+        }
+    }
+
+    #[cold]
+    fn present_is_no_busier_than(&self, other: &Self) -> bool
+    where
+        S: Load,
+    {
+        self.present().is_no_busier_than(other.present())
     }
 }
 
@@ -462,16 +526,19 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
         self.present().load()
     }
 
+    #[inline]
     fn is_no_busier_than(&self, other: &Self) -> bool {
-        self.present().is_no_busier_than(other.present())
+        match (&self.instance, &other.instance) {
+            (Instance::Trusted(this), Instance::Trusted(other)) => this.is_no_busier_than(other),
+            _ => self.present_is_no_busier_than(other),
+        }
     }
 }
 
 impl<S: fmt::Debug, T: Timer, M: MakeBackoff, C> fmt::Debug for Quarantine<S, T, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Quarantine")
-            .field("inner", &self.inner)
-            .field("standing", &self.standing)
+            .field("instance", &self.instance)
             .field("record", &self.record)
             .finish_non_exhaustive()
     }
@@ -513,7 +580,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
-        if let Some(record) = this.record.take() {
+        if let Some(record) = this.record {
             record.note(&result);
         }
         Poll::Ready(result)

@@ -61,6 +61,31 @@ fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_read
 }
 
 #[test]
+fn a_choice_stands_when_others_come_and_go() {
+    for seed in 0..20 {
+        let wakes = WakeCount::new();
+        let (feed, balance) = fed();
+        let mut balance = balance.seed(SplitMix64::new(seed));
+        let sites = sites(&[1; 6]);
+        (0..)
+            .zip(&sites)
+            .for_each(|(n, site)| insert(&feed, n, site));
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        let chosen = sites.iter().position(|site| site.polls.get() == 2);
+        let chosen = chosen.expect("the chosen one is polled once more");
+        for key in (0..sites.len()).filter(|key| *key != chosen) {
+            remove(&feed, key as u32);
+            insert(&feed, 100 + key as u32, &Site::new(Mood::Busy, 0));
+            let before = sites[chosen].polls.get();
+            found(wakes.poll_ready(&mut balance)).unwrap();
+            assert_eq!(sites[chosen].polls.get(), before + 1, "{seed} {key}");
+        }
+        balance.call(1).now_or_never().unwrap().unwrap();
+        assert_eq!(sites[chosen].calls.get(), 1, "{seed}");
+    }
+}
+
+#[test]
 fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();

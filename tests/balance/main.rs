@@ -329,6 +329,22 @@ mod choice {
     }
 
     #[test]
+    fn who_is_not_ready_is_heard_while_others_are_used() {
+        let sites = sites(&[1; 3]);
+        sites[0].mood.set(Mood::Busy);
+        let mut balance = listed(&sites);
+        for _ in 0..3 {
+            answer(&mut balance).unwrap();
+        }
+        let wakes = WakeCount::new();
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        sites[0].become_(Mood::Ready);
+        assert_eq!((balance.ready_len(), wakes.get()), (2, 1));
+        found(wakes.poll_ready(&mut balance)).unwrap();
+        assert_eq!(balance.ready_len(), 3);
+    }
+
+    #[test]
     fn only_the_chosen_and_the_woken_are_polled() {
         let sites = sites(&[1; 100]);
         let mut balance = listed(&sites);

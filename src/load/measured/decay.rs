@@ -25,6 +25,12 @@ impl Decaying {
         self.0.load() == 0
     }
 
+    /// Whether both are nothing without a look at the clock.
+    #[inline]
+    pub(super) fn both_unset(&self, other: &Self) -> bool {
+        self.0.load() | other.0.load() == 0
+    }
+
     /// Whether it is no more than `other`, now as at every other time; `None` if one of them was never set. Both
     /// have the same span.
     #[inline]

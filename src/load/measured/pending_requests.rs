@@ -167,10 +167,11 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
     }
 
     fn is_no_busier_than(&self, other: &Self) -> bool {
-        if self.shared.is_penalised() || other.shared.is_penalised() {
-            return self.shared.count_at_most(&other.shared);
+        let (this, other) = (&self.shared, &other.shared);
+        if this.load.penalty.both_unset(&other.load.penalty) {
+            return Arc::strong_count(&this.load) <= Arc::strong_count(&other.load);
         }
-        self.in_flight() <= other.in_flight()
+        this.count_at_most(other)
     }
 }
 
@@ -373,11 +374,6 @@ impl<T> Shared<T> {
 
     fn in_flight(&self) -> usize {
         Arc::strong_count(&self.load) - 1
-    }
-
-    /// `false`: there is no penalty, and no need to ask for the time.
-    fn is_penalised(&self) -> bool {
-        !self.load.penalty.is_unset()
     }
 }
 

@@ -65,25 +65,24 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::pin::Pin;
-use core::sync::atomic::{
-    AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use core::sync::atomic::{Ordering, fence};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use super::DECAYS;
-use super::decay::{Decaying, nanos_between, one_minus_exp_of_minus};
+use super::decay::nanos_between;
 use crate::discover::{Change, Discover};
 use crate::load::completion::{
     Classified, CompleteOnResponse, TrackCompletion, TrackCompletionFuture, judge::Record,
 };
 use crate::load::{Classify, Load, OnError, Outcome};
-use crate::sync::word::Word;
 use crate::{Instant, NoRuntime, Service, Timer};
+
+mod estimate;
+
+use self::estimate::{Measured, Settings, Shared, nanos};
 
 /// A service whose load is the time that its responses took lately, times its requests under way.
 ///
@@ -188,15 +187,18 @@ impl<S, C, T, K> PeakEwma<S, C, T, K> {
     where
         T: Clone,
     {
-        let settings = self.shared.settings.with_penalty(penalty);
-        self.shared = Arc::new(Shared::new(settings, self.shared.timer.clone()));
+        let Measured {
+            settings, timer, ..
+        } = &*self.shared.load;
+        let settings = settings.with_penalty(penalty);
+        self.shared = Arc::new(Shared::new(settings, timer.clone()));
         self
     }
 
     /// How many requests are under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.in_flight.load(Relaxed)
+        self.shared.in_flight()
     }
 
     accessors!(S);
@@ -206,14 +208,14 @@ impl<S, C, T: Timer, K> PeakEwma<S, C, T, K> {
     /// How long a response is expected to take.
     #[must_use]
     pub fn estimate(&self) -> Duration {
-        let estimate = self.shared.estimate(self.shared.timer.now());
+        let estimate = self.shared.estimate(self.shared.load.timer.now());
         Duration::from_nanos((estimate + 0.5) as u64)
     }
 
     /// Makes the estimate `estimate`, from which it goes on. Less than a nanosecond counts as one.
     pub fn set_estimate(&self, estimate: Duration) {
-        let now = self.shared.timer.now();
-        self.shared.set_estimate(now, nanos(estimate));
+        let load = &self.shared.load;
+        load.set_estimate(load.timer.now(), nanos(estimate));
     }
 }
 
@@ -241,7 +243,7 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     type Metric = Cost;
 
     fn load(&self) -> Cost {
-        self.shared.cost(self.shared.timer.now())
+        self.shared.cost(self.shared.load.timer.now())
     }
 
     fn is_no_busier_than(&self, other: &Self) -> bool {
@@ -296,23 +298,24 @@ impl Cost {
 
 /// A request under way. It is over when this is dropped.
 pub struct Handle<T: Timer> {
-    shared: Arc<Shared<T>>,
+    load: Arc<Measured<T>>,
     sent: Instant,
     // `None`: cancelled, as far as is known.
     outcome: Option<Outcome>,
 }
 
 impl<T: Timer> Handle<T> {
-    fn new(shared: &Arc<Shared<T>>) -> Self {
-        let sent = shared.timer.now();
-        shared.start(sent);
-        if shared.in_flight.load(Relaxed) == 0 {
-            shared.silent.store(sent.as_nanos());
+    fn new(shared: &Shared<T>) -> Self {
+        let load = &shared.load;
+        let sent = load.timer.now();
+        load.start(sent);
+        if shared.in_flight() == 0 {
+            load.silent.store(sent.as_nanos());
         }
         // Whoever sees the request sees since when it is silent.
-        shared.in_flight.fetch_add(1, Release);
+        fence(Ordering::Release);
         Self {
-            shared: shared.clone(),
+            load: load.clone(),
             sent,
             outcome: None,
         }
@@ -335,23 +338,22 @@ impl<T: Timer> Record for Handle<T> {
 
 impl<T: Timer> Drop for Handle<T> {
     fn drop(&mut self) {
-        let shared = &*self.shared;
-        let now = shared.timer.now();
+        let load = &*self.load;
+        let now = load.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
         let least = match self.outcome {
-            Some(Outcome::Penalised) => shared.settings.penalty,
+            Some(Outcome::Penalised) => load.settings.penalty,
             _ => 0.0,
         };
         match self.outcome {
-            Some(Outcome::Counted | Outcome::Penalised) => shared.observe(now, took.max(least)),
+            Some(Outcome::Counted | Outcome::Penalised) => load.observe(now, took.max(least)),
             Some(Outcome::Ignored) => {}
-            None => shared.raise(now, took),
+            None => load.raise(now, took),
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
-            shared.silent.store(now.as_nanos());
+            load.silent.store(now.as_nanos());
         }
-        shared.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -522,155 +524,3 @@ impl fmt::Display for InvalidEwma {
 }
 
 impl core::error::Error for InvalidEwma {}
-
-/// All times in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Settings {
-    default_rtt: f64,
-    decay: f64,
-    penalty: f64,
-}
-
-impl Settings {
-    fn new(default_rtt: Duration, decay: f64) -> Result<Self, InvalidEwma> {
-        if default_rtt.is_zero() {
-            return Err(InvalidEwma::DefaultRtt(default_rtt));
-        }
-        let (least, most) = DECAYS;
-        if !(least.as_nanos() as f64..=most.as_nanos() as f64).contains(&decay) {
-            return Err(InvalidEwma::Decay(decay));
-        }
-        Ok(Self {
-            default_rtt: nanos(default_rtt),
-            decay,
-            penalty: decay,
-        })
-    }
-
-    fn with_penalty(self, penalty: Duration) -> Self {
-        Self {
-            penalty: nanos(penalty),
-            ..self
-        }
-    }
-}
-
-fn nanos(duration: Duration) -> f64 {
-    duration.as_nanos() as f64
-}
-
-/// What clones and requests share.
-struct Shared<T> {
-    in_flight: AtomicUsize,
-    estimate: Decaying,
-    // When the last response came: the next one stands for the time since then.
-    observed: Word,
-    // While requests are under way: since when none has come back.
-    silent: Word,
-    settings: Settings,
-    timer: T,
-}
-
-impl<T> Shared<T> {
-    const fn new(settings: Settings, timer: T) -> Self {
-        Self {
-            in_flight: AtomicUsize::new(0),
-            estimate: Decaying::new(),
-            observed: Word::new(0),
-            silent: Word::new(0),
-            settings,
-            timer,
-        }
-    }
-
-    /// Lets the estimate decay from `now` on, if it does not yet: a constructor asks no clock.
-    #[inline]
-    fn start(&self, now: Instant) {
-        if self.estimate.is_unset() {
-            self.start_first(now);
-        }
-    }
-
-    #[cold]
-    fn start_first(&self, now: Instant) {
-        self.observed.store(now.as_nanos());
-        let Settings {
-            decay, default_rtt, ..
-        } = self.settings;
-        self.estimate.set_first(now, decay, default_rtt);
-    }
-
-    #[inline]
-    fn estimate(&self, now: Instant) -> f64 {
-        self.start(now);
-        let estimate = self.estimate.get(now, self.settings.decay).unwrap_or(1.0);
-        if self.in_flight.load(Acquire) == 0 {
-            return estimate;
-        }
-        estimate.max(nanos_between(self.silent.load(), now.as_nanos()))
-    }
-
-    #[inline]
-    fn cost(&self, now: Instant) -> Cost {
-        let in_flight = self.in_flight.load(Relaxed) as f64;
-        Cost(self.estimate(now) * (in_flight + 1.0))
-    }
-
-    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
-    /// its estimate is, and a busy one more than that. Both are on the same clock.
-    #[inline]
-    fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
-        if self.settings.decay != other.settings.decay {
-            return None;
-        }
-        let is_at_most = self.estimate.is_at_most(&other.estimate)?;
-        let idler = if is_at_most { self } else { other };
-        (idler.in_flight.load(Relaxed) == 0).then_some(is_at_most)
-    }
-
-    #[cold]
-    fn is_no_busier_now(&self, other: &Self) -> bool
-    where
-        T: Timer,
-    {
-        let now = self.timer.now();
-        let others_now = if size_of::<T>() == 0 {
-            now
-        } else {
-            other.timer.now()
-        };
-        self.cost(now) <= other.cost(others_now)
-    }
-
-    fn set_estimate(&self, now: Instant, estimate: f64) {
-        self.observed.store(now.as_nanos());
-        self.estimate.set(now, self.settings.decay, estimate);
-    }
-
-    /// A response took `took`. The estimate has been started.
-    #[inline]
-    fn observe(&self, now: Instant, took: f64) {
-        let decay = self.settings.decay;
-        // Taken by one response, however many come at once: no time counts twice.
-        let before = self.observed.swap(now.as_nanos());
-        let elapsed = nanos_between(before, now.as_nanos());
-        // The estimate has decayed by now, so this added to it is the average; and what took longer is a peak.
-        let share = took * one_minus_exp_of_minus(elapsed / decay);
-        self.estimate.add(now, decay, share, took);
-    }
-
-    /// A response would have taken at least `took`.
-    #[cold]
-    fn raise(&self, now: Instant, took: f64) {
-        self.estimate.add(now, self.settings.decay, 0.0, took);
-    }
-}
-
-impl<T> fmt::Debug for Shared<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("in_flight", &self.in_flight)
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}

@@ -77,11 +77,14 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use crate::error::AsError;
 use crate::retry::backoff::{Delays, MakeBackoff};
 use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
 #[cfg(feature = "std")]
 use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
+
+mod error;
+
+pub use self::error::{Error, Failed, Lost, NotReady};
 
 /// Where the error of a failed attempt to connect comes out: see the [module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -576,97 +579,4 @@ where
             Some(Refusal::NotReady) | None => Error::NotReady(NotReady::new()),
         }))
     }
-}
-
-/// How a [`Reconnect`] fails. `C` is how connecting fails.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Error<E, C> {
-    /// The attempt to connect failed. As the error of readiness it may be the maker's own, which is final.
-    Connect(C),
-    /// The connection was made, and failed before it was ready once.
-    Lost(Lost),
-    /// The service that makes connections failed earlier.
-    Failed(Failed),
-    /// The call came without readiness.
-    NotReady(NotReady),
-    /// The connection answered with an error.
-    Service(E),
-}
-
-impl<E, C> Error<E, C> {
-    /// Why there is no connection, if that is what this is.
-    pub fn into_connect(self) -> Option<C> {
-        match self {
-            Self::Connect(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    /// The connection's error, if that is what this is.
-    pub fn into_service(self) -> Option<E> {
-        match self {
-            Self::Service(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl<E, C> From<E> for Error<E, C> {
-    fn from(error: E) -> Self {
-        Self::Service(error)
-    }
-}
-
-impl<E: fmt::Display, C: fmt::Display> fmt::Display for Error<E, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect(error) => error.fmt(f),
-            Self::Lost(error) => error.fmt(f),
-            Self::Failed(error) => error.fmt(f),
-            Self::NotReady(error) => error.fmt(f),
-            Self::Service(error) => error.fmt(f),
-        }
-    }
-}
-
-impl<E: AsError, C: AsError> AsError for Error<E, C> {
-    fn as_error(&self) -> &(dyn core::error::Error + 'static) {
-        match self {
-            Self::Connect(error) => error.as_error(),
-            Self::Lost(error) => error,
-            Self::Failed(error) => error,
-            Self::NotReady(error) => error,
-            Self::Service(error) => error.as_error(),
-        }
-    }
-}
-
-#[cfg(feature = "alloc")]
-impl<'a, E: Into<crate::error::AnyBoxError<'a>>, C: Into<crate::error::AnyBoxError<'a>>>
-    From<Error<E, C>> for crate::error::AnyBoxError<'a>
-{
-    fn from(error: Error<E, C>) -> Self {
-        match error {
-            Error::Connect(error) => error.into(),
-            Error::Lost(error) => error.into(),
-            Error::Failed(error) => error.into(),
-            Error::NotReady(error) => error.into(),
-            Error::Service(error) => error.into(),
-        }
-    }
-}
-
-leaf_error! {
-    /// A connection failed before it was ready once.
-    Lost, "connection lost before it was ready"
-}
-
-leaf_error! {
-    /// The service that makes connections failed earlier, and its error was given then.
-    Failed, "no connection can be made any more"
-}
-
-leaf_error! {
-    /// A request came before the connection was ready.
-    NotReady, "service called before it was ready"
 }

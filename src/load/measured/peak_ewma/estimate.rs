@@ -1,0 +1,180 @@
+//! The estimate, and what it is made of: what clones and requests share.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{Ordering, fence};
+use core::time::Duration;
+
+use super::super::DECAYS;
+use super::super::decay::{Decaying, nanos_between, one_minus_exp_of_minus};
+use super::{Cost, InvalidEwma};
+use crate::sync::word::Word;
+use crate::{Instant, Timer};
+
+/// All times in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    default_rtt: f64,
+    decay: f64,
+    pub(super) penalty: f64,
+}
+
+impl Settings {
+    pub(super) fn new(default_rtt: Duration, decay: f64) -> Result<Self, InvalidEwma> {
+        if default_rtt.is_zero() {
+            return Err(InvalidEwma::DefaultRtt(default_rtt));
+        }
+        let (least, most) = DECAYS;
+        if !(least.as_nanos() as f64..=most.as_nanos() as f64).contains(&decay) {
+            return Err(InvalidEwma::Decay(decay));
+        }
+        Ok(Self {
+            default_rtt: nanos(default_rtt),
+            decay,
+            penalty: decay,
+        })
+    }
+
+    pub(super) fn with_penalty(self, penalty: Duration) -> Self {
+        Self {
+            penalty: nanos(penalty),
+            ..self
+        }
+    }
+}
+
+pub(super) fn nanos(duration: Duration) -> f64 {
+    duration.as_nanos() as f64
+}
+
+/// What clones share.
+pub(super) struct Shared<T> {
+    // Only requests have clones of it, so they are counted by counting these.
+    pub(super) load: Arc<Measured<T>>,
+}
+
+impl<T> Shared<T> {
+    pub(super) fn new(settings: Settings, timer: T) -> Self {
+        Self {
+            load: Arc::new(Measured {
+                estimate: Decaying::new(),
+                observed: Word::new(0),
+                silent: Word::new(0),
+                settings,
+                timer,
+            }),
+        }
+    }
+
+    #[inline]
+    pub(super) fn in_flight(&self) -> usize {
+        Arc::strong_count(&self.load) - 1
+    }
+
+    #[inline]
+    pub(super) fn estimate(&self, now: Instant) -> f64 {
+        let load = &*self.load;
+        load.start(now);
+        let estimate = load.estimate.get(now, load.settings.decay).unwrap_or(1.0);
+        if self.in_flight() == 0 {
+            return estimate;
+        }
+        fence(Ordering::Acquire);
+        estimate.max(nanos_between(load.silent.load(), now.as_nanos()))
+    }
+
+    #[inline]
+    pub(super) fn cost(&self, now: Instant) -> Cost {
+        let in_flight = self.in_flight() as f64;
+        Cost(self.estimate(now) * (in_flight + 1.0))
+    }
+
+    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
+    /// its estimate is, and a busy one more than that. Both are on the same clock.
+    #[inline]
+    pub(super) fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
+        let (this, others) = (&*self.load, &*other.load);
+        if this.settings.decay != others.settings.decay {
+            return None;
+        }
+        let is_at_most = this.estimate.is_at_most(&others.estimate)?;
+        let idler = if is_at_most { self } else { other };
+        (idler.in_flight() == 0).then_some(is_at_most)
+    }
+
+    #[cold]
+    pub(super) fn is_no_busier_now(&self, other: &Self) -> bool
+    where
+        T: Timer,
+    {
+        let now = self.load.timer.now();
+        let others_now = if size_of::<T>() == 0 {
+            now
+        } else {
+            other.load.timer.now()
+        };
+        self.cost(now) <= other.cost(others_now)
+    }
+}
+
+/// What clones and requests share.
+pub(super) struct Measured<T> {
+    estimate: Decaying,
+    // When the last response came: the next one stands for the time since then.
+    observed: Word,
+    // While requests are under way: since when none has come back.
+    pub(super) silent: Word,
+    pub(super) settings: Settings,
+    pub(super) timer: T,
+}
+
+impl<T> Measured<T> {
+    /// Lets the estimate decay from `now` on, if it does not yet: a constructor asks no clock.
+    #[inline]
+    pub(super) fn start(&self, now: Instant) {
+        if self.estimate.is_unset() {
+            self.start_first(now);
+        }
+    }
+
+    #[cold]
+    fn start_first(&self, now: Instant) {
+        self.observed.store(now.as_nanos());
+        let Settings {
+            decay, default_rtt, ..
+        } = self.settings;
+        self.estimate.set_first(now, decay, default_rtt);
+    }
+
+    pub(super) fn set_estimate(&self, now: Instant, estimate: f64) {
+        self.observed.store(now.as_nanos());
+        self.estimate.set(now, self.settings.decay, estimate);
+    }
+
+    /// A response took `took`. The estimate has been started.
+    #[inline]
+    pub(super) fn observe(&self, now: Instant, took: f64) {
+        let decay = self.settings.decay;
+        // Taken by one response, however many come at once: no time counts twice.
+        let before = self.observed.swap(now.as_nanos());
+        let elapsed = nanos_between(before, now.as_nanos());
+        // The estimate has decayed by now, so this added to it is the average; and what took longer is a peak.
+        let share = took * one_minus_exp_of_minus(elapsed / decay);
+        self.estimate.add(now, decay, share, took);
+    }
+
+    /// A response would have taken at least `took`.
+    #[cold]
+    pub(super) fn raise(&self, now: Instant, took: f64) {
+        self.estimate.add(now, self.settings.decay, 0.0, took);
+    }
+}
+
+impl<T> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("in_flight", &self.in_flight())
+            .field("settings", &self.load.settings)
+            .finish_non_exhaustive()
+    }
+}

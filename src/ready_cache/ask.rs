@@ -1,0 +1,364 @@
+//! What a cache asks of its services, and what comes of it: how they are polled, chosen and called.
+//!
+//! A place is an index once [`settled_len`](ReadyCache::settled_len) was asked, until the next poll, call or change.
+
+use alloc::boxed::Box;
+use core::hash::Hash;
+use core::task::{Context, Poll};
+
+use super::order::{Endpoint, Last};
+use super::{ReadyCache, error};
+use crate::Service;
+
+/// Whether an endpoint is ready, or how it failed.
+type Checked<K, E> = Result<bool, error::Failed<K, E>>;
+
+/// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
+/// used, and takes some microseconds where readiness is cheap.
+pub(crate) const POLLS: usize = 256;
+
+/// How many services a try asks once it has a ready one to offer.
+const TRIES: usize = 16;
+
+// What is always inlined here is what a request through a balancer goes through, a few lines each. To enter and leave
+// them as functions took as long as they do.
+
+impl<K, S, Req> ReadyCache<K, S, Req> {
+    /// How many are ready; from here on their indices are their places.
+    #[inline(always)]
+    pub(crate) fn settled_len(&mut self) -> usize {
+        self.order.settled_len()
+    }
+
+    /// Whether there is nothing to wait for.
+    #[inline(always)]
+    pub(crate) fn is_all_ready(&self) -> bool {
+        self.order.ready == self.order.endpoints.len()
+            && !matches!(self.order.last, Last::Called(_))
+    }
+
+    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says
+    /// so of their services, or the second.
+    #[inline(always)]
+    pub(crate) fn better_of(
+        &self,
+        first: usize,
+        second: usize,
+        is_first: impl FnOnce(&S, &S) -> bool,
+    ) -> usize {
+        let (one, other) = (&self.order.endpoints[first], &self.order.endpoints[second]);
+        if is_first(&one.service, &other.service) {
+            first
+        } else {
+            second
+        }
+    }
+
+    /// Remembers the ready endpoint at a settled index, for as long as it is there and ready, or until another is
+    /// called or chosen.
+    #[inline(always)]
+    pub(crate) fn choose(&mut self, index: usize) {
+        self.order.last = Last::Chosen(index);
+    }
+
+    /// The index of the one that was chosen.
+    pub(crate) fn chosen(&self) -> Option<usize> {
+        match self.order.last {
+            Last::Chosen(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Lets those be polled that were woken.
+    #[inline]
+    fn collect_woken(&mut self) {
+        if self.wakes.any() {
+            self.collect_some();
+        }
+    }
+
+    #[cold]
+    fn collect_some(&mut self) {
+        let mut woken = self.wakes.collect();
+        for ticket in woken.drain(..) {
+            let Some(at) = self.order.place_of_woken(ticket) else {
+                continue;
+            };
+            self.order.endpoints[at].node.unqueue();
+            // A ready one is polled when it is picked.
+            if at >= self.order.due {
+                self.order.waiting_to_due(at);
+            }
+        }
+        self.wakes.give_back(woken);
+    }
+}
+
+impl<K: Eq + Hash, S, Req> ReadyCache<K, S, Req> {
+    /// Takes an endpoint out, and whatever refers to it.
+    pub(super) fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
+        let endpoint = self.order.detach(at)?;
+        match (endpoint.older, endpoint.newer) {
+            // The one that it was to replace stays.
+            (Some(older), _) => {
+                if let Some(older) = self.order.endpoint_of(older) {
+                    older.newer = None;
+                }
+                if let Some(slot) = self.keys.get_mut(&endpoint.key) {
+                    *slot = older;
+                }
+            }
+            (None, Some(newer)) => {
+                if let Some(newer) = self.order.endpoint_of(newer) {
+                    newer.older = None;
+                }
+            }
+            (None, None) => {
+                self.keys.remove(&endpoint.key);
+            }
+        }
+        Some(endpoint)
+    }
+}
+
+impl<K, S, Req> ReadyCache<K, S, Req>
+where
+    K: Eq + Hash,
+    S: Service<Req>,
+{
+    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago, and is
+    /// [settled](Self::settled_len).
+    #[inline(always)]
+    pub(crate) fn check(&mut self, at: usize) -> Checked<K, S::Error> {
+        match self.poll_at(at) {
+            Poll::Ready(Ok(())) => Ok(true),
+            other => self.checked(at, other, false),
+        }
+    }
+
+    /// As `check`, in the context of a try.
+    #[cold]
+    pub(crate) fn check_in(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
+        match self.try_at(at, cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            other => self.checked(at, other, true),
+        }
+    }
+
+    #[cold]
+    fn checked(
+        &mut self,
+        at: usize,
+        polled: Poll<Result<(), S::Error>>,
+        was_tried: bool,
+    ) -> Checked<K, S::Error> {
+        match polled {
+            Poll::Ready(Ok(())) => return Ok(true),
+            Poll::Ready(Err(error)) => self.failed(at, error)?,
+            Poll::Pending => self.not_ready(at, was_tried),
+        }
+        Ok(false)
+    }
+
+    fn not_ready(&mut self, at: usize, was_tried: bool) {
+        if self.order.endpoints[at].newer.is_some() {
+            drop(self.remove(at));
+            return;
+        }
+        self.order.ready_to_due(at);
+        // A try has left no waker with it.
+        if !was_tried {
+            self.order.due_to_waiting(self.order.ready);
+        }
+    }
+
+    /// Calls the ready one at a settled index.
+    #[inline(always)]
+    pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
+        if self.order.endpoints[at].newer.is_some() {
+            return self.call_replaced(at, request);
+        }
+        self.order.last = Last::Called(at);
+        let guard = Asking { cache: self, at };
+        let future = guard.cache.order.endpoints[at].service.call(request);
+        core::mem::forget(guard);
+        future
+    }
+
+    #[cold]
+    fn call_replaced(&mut self, at: usize, request: Req) -> S::Future {
+        let guard = Asking { cache: self, at };
+        let future = guard.cache.order.endpoints[at].service.call(request);
+        // It leaves the cache in either case.
+        drop(guard);
+        future
+    }
+
+    /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
+    #[inline(always)]
+    pub(crate) fn poll_due(
+        &mut self,
+        budget: &mut usize,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        match self.called() {
+            Some(at) => {
+                *budget = budget.saturating_sub(1);
+                self.poll_called(at)
+            }
+            None => self.poll_all_due(budget),
+        }
+    }
+
+    /// The one that was called last, if nobody else is due, as is the rule.
+    #[inline(always)]
+    pub(crate) fn called(&self) -> Option<usize> {
+        match self.order.last {
+            Last::Called(at) if self.order.ready == self.order.due && !self.wakes.any() => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Polls the one that was [called](Self::called).
+    #[inline(always)]
+    pub(crate) fn poll_called(&mut self, at: usize) -> Result<(), error::Failed<K, S::Error>> {
+        match self.poll_at(at) {
+            Poll::Ready(Ok(())) => {
+                self.order.last = Last::Nobody;
+                Ok(())
+            }
+            other => self.called_is_not_ready(at, other),
+        }
+    }
+
+    #[cold]
+    fn called_is_not_ready(
+        &mut self,
+        at: usize,
+        polled: Poll<Result<(), S::Error>>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.order.last = Last::Nobody;
+        match polled {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => self.failed(at, error)?,
+            Poll::Pending => {
+                self.order.ready_to_due(at);
+                self.order.due_to_waiting(self.order.ready);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
+        self.order.settle();
+        // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
+        if !self.is_behind {
+            self.collect_woken();
+        }
+        while self.order.ready < self.order.due && *budget > 0 {
+            *budget -= 1;
+            match self.poll_at(self.order.ready) {
+                Poll::Ready(Ok(())) => self.order.due_to_ready(self.order.ready),
+                Poll::Ready(Err(error)) => self.failed(self.order.ready, error)?,
+                Poll::Pending => self.order.due_to_waiting(self.order.ready),
+            }
+        }
+        self.is_behind = self.order.ready < self.order.due;
+        Ok(())
+    }
+
+    /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
+    #[cold]
+    pub(crate) fn try_due(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.order.settle();
+        self.collect_woken();
+        // The one that was called last is the first of those that are due, and most likely ready.
+        let mut skip = 0;
+        for tried in 0..self.order.due - self.order.ready {
+            let first = self.order.ready + skip;
+            if first >= self.order.due || (self.order.ready > 0 && tried >= TRIES) {
+                break;
+            }
+            let at = if tried == 0 {
+                skip = 1;
+                first
+            } else {
+                // The next try goes on where this one ends.
+                self.turn = self.turn.wrapping_add(1);
+                first + self.turn as usize % (self.order.due - first)
+            };
+            match self.try_at(at, cx) {
+                Poll::Ready(Ok(())) => {
+                    self.order.due_to_ready(at);
+                    skip = 0;
+                }
+                Poll::Ready(Err(error)) => self.failed(at, error)?,
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
+    pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
+        if self.ready_len() < self.order.due || !self.wakes.register(cx.waker()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    #[cold]
+    fn failed(&mut self, at: usize, error: S::Error) -> Result<(), error::Failed<K, S::Error>> {
+        match self.remove(at) {
+            Some(endpoint) => Err(error::Failed(endpoint.key, error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Polls one, with its own waker.
+    #[inline(always)]
+    fn poll_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| {
+            let mut cx = Context::from_waker(&endpoint.waker);
+            endpoint.service.poll_ready(&mut cx)
+        })
+    }
+
+    /// Polls one, with the waker of a try, which wakes nobody.
+    #[cold]
+    fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
+    }
+
+    /// If the service panics, it leaves the cache.
+    #[inline(always)]
+    fn ask(
+        &mut self,
+        at: usize,
+        poll: impl FnOnce(&mut Endpoint<K, S>) -> Poll<Result<(), S::Error>>,
+    ) -> Poll<Result<(), S::Error>> {
+        let guard = Asking { cache: self, at };
+        let polled = poll(&mut guard.cache.order.endpoints[at]);
+        core::mem::forget(guard);
+        polled
+    }
+}
+
+/// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
+struct Asking<'a, K: Eq + Hash, S, Req> {
+    cache: &'a mut ReadyCache<K, S, Req>,
+    at: usize,
+}
+
+impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
+    #[cold]
+    fn drop(&mut self) {
+        // If one is remembered as called, it is this one: others are asked once it is settled.
+        if let Last::Called(_) = self.cache.order.last {
+            self.cache.order.last = Last::Nobody;
+        }
+        drop(self.cache.remove(self.at));
+    }
+}

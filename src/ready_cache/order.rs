@@ -1,0 +1,235 @@
+//! The order that endpoints are in, by what is to be done with them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::task::Waker;
+
+use crate::sync::wakes::{Node, Wakes};
+
+/// Endpoints: first the ready ones, then those that are to be polled, then those that wait to be woken.
+///
+/// To go from one part to another is to swap with the one at the edge, and costs the same however large a service is.
+pub(super) struct Order<K, S> {
+    pub(super) endpoints: Vec<Box<Endpoint<K, S>>>,
+    /// Where the ready ones end.
+    pub(super) ready: usize,
+    /// Where those end that are to be polled.
+    pub(super) due: usize,
+    pub(super) last: Last,
+    // Where each endpoint is: its slot stays the same.
+    slots: Vec<Slot>,
+    vacant: Vec<usize>,
+}
+
+/// A ready endpoint that is remembered, by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    Nobody,
+    /// It was called last. It counts as if it had been swapped with the last of the ready ones, and is to be polled.
+    /// Most likely it is ready then, and no swap is needed.
+    Called(usize),
+    /// It was chosen to be called next.
+    Chosen(usize),
+}
+
+/// The place of nobody.
+const NOWHERE: usize = usize::MAX;
+
+#[derive(Clone, Copy)]
+struct Slot {
+    // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
+    generation: u32,
+    /// Where the endpoint is, or `NOWHERE`.
+    at: usize,
+}
+
+/// One endpoint, wherever it is. It is none that has its slot later.
+#[derive(Clone, Copy)]
+pub(super) struct Ticket {
+    pub(super) slot: usize,
+    pub(super) generation: u32,
+}
+
+pub(super) struct Endpoint<K, S> {
+    pub(super) service: S,
+    /// `node` as a waker.
+    pub(super) waker: Waker,
+    pub(super) node: Arc<Node<Ticket>>,
+    pub(super) key: K,
+    slot: usize,
+    /// The slot of the ready endpoint of the same key that this one is to replace.
+    pub(super) older: Option<usize>,
+    /// The slot of the pending endpoint that is to replace this one.
+    pub(super) newer: Option<usize>,
+}
+
+impl<K, S> Order<K, S> {
+    pub(super) const fn new() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            ready: 0,
+            due: 0,
+            last: Last::Nobody,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+        }
+    }
+
+    /// How many are ready.
+    pub(super) fn ready_len(&self) -> usize {
+        self.ready - usize::from(matches!(self.last, Last::Called(_)))
+    }
+
+    /// The index that an endpoint at a place counts as having; the other way round it is the same.
+    pub(super) fn counted(&self, at: usize) -> usize {
+        let last = self.ready.wrapping_sub(1);
+        match self.last {
+            Last::Called(called) if at == called => last,
+            Last::Called(called) if at == last => called,
+            _ => at,
+        }
+    }
+
+    /// Where the endpoint of a slot is.
+    pub(super) fn place_of(&self, slot: usize) -> Option<usize> {
+        let at = self.slots.get(slot)?.at;
+        (at != NOWHERE).then_some(at)
+    }
+
+    pub(super) fn endpoint_of(&mut self, slot: usize) -> Option<&mut Endpoint<K, S>> {
+        let at = self.place_of(slot)?;
+        self.endpoints.get_mut(at).map(|endpoint| &mut **endpoint)
+    }
+
+    /// Where the endpoint of a wake-up is, if it has not left.
+    pub(super) fn place_of_woken(&self, woken: Ticket) -> Option<usize> {
+        let slot = self.slots.get(woken.slot)?;
+        (slot.generation == woken.generation && slot.at != NOWHERE).then_some(slot.at)
+    }
+
+    /// Lets the one that was called be polled next, as others that are due: the places are what they count as.
+    pub(super) fn settle(&mut self) {
+        self.settled_len();
+    }
+
+    #[cold]
+    fn settle_called(&mut self, at: usize) {
+        self.last = Last::Nobody;
+        self.ready_to_due(at);
+    }
+
+    /// How many are ready; from here on their indices are their places.
+    #[inline(always)]
+    pub(super) fn settled_len(&mut self) -> usize {
+        if let Last::Called(at) = self.last {
+            self.settle_called(at);
+        }
+        self.ready
+    }
+
+    /// Adds an endpoint that is due, and gives its slot.
+    pub(super) fn push(
+        &mut self,
+        key: K,
+        service: S,
+        older: Option<usize>,
+        wakes: &Wakes<Ticket>,
+    ) -> usize {
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                at: NOWHERE,
+            });
+            self.slots.len() - 1
+        });
+        let at = self.endpoints.len();
+        self.slots[slot].at = at;
+        let generation = self.slots[slot].generation;
+        let node = wakes.node(Ticket { slot, generation });
+        self.endpoints.push(Box::new(Endpoint {
+            service,
+            waker: Waker::from(node.clone()),
+            node,
+            key,
+            slot,
+            older,
+            newer: None,
+        }));
+        self.waiting_to_due(at);
+        slot
+    }
+
+    #[inline]
+    fn swap(&mut self, a: usize, b: usize) {
+        if a == b {
+            return;
+        }
+        self.endpoints.swap(a, b);
+        for at in [a, b] {
+            self.slots[self.endpoints[at].slot].at = at;
+        }
+        self.last = match self.last {
+            Last::Chosen(at) if at == a => Last::Chosen(b),
+            Last::Chosen(at) if at == b => Last::Chosen(a),
+            last => last,
+        };
+    }
+
+    /// Lets a ready endpoint be polled next.
+    pub(super) fn ready_to_due(&mut self, at: usize) {
+        self.ready -= 1;
+        self.swap(at, self.ready);
+        if self.last == Last::Chosen(self.ready) {
+            self.last = Last::Nobody;
+        }
+    }
+
+    /// Lets an endpoint that is due wait until it is woken.
+    pub(super) fn due_to_waiting(&mut self, at: usize) {
+        self.due -= 1;
+        self.swap(at, self.due);
+    }
+
+    /// Lets an endpoint that waits be polled.
+    pub(super) fn waiting_to_due(&mut self, at: usize) {
+        self.swap(at, self.due);
+        self.due += 1;
+    }
+
+    /// Lets an endpoint that is due be called, in place of the one that it replaces.
+    pub(super) fn due_to_ready(&mut self, at: usize) {
+        self.swap(at, self.ready);
+        let older = self.endpoints[self.ready].older.take();
+        self.ready += 1;
+        if let Some(older) = older {
+            self.drop_older(older);
+        }
+    }
+
+    #[cold]
+    fn drop_older(&mut self, slot: usize) {
+        let at = self.place_of(slot);
+        drop(at.and_then(|at| self.detach(at)));
+    }
+
+    /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
+    pub(super) fn detach(&mut self, mut at: usize) -> Option<Box<Endpoint<K, S>>> {
+        if at < self.ready {
+            self.ready_to_due(at);
+            at = self.ready;
+        }
+        if at < self.due {
+            self.due_to_waiting(at);
+            at = self.due;
+        }
+        self.swap(at, self.endpoints.len() - 1);
+        let endpoint = self.endpoints.pop()?;
+        let slot = &mut self.slots[endpoint.slot];
+        slot.at = NOWHERE;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.vacant.push(endpoint.slot);
+        endpoint.node.retire();
+        Some(endpoint)
+    }
+}

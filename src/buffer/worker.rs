@@ -122,7 +122,7 @@ impl<S> Driven<S> {
     {
         let mut has_rung = self.bell.has_rung();
         let mut work = queue.next(cx);
-        for left in (0..REQUESTS_PER_POLL).rev() {
+        for _ in 0..REQUESTS_PER_POLL {
             let request = match work {
                 Work::Message { message, is_last } => Some((message, is_last)),
                 // Without a request the service is not asked, since its readiness may reserve what others wait
@@ -149,18 +149,18 @@ impl<S> Driven<S> {
                 Some((request, is_last)) => {
                     self.is_ready = false;
                     let mut response = Some(self.service.call(request));
-                    if left == 0 {
-                        queue.deliver(&mut response);
-                        break;
-                    }
                     queue.answer(&mut response, is_last, cx)
                 }
-                None if left == 0 => break,
                 None => queue.next(cx),
             };
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
+        match work {
+            Work::Message { message, .. } => {
+                queue.put_back(Some(message), cx).map(|()| End::Closed)
+            }
+            Work::None { .. } | Work::Ended => Poll::Pending,
+        }
     }
 }
 

@@ -746,13 +746,6 @@ pub trait Channel: Clone {
         work.unwrap_or_else(|| self.next(cx))
     }
 
-    /// Answers the message that was taken last.
-    #[cold]
-    fn deliver(&self, answer: &mut Option<Self::Answer>) {
-        let answered = self.with(|state| state.answer(answer));
-        answered.finish(answer);
-    }
-
     /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.
     fn close(&self, end: End<Self::Failure>) {
         let ended = self.with(|state| {

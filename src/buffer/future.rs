@@ -171,6 +171,7 @@ struct Message<Q: Queue> {
 }
 
 impl<Q: Queue> Drop for Message<Q> {
+    #[inline]
     fn drop(&mut self) {
         if let Ticket::New(index) | Ticket::Polled(index) = self.ticket {
             self.queue.abandon(index);

@@ -636,6 +636,7 @@ pub trait Channel: Clone {
     }
 
     /// Gives up a message wherever it is, or its answer.
+    #[cold]
     fn abandon(&self, index: Index) {
         let mut answer = None;
         let (removed, worker) = self.with(|state| {

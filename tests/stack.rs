@@ -73,12 +73,8 @@ async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {
     rt.advance(SECOND / 2).await;
     assert_eq!(outcome.try_recv().unwrap().map(drop), None);
     // The task may arm its timer at any moment: time goes on until it has seen it.
-    let mut elapsed = None;
-    while elapsed.is_none() {
-        rt.advance(SECOND).await;
-        elapsed = outcome.try_recv().unwrap();
-    }
-    assert!(elapsed.unwrap().unwrap_err().is::<Elapsed>());
+    let elapsed = rt.advance_until(SECOND, outcome).await.unwrap();
+    assert!(elapsed.unwrap_err().is::<Elapsed>());
     until(|| responder.is_cancelled()).await;
 }
 

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use campanile::limit::rate::{Error, InvalidRate, Limiter, Rate, RateLimit, RateLimitLayer};
 use campanile::load_shed::LoadShed;
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{Instant, Layer, Service, service_fn};
+use campanile::{Instant, Layer, Service, ServiceExt, service_fn};
 
-use common::{ManualTimer, WakeCount};
+use common::{Failure, Host, ManualTimer, On, WakeCount, on_every_runtime, yield_now};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -668,3 +668,46 @@ fn it_waits_on_tokio_and_is_made_outside_of_it() {
         assert!(took >= 300 * MS && took < 310 * MS, "{took:?}");
     });
 }
+
+/// A wait is no claim: the next token goes to who is still there.
+async fn who_gives_up_leaves_the_token_to_the_next<H: Host>(rt: On<H>) {
+    let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
+    assert_eq!(limit.clone().oneshot(0).await, Ok(0));
+    let given_up: Vec<_> = (1..=3)
+        .map(|n| {
+            let (wait, give_up) = futures::future::abortable(limit.clone().oneshot(n));
+            (rt.start(wait), give_up)
+        })
+        .collect();
+    let mut next = rt.start(limit.clone().oneshot(4));
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    rt.advance(SECOND - MS).await;
+    assert_eq!(next.try_recv(), Ok(None));
+    for (wait, give_up) in given_up {
+        give_up.abort();
+        assert!(wait.await.unwrap().is_err());
+    }
+    rt.advance(MS).await;
+    // tokio rounds up to the millisecond.
+    rt.advance(MS).await;
+    assert_eq!(next.await.unwrap(), Ok(4));
+}
+
+async fn who_would_wait_too_long_is_told_at_once<H: Host>(rt: On<H>) {
+    let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
+    let limit = limit.wait_at_most(SECOND);
+    assert_eq!(limit.clone().oneshot(0).await, Ok(0));
+    let waiting = rt.start(limit.clone().oneshot(1));
+    let refused = limit.clone().wait_at_most(SECOND / 2).oneshot(2).await;
+    let Err(Error::Limited(limited)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(limited.retry_after(), SECOND);
+    assert_eq!(rt.advance_until(SECOND / 2, waiting).await.unwrap(), Ok(1));
+}
+
+on_every_runtime! { who_gives_up_leaves_the_token_to_the_next, who_would_wait_too_long_is_told_at_once }

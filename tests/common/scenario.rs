@@ -8,6 +8,7 @@ use std::time::Duration;
 #[cfg(feature = "std")]
 use campanile::runtime::SharedTimer;
 use campanile::{Executor, Instant, Timer};
+use futures::channel::oneshot;
 
 use super::{ManualTimer, WokenBy, spawn, yield_now};
 
@@ -71,6 +72,18 @@ impl<H: Host> On<H> {
                 polled = task.poll();
             }
         }
+    }
+
+    /// Runs `future` as a task, and gives what it comes to.
+    pub fn start<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (done, outcome) = oneshot::channel();
+        H::execute(async move {
+            let _ = done.send(future.await);
+        });
+        outcome
     }
 
     /// The timer alone.

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use campanile::limit::rate::{Error, InvalidRate, Limiter, Rate, RateLimit, RateLimitLayer};
 use campanile::load_shed::LoadShed;
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{Instant, Layer, Service, ServiceExt, service_fn};
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
 
-use common::{Failure, Host, ManualTimer, On, WakeCount, on_every_runtime, yield_now};
+use common::{Failure, Host, ManualSleep, ManualTimer, On, WakeCount, on_every_runtime, yield_now};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -177,6 +177,54 @@ fn every_waiter_is_woken_and_asks_again() {
         waiters.retain_mut(|(waiter, _)| request(waiter).is_none());
         assert_eq!(waiters.len(), left, "one token each time");
     }
+}
+
+/// A timer on whose first alarm, at the moment at which it rings, somebody else comes first.
+#[derive(Clone)]
+struct Overtaken {
+    timer: ManualTimer,
+    other: Rc<Cell<Option<RateLimit<Inner, ManualTimer>>>>,
+}
+
+impl Timer for Overtaken {
+    type Sleep = ManualSleep;
+    type Alarm = Pin<Box<dyn Future<Output = ()>>>;
+    fn now(&self) -> Instant {
+        self.timer.now()
+    }
+    fn sleep_until(&self, deadline: Instant) -> ManualSleep {
+        self.timer.sleep_until(deadline)
+    }
+    fn alarm_until(&self, deadline: Instant) -> Self::Alarm {
+        let Self { timer, other } = self.clone();
+        let mut alarm = timer.alarm_until(deadline);
+        Box::pin(poll_fn(move |cx| {
+            if let Some(mut other) = other.take() {
+                timer.advance(100 * MS);
+                assert_eq!(request(&mut other), Some(Ok(())));
+            }
+            Pin::new(&mut alarm).poll(cx)
+        }))
+    }
+}
+
+#[test]
+fn a_token_that_is_gone_when_the_wait_is_over_is_not_taken() {
+    let timer = ManualTimer::new();
+    let limiter = Arc::new(Limiter::new(Rate::new(10, SECOND).burst(1)));
+    let mut first = RateLimit::with_limiter(Inner, limiter.clone(), timer.clone());
+    assert_eq!(request(&mut first), Some(Ok(())));
+    let overtaken = Overtaken {
+        timer: timer.clone(),
+        other: Rc::new(Cell::new(Some(first))),
+    };
+    let mut service = RateLimit::with_limiter(Inner, limiter, overtaken.clone());
+    assert_eq!(request(&mut service), None);
+    assert!(overtaken.other.take().is_none(), "the other has called");
+    timer.advance(99 * MS);
+    assert_eq!(request(&mut service), None);
+    timer.advance(MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
 }
 
 #[test]

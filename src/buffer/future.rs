@@ -39,14 +39,12 @@ pin_project! {
             request: Option<Q::Message>,
             admission: Admission<Q>,
         },
-        // For the worker.
-        Queued {
+        // For the worker, and then for the response. They share a variant so that the response is moved once, out of
+        // its slot to where it stays.
+        Sent {
             message: Message<Q>,
-        },
-        // For the response.
-        Called {
             #[pin]
-            response: Q::Answer,
+            response: Option<Q::Answer>,
         },
         // For nothing.
         Refused {
@@ -103,23 +101,20 @@ where
                         },
                     }
                 }
-                StateProj::Queued { message } => {
-                    let mut answer = None;
-                    let end = ready!(message.queue.poll_answer(
-                        &mut message.ticket,
-                        &mut answer,
-                        cx
-                    ))
-                    .err();
-                    match answer {
-                        Some(response) => State::Called { response },
-                        None => State::Refused {
-                            refusal: end.map(Refusal::Ended),
+                StateProj::Sent {
+                    message,
+                    mut response,
+                } => {
+                    if let Some(response) = response.as_mut().as_pin_mut() {
+                        return response.poll(cx).map_err(Q::Error::from);
+                    }
+                    let ticket = &mut message.ticket;
+                    match ready!(message.queue.poll_answer(ticket, response, cx)) {
+                        Ok(()) => continue,
+                        Err(end) => State::Refused {
+                            refusal: Some(end.into()),
                         },
                     }
-                }
-                StateProj::Called { response } => {
-                    return response.poll(cx).map_err(Q::Error::from);
                 }
                 StateProj::Refused { refusal } => {
                     let refusal = refusal.take().unwrap_or(Refusal::Ended(End::Closed));
@@ -145,7 +140,10 @@ impl<Q: Queue> State<Q> {
             ticket: Ticket::Void,
         };
         match queue.send(request, &mut message.ticket) {
-            Ok(()) => Self::Queued { message },
+            Ok(()) => Self::Sent {
+                message,
+                response: None,
+            },
             Err((request, end)) => {
                 drop(request);
                 Self::Refused {

@@ -121,18 +121,13 @@ impl<S> Driven<S> {
         Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
     {
         let mut has_rung = self.bell.has_rung();
-        let mut work = queue.poll_work(cx);
-        // Delivered when the next request is taken, to take the lock once for both.
-        let mut response = Undelivered {
-            queue,
-            response: None,
-        };
-        for _ in 0..REQUESTS_PER_POLL {
-            let is_wanted = match work {
-                Work::Waiting => true,
+        let mut work = queue.next(cx);
+        for left in (0..REQUESTS_PER_POLL).rev() {
+            let request = match work {
+                Work::Message { message, is_last } => Some((message, is_last)),
                 // Without a request the service is not asked, since its readiness may reserve what others wait
                 // for. But if it has asked to be polled, it has something to go on with.
-                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => false,
+                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => None,
                 Work::None { .. } => {
                     self.bell.listen(cx);
                     return Poll::Pending;
@@ -142,42 +137,30 @@ impl<S> Driven<S> {
             has_rung = false;
             self.is_ready = false;
             match self.bell.poll_ready(&mut self.service, cx) {
-                Poll::Pending => return queue.poll_done(cx).map(|()| End::Closed),
+                // A request waits in the queue for the service, and can be cancelled there.
+                Poll::Pending => {
+                    let request = request.map(|(request, _)| request);
+                    return queue.put_back(request, cx).map(|()| End::Closed);
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(queue.share(error))),
                 Poll::Ready(Ok(())) => self.is_ready = true,
             }
-            // A request stays in the queue until the service is ready for it, and can be cancelled there.
-            let taken = is_wanted.then(|| queue.take(&mut response.response));
-            work = match taken.flatten() {
+            work = match request {
                 Some((request, is_last)) => {
                     self.is_ready = false;
-                    response.response = Some(self.service.call(request));
-                    if is_last {
-                        queue.answer(&mut response.response, cx)
-                    } else {
-                        Work::Waiting
+                    let mut response = Some(self.service.call(request));
+                    if left == 0 {
+                        queue.deliver(&mut response);
+                        break;
                     }
+                    queue.answer(&mut response, is_last, cx)
                 }
-                None => queue.poll_work(cx),
+                None if left == 0 => break,
+                None => queue.next(cx),
             };
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-}
-
-/// A response that its sender does not have yet, but will in any case.
-struct Undelivered<'a, Q: Queue> {
-    queue: &'a Q,
-    response: Option<Q::Answer>,
-}
-
-impl<Q: Queue> Drop for Undelivered<'_, Q> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.response.is_some() {
-            self.queue.deliver(&mut self.response);
-        }
     }
 }
 
@@ -202,6 +185,7 @@ impl Bell {
     }
 
     /// Whether the service was woken since this was last asked.
+    #[inline]
     fn has_rung(&mut self) -> bool {
         let has_rung = self.wakes.any();
         if has_rung {
@@ -214,6 +198,7 @@ impl Bell {
     }
 
     /// Wakes the worker when the service is woken.
+    #[inline]
     fn listen(&mut self, cx: &mut Context<'_>) {
         if !self.wakes.register(cx.waker()) {
             cx.waker().wake_by_ref();

@@ -70,6 +70,7 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
     /// Takes a permit, or joins the line. An [attempt](super::attempt) joins no line.
     ///
     /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](super::with_waker).
+    #[inline]
     pub(crate) fn poll(
         &mut self,
         place: &mut Place,

@@ -1,6 +1,7 @@
 use core::cell::RefCell;
 use core::fmt;
 use core::mem::{swap, take};
+use core::pin::Pin;
 use core::task::{Context, Poll, Waker, ready};
 
 #[cfg(feature = "critical-section")]
@@ -105,9 +106,14 @@ impl<P> From<End<P>> for Refusal<P> {
 
 /// What a worker finds when it looks for work.
 #[derive(Debug)]
-pub enum Work {
-    /// There is a message in line.
-    Waiting,
+pub enum Work<T> {
+    /// A message, which the worker has from now on.
+    Message {
+        /// What was sent.
+        message: T,
+        /// There is no other in line.
+        is_last: bool,
+    },
     /// There is none. The worker will be woken.
     None {
         /// The service is to be kept ready all the same.
@@ -138,6 +144,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
+    #[inline]
     fn end(&self) -> Option<End<P>> {
         match &self.phase {
             Phase::Open => None,
@@ -173,41 +180,19 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
-    /// Takes the first message out of the line; whether it was the last, too; and who gets its room.
-    fn take(&mut self) -> Option<(T, bool, Late)> {
-        let index = self.line.pop_front(&mut self.slots)?;
-        let message = self.slots.get_mut(index)?.message.take()?;
-        self.taken = Some(index);
-        let next = (!S::View::FIXED).then(|| S::view(&mut self.room).release());
-        Some((message, self.line.is_empty(), Late(next.flatten())))
+    /// Takes the first message out of the line. It keeps its room until it is answered.
+    fn take(&mut self) -> Option<T> {
+        self.taken = self.line.pop_front(&mut self.slots);
+        self.slots.get_mut(self.taken?)?.message.take()
     }
 
-    /// Answers the message that was taken last, unless that is done.
-    fn answer(&mut self, answer: &mut Option<R>) -> Answered {
-        let Some(index) = answer.as_ref().and(self.taken.take()) else {
-            return Answered::default();
-        };
-        match self.slots.get_mut(index) {
-            Some(slot) if !slot.is_abandoned => {
-                swap(&mut slot.answer, answer);
-                Answered {
-                    sender: slot.sender.take(),
-                    next: None,
-                }
-            }
-            _ => Answered {
-                sender: None,
-                next: self.remove(index).next,
-            },
-        }
-    }
-
-    /// Looks whether there is work, and where there is none registers the worker, to be woken when that changes.
+    /// Takes the first message, or where there is none registers the worker, to be woken when that changes.
     ///
     /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
-    fn look(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work> {
-        if !self.line.is_empty() {
-            return Some(Work::Waiting);
+    fn next(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work<T>> {
+        if let Some(message) = self.take() {
+            let is_last = self.line.is_empty();
+            return Some(Work::Message { message, is_last });
         }
         if !matches!(self.phase, Phase::Open) {
             return Some(Work::Ended);
@@ -217,6 +202,46 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         Some(Work::None {
             keep_ready: self.keep_ready,
         })
+    }
+
+    /// Puts the message that was taken last back to where it was, unless nobody wants it any more: then it stays in
+    /// `message`, and its slot is gone.
+    fn put_back(&mut self, message: &mut Option<T>) -> Option<Waker> {
+        let index = message.as_ref().and(self.taken.take())?;
+        let slot = self.slots.get_mut(index)?;
+        if slot.is_abandoned {
+            let Removed { next, .. } = self.remove(index);
+            return next.or_else(|| self.make_room());
+        }
+        swap(&mut slot.message, message);
+        self.line.push_front(&mut self.slots, index);
+        None
+    }
+
+    /// Answers the message that was taken last. An answer that nobody wants stays in `answer`.
+    fn answer(&mut self, answer: &mut Option<R>) -> Answered {
+        let next = self.make_room();
+        let taken = self.taken.take();
+        match taken.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
+            Some((_, slot)) if !slot.is_abandoned => {
+                // Not moved by way of anything else: it may be large.
+                swap(&mut slot.answer, answer);
+                let sender = slot.sender.take();
+                Answered { sender, next }
+            }
+            Some((index, _)) => Answered {
+                sender: None,
+                next: next.or(self.remove(index).next),
+            },
+            None => Answered { sender: None, next },
+        }
+    }
+
+    /// Gives away the room of a message that was taken, where the slot does not keep it.
+    fn make_room(&mut self) -> Option<Waker> {
+        (!S::View::FIXED)
+            .then(|| S::view(&mut self.room).release())
+            .flatten()
     }
 }
 
@@ -240,18 +265,25 @@ impl<T> Default for Removed<T> {
 }
 
 /// What [`State::answer`] leaves to be done outside the lock.
-#[derive(Default)]
 #[must_use = "the wakers are to be woken outside the lock"]
 struct Answered {
     sender: Option<Waker>,
-    /// Who gets the room of a message that was given up.
+    /// Who gets the room.
     next: Option<Waker>,
 }
 
 impl Answered {
     /// Drops the answer if nobody wants it, and wakes who does.
-    // Whatever panics, `unwanted` is none then, or it would be taken for the answer of the next.
+    #[inline]
     fn finish<R>(self, unwanted: &mut Option<R>) {
+        if self.next.is_none() && unwanted.is_none() {
+            return wake(self.sender);
+        }
+        self.finish_all(unwanted);
+    }
+
+    #[cold]
+    fn finish_all<R>(self, unwanted: &mut Option<R>) {
         let _next = Late(self.next);
         let _sender = Late(self.sender);
         *unwanted = None;
@@ -464,12 +496,12 @@ pub trait Channel: Clone {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Refusal<Self::Failure>>> {
         with_waker(cx, |waker| {
-            self.with(|state| match state.end() {
-                Some(end) => Some(Poll::Ready(Err(end.into()))),
-                None => {
-                    let polled = Self::Storage::view(&mut state.room).poll(place, cx, waker)?;
-                    Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
+            self.with(|state| {
+                if let Some(end) = state.end() {
+                    return Some(Poll::Ready(Err(end.into())));
                 }
+                let polled = Self::Storage::view(&mut state.room).poll(place, cx, waker)?;
+                Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
             })
         })
     }
@@ -509,11 +541,11 @@ pub trait Channel: Clone {
         Ok(())
     }
 
-    /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end.
+    /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end. Nothing is in `answer` before.
     fn poll_answer(
         &self,
         ticket: &mut Ticket,
-        answer: &mut Option<Self::Answer>,
+        mut answer: Pin<&mut Option<Self::Answer>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End<Self::Failure>>> {
         let (index, mut waker) = match *ticket {
@@ -532,7 +564,7 @@ pub trait Channel: Clone {
                     Phase::Open | Phase::Draining => None,
                 };
                 if slot.answer.is_some() {
-                    swap(answer, &mut slot.answer);
+                    answer.set(slot.answer.take());
                 } else if end.is_none() {
                     register(&mut slot.sender, cx, &mut waker)?;
                     *ticket = Ticket::Polled(index);
@@ -547,9 +579,10 @@ pub trait Channel: Clone {
             }
         };
         wake(removed.next);
-        Poll::Ready(match answer {
-            Some(_) => Ok(()),
-            None => Err(end.unwrap_or(End::Closed)),
+        Poll::Ready(if answer.is_some() {
+            Ok(())
+        } else {
+            Err(end.unwrap_or(End::Closed))
         })
     }
 
@@ -618,16 +651,20 @@ pub trait Channel: Clone {
 
     // The worker's side.
 
-    /// Looks whether there is work. Where there is none the worker is woken when that changes.
-    fn poll_work(&self, cx: &mut Context<'_>) -> Work {
-        with_waker(cx, |waker| self.with(|state| state.look(cx, waker)))
+    /// Takes the first message out of the line. Where there is none the worker is woken when that changes.
+    ///
+    /// What is taken is to be [answered](Self::answer) or [put back](Self::put_back).
+    fn next(&self, cx: &mut Context<'_>) -> Work<Self::Message> {
+        with_waker(cx, |waker| self.with(|state| state.next(cx, waker)))
     }
 
-    /// Has the worker woken, while it waits for its service, when there is nothing left to wait for; and looks
-    /// whether that is so.
-    fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Puts the message that was taken last back, since the service is not ready for it, and has the worker woken when
+    /// there is nothing left to be ready for; or says that this is so.
+    fn put_back(&self, mut message: Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut next = Late(None);
         with_waker(cx, |waker| {
             self.with(|state| {
+                next.0 = state.put_back(&mut message).or(next.0.take());
                 if state.is_done() {
                     return Some(Poll::Ready(()));
                 }
@@ -637,27 +674,22 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Answers the message that was taken before, if that is still to do, and takes the first out of the line, which
-    /// makes room for another. `true` if it was the last, too.
-    fn take(&self, answer: &mut Option<Self::Answer>) -> Option<(Self::Message, bool)> {
-        let (answered, taken) = self.with(|state| (state.answer(answer), state.take()));
-        answered.finish(answer);
-        let (message, is_last, next) = taken?;
-        drop(next);
-        Some((message, is_last))
-    }
-
-    /// Answers the message that was [taken](Self::take) last, and [looks](Self::poll_work) for the next.
-    fn answer(&self, answer: &mut Option<Self::Answer>, cx: &mut Context<'_>) -> Work {
-        // There will hardly be one.
-        let mut waker = Some(cx.waker().clone());
+    /// Answers the message that was taken last, and takes the [next](Self::next), if there is one.
+    fn answer(
+        &self,
+        answer: &mut Option<Self::Answer>,
+        is_last: bool,
+        cx: &mut Context<'_>,
+    ) -> Work<Self::Message> {
+        // It will be wanted.
+        let mut waker = is_last.then(|| cx.waker().clone());
         let (answered, work) =
-            self.with(|state| (state.answer(answer), state.look(cx, &mut waker)));
+            self.with(|state| (state.answer(answer), state.next(cx, &mut waker)));
         answered.finish(answer);
-        work.unwrap_or_else(|| self.poll_work(cx))
+        work.unwrap_or_else(|| self.next(cx))
     }
 
-    /// Answers the message that was [taken](Self::take) last.
+    /// Answers the message that was taken last.
     #[cold]
     fn deliver(&self, answer: &mut Option<Self::Answer>) {
         let answered = self.with(|state| state.answer(answer));

@@ -200,6 +200,23 @@ impl List {
         self.tail = index;
     }
 
+    pub(crate) fn push_front<N: Nodes + ?Sized>(
+        &mut self,
+        slab: &mut Slab<N>,
+        Index(index): Index,
+    ) {
+        let nodes = slab.nodes();
+        if let Some(node) = nodes.get_mut(index as usize) {
+            node.previous = NIL;
+            node.next = self.head;
+        }
+        match nodes.get_mut(self.head as usize) {
+            Some(head) => head.previous = index,
+            None => self.tail = index,
+        }
+        self.head = index;
+    }
+
     pub(crate) fn pop_front<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>) -> Option<Index> {
         let first = (!self.is_empty()).then_some(Index(self.head))?;
         self.unlink(slab, first);

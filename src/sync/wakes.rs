@@ -89,15 +89,18 @@ impl<I: Copy> Wakes<I> {
     }
 
     /// Wakes `waker` at the next wake-up. `false` if somebody has been woken already.
+    #[inline]
     pub(crate) fn register(&mut self, waker: &Waker) -> bool {
         let is_same = self
             .parent
             .as_ref()
             .is_some_and(|parent| parent.will_wake(waker));
         // If it is not so any more, then because the task is being woken at this moment.
-        if is_same && self.shared.awaited.load(Ordering::Acquire) {
-            return true;
-        }
+        is_same && self.shared.awaited.load(Ordering::Acquire) || self.register_anew(waker, is_same)
+    }
+
+    #[cold]
+    fn register_anew(&mut self, waker: &Waker, is_same: bool) -> bool {
         let mut parent = Some(waker.clone());
         let mut state = self.shared.lock();
         let is_quiet = state.woken.is_empty();

@@ -2,10 +2,10 @@
 
 mod common;
 
+use campanile::Service;
 use campanile::load_shed::{Error, LoadShed, LoadShedLayer, Overloaded};
 use campanile::{Layer, error::find};
-use campanile::{Service, ServiceExt};
-use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, ready, spawn};
+use common::{Failure, WakeCount, mock, ready, spawn};
 
 #[test]
 fn it_hands_on_what_the_service_is_ready_for_and_sheds_the_rest() {
@@ -98,32 +98,35 @@ fn an_error_of_the_service_is_not_taken_for_overload() {
     assert_eq!(error.into_service(), Some(Failure("dead")));
 }
 
-/// What was shed leaves nobody in the line of a limit, though its handle still exists (vectordotdev/vector#26457).
 #[cfg(feature = "std")]
-async fn what_is_shed_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
-    use campanile::limit::ConcurrencyLimit;
+mod over_a_limit {
+    use super::*;
+    use crate::common::{Host, On, on_every_runtime};
+    use campanile::{ServiceExt, limit::ConcurrencyLimit};
 
-    let (service, mut handle) = mock::<u32, u32>();
-    let service = LoadShed::new(ConcurrencyLimit::new(service, 1));
-    for _ in 0..20 {
-        let admitted = rt.start(service.clone().oneshot(1));
-        let (_, responder) = handle.next().await;
-        let mut idle = service.clone();
-        let shed = rt.start(async move {
-            let answer = idle.ready().await.unwrap().call(2).await;
-            (answer, idle)
-        });
-        let (answer, _idle) = shed.await.unwrap();
-        assert_eq!(answer, Err(Error::Overloaded(Overloaded::new())));
-        responder.send(2);
-        assert_eq!(admitted.await.unwrap(), Ok(2));
+    /// What was shed leaves nobody in the line, though its handle still exists (vectordotdev/vector#26457).
+    async fn what_is_shed_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+        let (service, mut handle) = mock::<u32, u32>();
+        let service = LoadShed::new(ConcurrencyLimit::new(service, 1));
+        for _ in 0..20 {
+            let admitted = rt.start(service.clone().oneshot(1));
+            let (_, responder) = handle.next().await;
+            let mut idle = service.clone();
+            let shed = rt.start(async move {
+                let answer = idle.ready().await.unwrap().call(2).await;
+                (answer, idle)
+            });
+            let (answer, _idle) = shed.await.unwrap();
+            assert_eq!(answer, Err(Error::Overloaded(Overloaded::new())));
+            responder.send(2);
+            assert_eq!(admitted.await.unwrap(), Ok(2));
 
-        let next = rt.start(service.clone().oneshot(3));
-        let (_, responder) = handle.next().await;
-        responder.send(4);
-        assert_eq!(next.await.unwrap(), Ok(4));
+            let next = rt.start(service.clone().oneshot(3));
+            let (_, responder) = handle.next().await;
+            responder.send(4);
+            assert_eq!(next.await.unwrap(), Ok(4));
+        }
     }
-}
 
-#[cfg(feature = "std")]
-on_every_runtime! { what_is_shed_leaves_the_permit_to_the_next }
+    on_every_runtime! { what_is_shed_leaves_the_permit_to_the_next }
+}

@@ -104,7 +104,7 @@ mod over_a_limit {
     use crate::common::{Host, On, on_every_runtime};
     use campanile::{ServiceExt, limit::ConcurrencyLimit};
 
-    /// What was shed leaves nobody in the line, though its handle still exists (vectordotdev/vector#26457).
+    /// What was shed leaves nobody in the line, though its handle still exists (vector#26457).
     async fn what_is_shed_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
         let (service, mut handle) = mock::<u32, u32>();
         let service = LoadShed::new(ConcurrencyLimit::new(service, 1));

@@ -697,19 +697,14 @@ async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
     let given_up = buffer.clone().ready().await.unwrap().call(request.clone());
     let other = buffer.clone().ready().await.unwrap().call(Arc::new(2));
     let mut third = buffer.clone();
-    let mut waiting = rt.start(async move {
-        third.ready().await.unwrap();
-        third
-    });
-    for _ in 0..10 {
-        yield_now().await;
-    }
-    assert!(waiting.try_recv().unwrap().is_none());
+    let mut waiting = spawn(third.ready());
+    assert!(waiting.poll().is_pending());
 
     // The service is not ready, and yet the request is gone, and its room is free.
     drop(given_up);
     until(|| Arc::strong_count(&request) == 1).await;
-    let mut third = waiting.await.unwrap();
+    waiting.finish().await.unwrap();
+    drop(waiting);
     let third = third.call(Arc::new(3));
     handle.set_ready(true);
     for _ in 2..=3 {

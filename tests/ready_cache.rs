@@ -822,6 +822,7 @@ async fn services_get_ready_one_by_one<H: Host>(rt: On<H>) {
         }
         (cache, failed)
     });
+    common::until(|| handles.iter().all(common::Handle::is_waited_for)).await;
     for (n, handle) in handles.iter().enumerate() {
         common::yield_now().await;
         match n {

@@ -11,7 +11,7 @@ use campanile::error::find;
 use campanile::load_shed::{self, LoadShed};
 use campanile::steer::{Empty, Error, Failed, NotReady, OutOfRange, Picker, Steer};
 use campanile::{Service, ServiceExt, service_fn};
-use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, yield_now};
+use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, until, yield_now};
 use futures::FutureExt;
 
 /// A service with a switch that counts how often it is asked, and holds its caller to the contract.
@@ -426,6 +426,7 @@ async fn who_waits_is_woken_by_the_last<H: Host>(rt: On<H>) {
             asked.ready().await.unwrap();
             asked.call(last as u32).await
         });
+        until(|| handles.iter().all(common::Handle::is_waited_for)).await;
         for other in [1, 2].map(|n| (last + n) % 3) {
             yield_now().await;
             handles[other].set_ready(true);

@@ -583,11 +583,16 @@ async fn a_service_that_is_made_later_wakes_who_waits_for_it<H: Host>(rt: On<H>)
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let wait = rt.sleep(second);
+    let (begin, begun) = futures::channel::oneshot::channel();
     let later = Box::pin(async move {
+        let mut wait = pin!(wait);
+        assert!(futures::poll!(&mut wait).is_pending());
+        begin.send(()).unwrap();
         wait.await;
         Ok::<_, Failure>(service)
     });
     let answer = rt.start(future_service(later).oneshot(1));
+    begun.await.unwrap();
     rt.advance(second).await;
     handle.set_ready(true);
     let (request, responder) = rt.advance_until(second, handle.next()).await;

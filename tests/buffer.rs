@@ -13,11 +13,11 @@ use std::task::Poll;
 use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, InvalidBound};
 use campanile::load_shed::{self, LoadShed};
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
+use campanile::{BoxError, Layer, NoRuntime, Service, ServiceExt, service_fn};
 
 use common::{
     Failure, Host, Mock, MockFuture, On, Threads, WakeCount, mock, on_every_runtime, panics_at,
-    ready, spawn, until,
+    ready, spawn, until, yield_now,
 };
 
 type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>, Failure>;
@@ -783,6 +783,55 @@ async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
     buffer.shutdown().await;
 }
 
+async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<Arc<u32>, u32>();
+    handle.set_ready(false);
+    let buffer = Buffer::with_executor(service, 2, &rt);
+    let request = Arc::new(1);
+    let given_up = buffer.clone().ready().await.unwrap().call(request.clone());
+    let other = buffer.clone().ready().await.unwrap().call(Arc::new(2));
+    let mut third = buffer.clone();
+    let mut waiting = spawn(third.ready());
+    assert!(waiting.poll().is_pending());
+
+    // The service is not ready, and yet the request is gone, and its room is free.
+    drop(given_up);
+    until(|| Arc::strong_count(&request) == 1).await;
+    waiting.finish().await.unwrap();
+    drop(waiting);
+    let third = third.call(Arc::new(3));
+    handle.set_ready(true);
+    for _ in 2..=3 {
+        let (request, responder) = handle.next().await;
+        responder.send(10 * *request);
+    }
+    assert_eq!(futures::join!(other, third), (Ok(20), Ok(30)));
+}
+
+async fn a_shutdown_waits_for_what_was_accepted<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let buffer = Buffer::with_executor(service, 2, &rt);
+    let accepted = buffer.clone().ready().await.unwrap().call(1);
+    let mut ended = rt.start(buffer.shutdown());
+    until(|| buffer.is_closed()).await;
+    assert!(matches!(
+        buffer.clone().ready().await,
+        Err(Error::Closed(_))
+    ));
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert!(ended.try_recv().unwrap().is_none());
+
+    handle.set_ready(true);
+    let (_, responder) = handle.next().await;
+    responder.send(2);
+    assert_eq!(accepted.await, Ok(2));
+    ended.await.unwrap();
+    until(|| handle.alive() == 0).await;
+}
+
 async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
@@ -815,6 +864,8 @@ async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
 
 on_every_runtime! {
     many_handles_share_one_service,
+    who_gives_up_makes_room_for_who_waits,
+    a_shutdown_waits_for_what_was_accepted,
     a_failure_reaches_all,
     a_panic_reaches_all,
     the_worker_ends_with_the_last_handle,

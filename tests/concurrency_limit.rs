@@ -10,7 +10,7 @@ use std::task::Poll;
 use campanile::limit::concurrency::{InvalidLimit, Semaphore};
 use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
 use campanile::load_shed::{self, LoadShed};
-use campanile::{Layer, Service, service_fn};
+use campanile::{Layer, Service, ServiceExt, service_fn};
 
 use common::{
     Failure, Host, On, WakeCount, mock, on_every_runtime, panics_at, ready, spawn, yield_now,
@@ -455,7 +455,33 @@ async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
     assert!(most.load(Ordering::SeqCst) <= 3);
 }
 
-on_every_runtime! { never_more_than_the_limit }
+/// Whether it waits, has just got its permit, or has called: who gives up holds up nobody.
+async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    let limit = ConcurrencyLimit::new(service, 1);
+    for _ in 0..20 {
+        let first = rt.start(limit.clone().oneshot(1));
+        let (_, responder) = handle.next().await;
+        let (given_up, give_up) = futures::future::abortable(limit.clone().oneshot(2));
+        let given_up = rt.start(given_up);
+        yield_now().await;
+        let next = rt.start(limit.clone().oneshot(3));
+        responder.send(1);
+        give_up.abort();
+        assert_eq!(first.await.unwrap(), Ok(1));
+        let responder = loop {
+            match handle.next().await {
+                (3, responder) => break responder,
+                (_, given_up) => common::until(|| given_up.is_cancelled()).await,
+            }
+        };
+        responder.send(3);
+        assert_eq!(next.await.unwrap(), Ok(3));
+        assert!(given_up.await.unwrap().is_err());
+    }
+}
+
+on_every_runtime! { never_more_than_the_limit, who_gives_up_leaves_the_permit_to_the_next }
 
 /// Waits and calls are given up at random, on several threads; at the end all permits are there.
 #[test]

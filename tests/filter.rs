@@ -1,15 +1,19 @@
 //! Filters: what passes, what is rejected, and what a rejection gives back.
+mod common;
+
 use std::cell::{Cell, RefCell};
 use std::future::{Ready, ready};
 use std::num::ParseIntError;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use campanile::error::find;
 use campanile::filter::{
     AsyncFilter, AsyncFilterLayer, AsyncPredicate, Error, Filter, FilterLayer, Predicate,
 };
-use campanile::{Layer, Service, ServiceExt, service_fn};
+use campanile::{Layer, Service, ServiceExt, Timer, service_fn};
+use common::{Host, On, mock, on_every_runtime};
 use futures::executor::block_on;
 
 /// Reserves one of `free` when it is polled ready, and answers with its request.
@@ -320,3 +324,37 @@ fn filters_are_debug() {
     let mut service = Filter::new(Reserving::new(1), parse);
     assert_eq!(format!("{:?}", service.call("x")), "ResponseFuture { .. }");
 }
+
+/// A check that takes its time holds up its own request and no other.
+async fn a_check_that_waits_holds_up_its_own_request<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    let time = rt.clone();
+    let filter = AsyncFilter::new(service, move |n: u32| {
+        let wait = (n > 1).then(|| time.sleep(Duration::from_secs(1)));
+        async move {
+            if let Some(wait) = wait {
+                wait.await;
+            }
+            if n < 3 { Ok(n) } else { Err(n) }
+        }
+    });
+    let rejected = rt.start(filter.clone().oneshot(3));
+    let slow = rt.start(filter.clone().oneshot(2));
+    let quick = rt.start(filter.oneshot(1));
+    let (request, responder) = handle.next().await;
+    assert_eq!(request, 1);
+    responder.send(10);
+    assert_eq!(quick.await.unwrap(), Ok(10));
+    assert_eq!(handle.calls(), 1);
+
+    let step = Duration::from_millis(100);
+    let (request, responder) = rt.advance_until(step, handle.next()).await;
+    assert_eq!(request, 2);
+    responder.send(20);
+    assert_eq!(slow.await.unwrap(), Ok(20));
+    let rejected = rt.advance_until(step, rejected).await.unwrap();
+    assert_eq!(rejected, Err(Error::Rejected(3)));
+    assert_eq!((handle.calls(), handle.alive()), (2, 0));
+}
+
+on_every_runtime! { a_check_that_waits_holds_up_its_own_request }

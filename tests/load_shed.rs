@@ -97,3 +97,36 @@ fn an_error_of_the_service_is_not_taken_for_overload() {
     let error = ready(wakes.poll_ready(&mut service)).unwrap_err();
     assert_eq!(error.into_service(), Some(Failure("dead")));
 }
+
+#[cfg(feature = "std")]
+mod over_a_limit {
+    use super::*;
+    use crate::common::{Host, On, on_every_runtime};
+    use campanile::{ServiceExt, limit::ConcurrencyLimit};
+
+    /// What was shed leaves nobody in the line, though its handle still exists (vector#26457).
+    async fn what_is_shed_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+        let (service, mut handle) = mock::<u32, u32>();
+        let service = LoadShed::new(ConcurrencyLimit::new(service, 1));
+        for _ in 0..20 {
+            let admitted = rt.start(service.clone().oneshot(1));
+            let (_, responder) = handle.next().await;
+            let mut idle = service.clone();
+            let shed = rt.start(async move {
+                let answer = idle.ready().await.unwrap().call(2).await;
+                (answer, idle)
+            });
+            let (answer, _idle) = shed.await.unwrap();
+            assert_eq!(answer, Err(Error::Overloaded(Overloaded::new())));
+            responder.send(2);
+            assert_eq!(admitted.await.unwrap(), Ok(2));
+
+            let next = rt.start(service.clone().oneshot(3));
+            let (_, responder) = handle.next().await;
+            responder.send(4);
+            assert_eq!(next.await.unwrap(), Ok(4));
+        }
+    }
+
+    on_every_runtime! { what_is_shed_leaves_the_permit_to_the_next }
+}

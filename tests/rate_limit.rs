@@ -15,9 +15,11 @@ use std::sync::Arc;
 use campanile::limit::rate::{Error, InvalidRate, Limiter, Rate, RateLimit, RateLimitLayer};
 use campanile::load_shed::LoadShed;
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{Instant, Layer, Service, service_fn};
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
 
-use common::{ManualTimer, WakeCount};
+use common::{
+    Failure, Host, ManualSleep, ManualTimer, On, WakeCount, on_every_runtime, spawn, yield_now,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -177,6 +179,54 @@ fn every_waiter_is_woken_and_asks_again() {
         waiters.retain_mut(|(waiter, _)| request(waiter).is_none());
         assert_eq!(waiters.len(), left, "one token each time");
     }
+}
+
+/// A timer on whose first alarm, at the moment at which it rings, somebody else comes first.
+#[derive(Clone)]
+struct Overtaken {
+    timer: ManualTimer,
+    other: Rc<Cell<Option<RateLimit<Inner, ManualTimer>>>>,
+}
+
+impl Timer for Overtaken {
+    type Sleep = ManualSleep;
+    type Alarm = Pin<Box<dyn Future<Output = ()>>>;
+    fn now(&self) -> Instant {
+        self.timer.now()
+    }
+    fn sleep_until(&self, deadline: Instant) -> ManualSleep {
+        self.timer.sleep_until(deadline)
+    }
+    fn alarm_until(&self, deadline: Instant) -> Self::Alarm {
+        let Self { timer, other } = self.clone();
+        let mut alarm = timer.alarm_until(deadline);
+        Box::pin(poll_fn(move |cx| {
+            if let Some(mut other) = other.take() {
+                timer.advance(100 * MS);
+                assert_eq!(request(&mut other), Some(Ok(())));
+            }
+            Pin::new(&mut alarm).poll(cx)
+        }))
+    }
+}
+
+#[test]
+fn a_token_that_is_gone_when_the_wait_is_over_is_not_taken() {
+    let timer = ManualTimer::new();
+    let limiter = Arc::new(Limiter::new(Rate::new(10, SECOND).burst(1)));
+    let mut first = RateLimit::with_limiter(Inner, limiter.clone(), timer.clone());
+    assert_eq!(request(&mut first), Some(Ok(())));
+    let overtaken = Overtaken {
+        timer: timer.clone(),
+        other: Rc::new(Cell::new(Some(first))),
+    };
+    let mut service = RateLimit::with_limiter(Inner, limiter, overtaken.clone());
+    assert_eq!(request(&mut service), None);
+    assert!(overtaken.other.take().is_none(), "the other has called");
+    timer.advance(99 * MS);
+    assert_eq!(request(&mut service), None);
+    timer.advance(MS);
+    assert_eq!(request(&mut service), Some(Ok(())));
 }
 
 #[test]
@@ -668,3 +718,49 @@ fn it_waits_on_tokio_and_is_made_outside_of_it() {
         assert!(took >= 300 * MS && took < 310 * MS, "{took:?}");
     });
 }
+
+/// A wait is no claim: the next token goes to who is still there.
+async fn who_gives_up_leaves_the_token_to_the_next<H: Host>(rt: On<H>) {
+    let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
+    assert_eq!(limit.clone().oneshot(0).await, Ok(0));
+    let given_up: Vec<_> = (1..=3)
+        .map(|n| {
+            let (wait, give_up) = futures::future::abortable(limit.clone().oneshot(n));
+            (rt.start(wait), give_up)
+        })
+        .collect();
+    let mut next = rt.start(limit.clone().oneshot(4));
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    rt.advance(SECOND - MS).await;
+    assert_eq!(next.try_recv(), Ok(None));
+    for (wait, give_up) in given_up {
+        give_up.abort();
+        assert!(wait.await.unwrap().is_err());
+    }
+    rt.advance(MS).await;
+    // tokio rounds up to the millisecond.
+    rt.advance(MS).await;
+    assert_eq!(next.await.unwrap(), Ok(4));
+}
+
+async fn who_would_wait_too_long_is_told_at_once<H: Host>(rt: On<H>) {
+    let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
+    let limit = limit.wait_at_most(SECOND);
+    assert_eq!(limit.clone().oneshot(0).await, Ok(0));
+    let mut waiting = spawn(limit.clone().oneshot(1));
+    assert!(waiting.poll().is_pending());
+    let refused = limit.clone().wait_at_most(SECOND / 2).oneshot(2).await;
+    let Err(Error::Limited(limited)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(limited.retry_after(), SECOND);
+    // tokio rounds up to the millisecond.
+    rt.advance(SECOND + MS).await;
+    assert_eq!(waiting.finish().await, Ok(1));
+}
+
+on_every_runtime! { who_gives_up_leaves_the_token_to_the_next, who_would_wait_too_long_is_told_at_once }

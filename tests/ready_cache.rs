@@ -5,7 +5,7 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::{Ready, ready};
+use std::future::{Ready, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -14,7 +14,7 @@ use campanile::ready_cache::{ReadyCache, error::Failed};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Service};
 
-use common::{Failure, WakeCount, panics_at};
+use common::{Failure, Host, On, WakeCount, on_every_runtime, panics_at};
 
 const BROKEN: Failure = Failure("broken");
 
@@ -804,3 +804,47 @@ fn no_wake_up_is_lost() {
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
 }
+
+async fn services_get_ready_one_by_one<H: Host>(rt: On<H>) {
+    let mut cache = ReadyCache::new();
+    let mut handles: Vec<_> = (0..10)
+        .map(|key| {
+            let (service, handle) = common::mock::<u32, u32>();
+            handle.set_ready(false);
+            cache.push(key, service);
+            handle
+        })
+        .collect();
+    let settled = rt.start(async move {
+        let mut failed = Vec::new();
+        while let Err(Failed(key, error)) = poll_fn(|cx| cache.poll_pending(cx)).await {
+            failed.push((key, error));
+        }
+        (cache, failed)
+    });
+    common::until(|| handles.iter().all(common::Handle::is_waited_for)).await;
+    for (n, handle) in handles.iter().enumerate() {
+        common::yield_now().await;
+        match n {
+            3 => handle.fail(BROKEN),
+            _ => handle.set_ready(true),
+        }
+    }
+    let (mut cache, failed) = settled.await.unwrap();
+    assert_eq!(failed, [(3, BROKEN)]);
+    assert_eq!((cache.ready_len(), cache.pending_len()), (9, 0));
+    for key in (0..10).filter(|key| *key != 3) {
+        let response = cache.call_ready(&key, 1);
+        let (request, responder) = handles[key].next().await;
+        responder.send(request + 1);
+        assert_eq!(response.await, Ok(2));
+    }
+    // Those that were called wait to be asked again.
+    let again = rt.start(async move {
+        poll_fn(|cx| cache.poll_pending(cx)).await.unwrap();
+        cache
+    });
+    assert_eq!(again.await.unwrap().ready_len(), 9);
+}
+
+on_every_runtime! { services_get_ready_one_by_one }

@@ -701,13 +701,7 @@ async fn the_timer_wakes_who_waits<H: Host>(rt: On<H>) {
     H::execute(async move {
         let _ = tell.send(service.oneshot(5).await);
     });
-    let mut told = told.fuse();
-    let answer = loop {
-        futures::select_biased! {
-            answer = told => break answer,
-            () = rt.advance(100 * MS).fuse() => {}
-        }
-    };
+    let answer = rt.advance_until(100 * MS, told).await;
     assert_eq!(answer.unwrap(), Ok(5));
 }
 

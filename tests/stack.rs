@@ -15,18 +15,6 @@ use common::{Failure, Host, ManualTimer, On, Threads, mock, on_every_runtime, un
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Runs `future` as a task, and gives what it came to.
-fn start<H: Host, T: Send + 'static>(
-    rt: &On<H>,
-    future: impl Future<Output = T> + Send + 'static,
-) -> futures::channel::oneshot::Receiver<T> {
-    let (done, outcome) = futures::channel::oneshot::channel();
-    rt.execute(async move {
-        let _ = done.send(future.await);
-    });
-    outcome
-}
-
 /// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
 #[test]
 fn a_task_with_a_stack_over_a_box_can_be_sent() {
@@ -68,17 +56,13 @@ async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {
         .err_into::<BoxError>()
         .timeout(SECOND)
         .service(service);
-    let mut outcome = start(&rt, service.oneshot(1));
+    let mut outcome = rt.start(service.oneshot(1));
     let (_, responder) = handle.next().await;
     rt.advance(SECOND / 2).await;
     assert_eq!(outcome.try_recv().unwrap().map(drop), None);
     // The task may arm its timer at any moment: time goes on until it has seen it.
-    let mut elapsed = None;
-    while elapsed.is_none() {
-        rt.advance(SECOND).await;
-        elapsed = outcome.try_recv().unwrap();
-    }
-    assert!(elapsed.unwrap().unwrap_err().is::<Elapsed>());
+    let elapsed = rt.advance_until(SECOND, outcome).await.unwrap();
+    assert!(elapsed.unwrap_err().is::<Elapsed>());
     until(|| responder.is_cancelled()).await;
 }
 
@@ -112,7 +96,7 @@ async fn a_failed_request_is_tried_again_after_a_wait<H: Host>(rt: On<H>) {
         .retry(policy)
         .buffer(4)
         .service(service);
-    let mut outcome = start(&rt, service.oneshot(7));
+    let mut outcome = rt.start(service.oneshot(7));
     let mut result = None;
     let mut attempts = 0;
     while result.is_none() {
@@ -148,9 +132,52 @@ async fn a_whole_stack_answers<H: Host>(rt: On<H>) {
     }
 }
 
+/// Some attempts fail, some hang, and each request comes to its end in as many attempts as it should.
+async fn a_whole_stack_gets_over_failures_and_silence<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    let service = ServiceBuilder::with_runtime(rt.clone())
+        .retry(StandardPolicy::with_timer(rt.clone()))
+        .err_into::<BoxError>()
+        .buffer(4)
+        .concurrency_limit(3)
+        .rate_limit(10, SECOND)
+        .timeout(SECOND)
+        .service(service);
+    let mut answers: Vec<_> = (0..30)
+        .map(|n| rt.start(service.clone().oneshot(n)))
+        .collect();
+    let mut attempts = [0; 30];
+    let mut silent = Vec::new();
+    let mut answered = 0;
+    while answered < 30 {
+        while let Some((n, responder)) = handle.try_next() {
+            attempts[n as usize] += 1;
+            match (n % 3, attempts[n as usize]) {
+                (0, 1) => responder.fail(Failure("told to")),
+                (1, 1) => silent.push(responder),
+                _ => responder.send(2 * n),
+            }
+        }
+        // What has been answered is not late, whenever it is seen.
+        rt.advance(SECOND / 10).await;
+        for (n, answer) in (0..).zip(&mut answers) {
+            if let Ok(Some(answer)) = answer.try_recv() {
+                assert_eq!(answer.unwrap(), 2 * n);
+                answered += 1;
+            }
+        }
+    }
+    let expected: Vec<_> = (0..30).map(|n| if n % 3 == 2 { 1 } else { 2 }).collect();
+    assert_eq!(attempts, *expected);
+    assert!(silent.iter().all(|responder| responder.is_cancelled()));
+    drop(service);
+    until(|| handle.alive() == 0).await;
+}
+
 on_every_runtime! {
     a_response_that_takes_too_long_times_out,
     requests_over_the_rate_wait,
     a_failed_request_is_tried_again_after_a_wait,
     a_whole_stack_answers,
+    a_whole_stack_gets_over_failures_and_silence,
 }

@@ -11,7 +11,7 @@ use campanile::error::find;
 use campanile::load_shed::{self, LoadShed};
 use campanile::steer::{Empty, Error, Failed, NotReady, OutOfRange, Picker, Steer};
 use campanile::{Service, ServiceExt, service_fn};
-use common::{Failure, WakeCount, mock};
+use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, until, yield_now};
 use futures::FutureExt;
 
 /// A service with a switch that counts how often it is asked, and holds its caller to the contract.
@@ -413,3 +413,34 @@ mod parity {
         assert_eq!(program!(campanile).unwrap(), [100, 2, 300]);
     }
 }
+
+/// Who waits for all is woken when the last of them is ready, whichever that is.
+async fn who_waits_is_woken_by_the_last<H: Host>(rt: On<H>) {
+    let (services, mut handles): (Vec<_>, Vec<_>) = (0..3).map(|_| mock::<u32, u32>()).unzip();
+    let services: [_; 3] = services.try_into().unwrap();
+    let mut steer = Steer::with_services(services, by_index);
+    for last in 0..3 {
+        handles.iter().for_each(|handle| handle.set_ready(false));
+        let mut asked = steer.clone();
+        let response = rt.start(async move {
+            asked.ready().await.unwrap();
+            asked.call(last as u32).await
+        });
+        until(|| handles.iter().all(common::Handle::is_waited_for)).await;
+        for other in [1, 2].map(|n| (last + n) % 3) {
+            yield_now().await;
+            handles[other].set_ready(true);
+        }
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        assert!(handles[last].try_next().is_none());
+        handles[last].set_ready(true);
+        let (request, responder) = handles[last].next().await;
+        responder.send(request + 1);
+        assert_eq!(response.await.unwrap(), Ok(last as u32 + 1));
+    }
+    steer.ready().await.unwrap();
+}
+
+on_every_runtime! { who_waits_is_woken_by_the_last }

@@ -10,9 +10,9 @@ use core::time::Duration;
 use std::rc::Rc;
 
 use campanile::timeout::{Deadline, DeadlineLayer, Elapsed, Error, Timeout, TimeoutLayer};
-use campanile::{Layer, Service, service_fn};
+use campanile::{Layer, Service, ServiceExt, service_fn};
 
-use common::{ManualTimer, WakeCount};
+use common::{Host, ManualTimer, On, WakeCount, mock, on_every_runtime, spawn};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -289,4 +289,43 @@ mod tokio_budget {
         });
         assert!(poll_ready(&mut service).is_ready());
     }
+}
+
+/// What readiness has used up is not there for the response.
+async fn a_deadline_goes_on_from_readiness_to_the_response<H: Host>(rt: On<H>) {
+    let (service, mut handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let deadline = Deadline::with_timer(service, 1000 * MS, rt.clone());
+    let mut late = spawn(deadline.clone().oneshot(1));
+    let mut in_time = spawn(deadline.oneshot(2));
+    assert!(late.poll().is_pending() && in_time.poll().is_pending());
+    rt.advance(600 * MS).await;
+    handle.set_ready(true);
+    assert!(late.is_woken() && in_time.is_woken());
+    assert!(late.poll().is_pending() && in_time.poll().is_pending());
+    rt.advance(390 * MS).await;
+    assert!(late.poll().is_pending());
+    let ((_, silent), (_, responder)) = (handle.next().await, handle.next().await);
+    responder.send(3);
+    assert_eq!(in_time.finish().await, Ok(3));
+    rt.advance(11 * MS).await;
+    assert!(matches!(late.finish().await, Err(Error::Elapsed(_))));
+    drop(late);
+    assert!(silent.is_cancelled());
+}
+
+/// Nobody is ready, and the time is up.
+async fn a_deadline_ends_a_wait_for_readiness<H: Host>(rt: On<H>) {
+    let (service, handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let deadline = DeadlineLayer::with_timer(1000 * MS, rt.clone()).layer(service);
+    let outcome = rt.start(deadline.oneshot(1));
+    let outcome = rt.advance_until(100 * MS, outcome).await.unwrap();
+    assert!(matches!(outcome, Err(Error::Elapsed(_))));
+    assert_eq!(handle.calls(), 0);
+}
+
+on_every_runtime! {
+    a_deadline_goes_on_from_readiness_to_the_response,
+    a_deadline_ends_a_wait_for_readiness,
 }

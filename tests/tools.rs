@@ -5,7 +5,7 @@ mod common;
 use core::time::Duration;
 
 use campanile::{Executor, Service, Timer};
-use common::{Host, ManualTimer, On, mock, on_every_runtime, ready, spawn, until};
+use common::{Host, ManualTimer, On, WokenBy, mock, on_every_runtime, ready, spawn, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -42,6 +42,44 @@ fn advance_to_next_goes_to_the_earliest_deadline() {
 }
 
 #[test]
+fn time_by_hand_and_wake_ups_of_the_runtime() {
+    let native = ManualTimer::new();
+    let timer = WokenBy::new(native.clone());
+    let start = timer.now();
+    let mut sleep = spawn(timer.sleep(SECOND));
+    assert!(sleep.poll().is_pending());
+    // Its own time alone is nothing, and neither is the runtime's.
+    native.advance(SECOND);
+    assert!(!sleep.is_woken() && sleep.poll().is_pending());
+    timer.advance(SECOND);
+    assert!(!sleep.is_woken() && sleep.poll().is_pending());
+    native.advance(SECOND);
+    assert!(sleep.is_woken());
+    ready(sleep.poll());
+    assert_eq!(timer.now(), start.saturating_add(SECOND));
+}
+
+#[test]
+fn a_deadline_that_is_put_off_is_not_kept_by_mistake() {
+    let native = ManualTimer::new();
+    let timer = WokenBy::new(native.clone());
+    let wakes = common::WakeCount::new();
+    let mut alarm = timer.alarm_until(timer.now().saturating_add(SECOND));
+    for _ in 0..3 {
+        assert!(wakes.poll(&mut alarm).is_pending());
+        // It is about to ring when it is set again.
+        timer.advance(SECOND);
+        timer.reset(&mut alarm, timer.now().saturating_add(SECOND));
+        native.advance(SECOND);
+        assert!(wakes.poll(&mut alarm).is_pending());
+        timer.advance(SECOND);
+        native.advance(SECOND);
+        assert_eq!(wakes.poll(&mut alarm), core::task::Poll::Ready(()));
+        timer.reset(&mut alarm, timer.now().saturating_add(SECOND));
+    }
+}
+
+#[test]
 #[should_panic(expected = "`call` without readiness")]
 fn a_mock_refuses_a_call_without_readiness() {
     let (mut service, _handle) = mock::<(), ()>();
@@ -71,17 +109,11 @@ async fn a_task_runs_and_time_moves<H: Host>(rt: On<H>) {
     let mut woke = spawn(rt.sleep(SECOND));
     assert!(woke.poll().is_pending());
     rt.advance(SECOND).await;
-    ready(woke.poll());
+    woke.finish().await;
     assert!(rt.now() >= start.saturating_add(SECOND));
 
     // The task may have begun to sleep only now.
-    rt.advance(SECOND).await;
-    let (request, responder) = loop {
-        match handle.try_next() {
-            Some(next) => break next,
-            None => rt.advance(SECOND).await,
-        }
-    };
+    let (request, responder) = rt.advance_until(SECOND, handle.next()).await;
     responder.send(request + 1);
     until(|| handle.alive() == 0).await;
 }

@@ -1,16 +1,21 @@
 //! The combinators and adaptors of `util`.
+
+mod common;
+
 use std::cell::RefCell;
 use std::future::{Future, Pending, Ready, pending, ready};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use campanile::util::{
     AndThenLayer, Either, ErrInto, ErrIntoLayer, FutureService, MapErrLayer, MapFutureLayer,
     MapRequestLayer, MapResponseLayer, MapResultLayer, Optional, ThenLayer, future_service,
     option_layer, optional,
 };
-use campanile::{Layer, Service, ServiceExt, service_fn};
+use campanile::{Layer, Service, ServiceExt, Timer, service_fn};
+use common::{Failure, Host, On, mock, on_every_runtime};
 use futures::executor::block_on;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -572,3 +577,27 @@ mod size {
         assert!(size(&here) <= size(&tower_has));
     }
 }
+
+async fn a_service_that_is_made_later_wakes_who_waits_for_it<H: Host>(rt: On<H>) {
+    let second = Duration::from_secs(1);
+    let (service, mut handle) = mock::<u32, u32>();
+    handle.set_ready(false);
+    let wait = rt.sleep(second);
+    let (begin, begun) = futures::channel::oneshot::channel();
+    let later = Box::pin(async move {
+        let mut wait = pin!(wait);
+        assert!(futures::poll!(&mut wait).is_pending());
+        begin.send(()).unwrap();
+        wait.await;
+        Ok::<_, Failure>(service)
+    });
+    let answer = rt.start(future_service(later).oneshot(1));
+    begun.await.unwrap();
+    rt.advance(second).await;
+    handle.set_ready(true);
+    let (request, responder) = rt.advance_until(second, handle.next()).await;
+    responder.send(request + 1);
+    assert_eq!(answer.await.unwrap().unwrap(), 2);
+}
+
+on_every_runtime! { a_service_that_is_made_later_wakes_who_waits_for_it }

@@ -107,7 +107,8 @@ pub trait Timer {
         self.sleep_until(self.now().saturating_add(duration))
     }
 
-    /// Sets `alarm` to another deadline, in place where the runtime can.
+    /// Sets `alarm` to another deadline, in place where the runtime can. It has to be polled again, or it wakes nobody:
+    /// async-io forgets the waker.
     fn reset(&self, alarm: &mut Self::Alarm, deadline: Instant) {
         *alarm = self.alarm_until(deadline);
     }

@@ -640,8 +640,8 @@ async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
     handle.fail(BROKEN);
     until(|| handle.alive() == 1).await;
     handle.set_ready(true);
-    rt.advance(100 * MS).await;
-    let (request, responder) = handle.next().await;
+    // The backoff may begin only now.
+    let (request, responder) = rt.advance_until(100 * MS, handle.next()).await;
     responder.send(request + 1);
     assert_eq!(answer.await.unwrap(), Ok(2));
 }

@@ -191,6 +191,16 @@ impl<Request, Response> Handle<Request, Response> {
         self.shared.lock().unwrap().requests.pop_front()
     }
 
+    /// Whether somebody was told that the service is not ready, and is to be woken.
+    pub fn is_waited_for(&self) -> bool {
+        !self.shared.lock().unwrap().waiting.is_empty()
+    }
+
+    /// Whether a request has arrived that was not taken yet.
+    pub fn has_next(&self) -> bool {
+        !self.shared.lock().unwrap().requests.is_empty()
+    }
+
     /// Waits for the next request.
     pub async fn next(&mut self) -> (Request, Responder<Response>) {
         std::future::poll_fn(|cx| {

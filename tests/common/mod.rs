@@ -17,7 +17,10 @@
 //! ```
 //!
 //! The macro makes one module per runtime and one `#[test]` per scenario in each, such as
-//! `smol::a_request_reaches_the_service`. A scenario that hangs fails after [`HANG`].
+//! `smol_global::a_request_reaches_the_service`. A scenario that hangs fails after [`HANG`].
+//!
+//! Time is moved by hand everywhere, but whoever waits for it is woken by the runtime's own timer, from its reactor, its
+//! thread or its driver: see [`WokenBy`].
 
 #![allow(
     dead_code,
@@ -32,12 +35,15 @@ mod mock;
 mod panics;
 mod scenario;
 mod task;
+mod woken_by;
 
 pub use manual_timer::{ManualSleep, ManualTimer};
 pub use mock::{Failure, Handle, Mock, MockFuture, Responder, mock};
 pub use panics::panics_at;
 #[cfg(feature = "async-std")]
 pub use scenario::AsyncStdGlobal;
+#[cfg(feature = "futures-timer")]
+pub use scenario::FuturesTimerOnThreads;
 #[cfg(feature = "smol")]
 pub use scenario::SmolGlobal;
 pub use scenario::{HANG, Host, On, Threads, run};
@@ -50,3 +56,4 @@ pub use scenario::{
 };
 pub(crate) use scenario::{mount, on_every_runtime};
 pub use task::{Task, WakeCount, ready, spawn, until, yield_now};
+pub use woken_by::{WokenBy, WokenBySleep};

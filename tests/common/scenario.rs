@@ -1,14 +1,16 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 #[cfg(feature = "std")]
 use campanile::runtime::SharedTimer;
 use campanile::{Executor, Instant, Timer};
+use futures::channel::oneshot;
 
-use super::{ManualTimer, yield_now};
+use super::{ManualTimer, WokenBy, spawn, yield_now};
 
 /// A scenario that takes longer than this hangs: a lost wake-up, most likely. No scenario waits in
 /// real time, so the slowest machine is far below it.
@@ -16,7 +18,7 @@ pub const HANG: Duration = Duration::from_secs(60);
 
 /// A runtime that scenarios are mounted on.
 pub trait Host: Clone + Send + Sync + 'static {
-    /// Its time: virtual where the runtime has that, by hand elsewhere.
+    /// Its time: virtual where the runtime has that; elsewhere moved by hand, with wake-ups of the runtime's own timer.
     type Time: Timer<Sleep: Send, Alarm: Send>
         + Clone
         + Default
@@ -50,10 +52,38 @@ pub struct On<H: Host> {
 }
 
 impl<H: Host> On<H> {
-    /// Moves time on, and yields.
+    /// Moves time on, and yields. Who is due is woken, but perhaps not yet: "not before" can be asserted at once, and
+    /// "now" is to be waited for.
     pub async fn advance(&self, duration: Duration) {
         H::advance(&self.time, duration).await;
         yield_now().await;
+    }
+
+    /// Moves time on, `step` after `step`, until `future` is ready. It is polled when it is woken.
+    pub async fn advance_until<F: Future>(&self, step: Duration, future: F) -> F::Output {
+        let mut task = spawn(future);
+        let mut polled = task.poll();
+        loop {
+            if let Poll::Ready(output) = polled {
+                return output;
+            }
+            self.advance(step).await;
+            if task.is_woken() {
+                polled = task.poll();
+            }
+        }
+    }
+
+    /// Runs `future` as a task, and gives what it comes to.
+    pub fn start<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (done, outcome) = oneshot::channel();
+        H::execute(async move {
+            let _ = done.send(future.await);
+        });
+        outcome
     }
 
     /// The timer alone.
@@ -164,7 +194,13 @@ pub struct SmolGlobal;
 #[derive(Clone, Copy, Debug)]
 pub struct AsyncStdGlobal;
 
-/// One thread per task: an executor of two lines, as a user may write one.
+/// futures-timer, which has no executor, on one of two lines.
+#[cfg(feature = "futures-timer")]
+#[derive(Clone, Copy, Debug)]
+pub struct FuturesTimerOnThreads;
+
+/// One thread per task, an executor of two lines, as a user may write one; and a timer of the user's, which wakes at
+/// once who is due.
 #[derive(Clone, Copy, Debug)]
 pub struct Threads;
 
@@ -175,10 +211,10 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Threads {
 }
 
 macro_rules! by_hand {
-    () => {
-        type Time = ManualTimer;
+    ($time:ty) => {
+        type Time = $time;
 
-        async fn advance(time: &ManualTimer, duration: Duration) {
+        async fn advance(time: &$time, duration: Duration) {
             time.advance(duration);
         }
     };
@@ -200,7 +236,7 @@ mod on_tokio {
     use super::*;
 
     impl Host for TokioCurrentThread {
-        by_hand!();
+        by_hand!(WokenBy<Tokio>);
         execute_on!(Tokio);
 
         fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -210,7 +246,7 @@ mod on_tokio {
     }
 
     impl Host for TokioMultiThread {
-        by_hand!();
+        by_hand!(WokenBy<Tokio>);
         execute_on!(Tokio);
 
         fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -238,7 +274,7 @@ mod on_tokio {
 
 #[cfg(feature = "smol")]
 impl Host for SmolGlobal {
-    by_hand!();
+    by_hand!(WokenBy<campanile::smol::Smol>);
     execute_on!(campanile::smol::Smol);
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -248,7 +284,7 @@ impl Host for SmolGlobal {
 
 #[cfg(feature = "async-std")]
 impl Host for AsyncStdGlobal {
-    by_hand!();
+    by_hand!(WokenBy<campanile::async_std::AsyncStd>);
     execute_on!(campanile::async_std::AsyncStd);
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -256,8 +292,18 @@ impl Host for AsyncStdGlobal {
     }
 }
 
+#[cfg(feature = "futures-timer")]
+impl Host for FuturesTimerOnThreads {
+    by_hand!(WokenBy<campanile::futures_timer::FuturesTimer>);
+    execute_on!(Threads);
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        futures::executor::block_on(future)
+    }
+}
+
 impl Host for Threads {
-    by_hand!();
+    by_hand!(ManualTimer);
     execute_on!(Threads);
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -359,6 +405,8 @@ macro_rules! on_every_runtime {
         $crate::common::mount! { smol_global, SmolGlobal: $($scenario),+ }
         #[cfg(feature = "async-std")]
         $crate::common::mount! { async_std_global, AsyncStdGlobal: $($scenario),+ }
+        #[cfg(feature = "futures-timer")]
+        $crate::common::mount! { futures_timer, FuturesTimerOnThreads: $($scenario),+ }
         $crate::common::mount! { threads, Threads: $($scenario),+ }
         #[cfg(feature = "testing")]
         $crate::common::mount! { simulated, Simulated: $($scenario),+ }

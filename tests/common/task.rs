@@ -78,6 +78,16 @@ impl<F: Future> Task<F> {
         self.wakes.enter(|cx| self.future.as_mut().poll(cx))
     }
 
+    /// Polls whenever it is woken, until it is ready. It has to have been polled before.
+    pub async fn finish(&mut self) -> F::Output {
+        loop {
+            until(|| self.is_woken()).await;
+            if let Poll::Ready(output) = self.poll() {
+                return output;
+            }
+        }
+    }
+
     /// Whether it was woken since the last poll.
     pub fn is_woken(&self) -> bool {
         self.wakes.get() > self.seen

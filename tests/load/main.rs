@@ -684,14 +684,12 @@ async fn peak_ewma_tells_the_slow_from_the_fast<H: Host>(rt: On<H>) {
     let (_, mut slow) = endpoint(100 * MILLI);
     let (fast_inner, mut fast) = endpoint(5 * MILLI);
     for _ in 0..50 {
-        let mut both = pin!(futures::future::join(slow.call(()), fast.call(())));
-        loop {
-            if let Poll::Ready((one, other)) = futures::poll!(both.as_mut()) {
-                assert_eq!((one, other), (Ok(()), Ok(())));
-                break;
-            }
-            rt.advance(5 * MILLI).await;
-        }
+        let (mut one, mut other) = (spawn(slow.call(())), spawn(fast.call(())));
+        assert!(one.poll().is_pending() && other.poll().is_pending());
+        rt.advance(6 * MILLI).await;
+        assert_eq!(other.finish().await, Ok(()));
+        rt.advance(100 * MILLI).await;
+        assert_eq!(one.finish().await, Ok(()));
         rt.advance(SECOND).await;
     }
     assert!(fast.load() < slow.load());
@@ -702,10 +700,10 @@ async fn peak_ewma_tells_the_slow_from_the_fast<H: Host>(rt: On<H>) {
     assert!(fast.load() < slow.load());
 
     fast_inner.set(5 * MILLI, false);
-    let mut failing = pin!(fast.call(()));
-    while futures::poll!(failing.as_mut()).is_pending() {
-        rt.advance(5 * MILLI).await;
-    }
+    let mut failing = spawn(fast.call(()));
+    assert!(failing.poll().is_pending());
+    rt.advance(6 * MILLI).await;
+    assert!(failing.finish().await.is_err());
     assert!(fast.load() > slow.load());
     rt.advance(1_000 * SECOND).await;
     assert!(fast.load() <= slow.load());

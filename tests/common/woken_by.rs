@@ -1,0 +1,193 @@
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use campanile::{Instant, Timer};
+
+use super::{ManualSleep, ManualTimer};
+
+/// Further away than a test lives.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// From when time has been moved until the wake-up is due: long enough that it has to come from where the runtime
+/// watches its timers. Nothing depends on how long it takes.
+const SOON: Duration = Duration::from_micros(50);
+
+/// A clock that stands still until it is moved, while all wake-ups come from the runtime's own timer `T`.
+///
+/// A wait holds an alarm of `T`, far in the future. When the clock has been moved past the deadline, that alarm is
+/// set to a moment that is about to come, and only when it rings the wait is over. So wake-ups come late and from
+/// elsewhere, as in real life, and never early: a test may say "not yet" at once, and has to wait for "now".
+#[derive(Clone, Debug, Default)]
+pub struct WokenBy<T> {
+    clock: ManualTimer,
+    native: T,
+}
+
+impl<T: Timer> WokenBy<T> {
+    pub fn new(native: T) -> Self {
+        let clock = ManualTimer::new();
+        Self { clock, native }
+    }
+
+    /// Moves time on. Those who are due are woken soon.
+    pub fn advance(&self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+}
+
+impl<T> WokenBy<T>
+where
+    T: Timer<Alarm: Send + 'static> + Clone + Send + Sync + 'static,
+{
+    fn wait(&self, by_hand: ManualSleep) -> WokenBySleep<T> {
+        let far = self.native.now().saturating_add(FAR);
+        let bell = Arc::new(Bell {
+            armed: Mutex::new(Armed {
+                alarm: self.native.alarm_until(far),
+                phase: Phase::Far,
+                waker: None,
+            }),
+            timer: self.native.clone(),
+        });
+        WokenBySleep {
+            strike: Waker::from(bell.clone()),
+            by_hand,
+            bell,
+        }
+    }
+}
+
+impl<T> Timer for WokenBy<T>
+where
+    T: Timer<Alarm: Send + 'static> + Clone + Send + Sync + 'static,
+{
+    type Sleep = WokenBySleep<T>;
+    type Alarm = WokenBySleep<T>;
+
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> WokenBySleep<T> {
+        self.wait(self.clock.sleep_until(deadline))
+    }
+
+    fn alarm_until(&self, deadline: Instant) -> WokenBySleep<T> {
+        self.wait(self.clock.alarm_until(deadline))
+    }
+
+    fn reset(&self, alarm: &mut WokenBySleep<T>, deadline: Instant) {
+        self.clock.reset(&mut alarm.by_hand, deadline);
+        let mut armed = alarm.bell.armed.lock().unwrap();
+        armed.unset(&self.native);
+    }
+}
+
+/// A wait on a [`WokenBy`].
+#[must_use = "futures do nothing unless you `.await` or poll them"]
+pub struct WokenBySleep<T: Timer> {
+    by_hand: ManualSleep,
+    bell: Arc<Bell<T>>,
+    /// What the clock wakes when it is moved past the deadline: the bell.
+    strike: Waker,
+}
+
+struct Bell<T: Timer> {
+    timer: T,
+    armed: Mutex<Armed<T>>,
+}
+
+struct Armed<T: Timer> {
+    alarm: T::Alarm,
+    phase: Phase,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The deadline is to come.
+    Far,
+    /// The deadline has passed, and the alarm is about to ring.
+    Soon,
+    /// The alarm has rung, which is to be seen once.
+    Rang,
+}
+
+impl<T: Timer> Armed<T> {
+    fn set(&mut self, timer: &T, after: Duration) {
+        timer.reset(&mut self.alarm, timer.now().saturating_add(after));
+        self.phase = Phase::Soon;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.phase == Phase::Rang || Pin::new(&mut self.alarm).poll(cx).is_ready() {
+            self.phase = Phase::Rang;
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    fn unset(&mut self, timer: &T) {
+        timer.reset(&mut self.alarm, timer.now().saturating_add(FAR));
+        self.phase = Phase::Far;
+    }
+}
+
+impl<T> Wake for Bell<T>
+where
+    T: Timer<Alarm: Send> + Send + Sync,
+{
+    fn wake(self: Arc<Self>) {
+        let mut armed = self.armed.lock().unwrap();
+        if armed.phase != Phase::Far {
+            return;
+        }
+        armed.set(&self.timer, SOON);
+        // An alarm that was set again is to be polled again.
+        let Some(waker) = armed.waker.take() else {
+            return;
+        };
+        let rang = armed.poll(&mut Context::from_waker(&waker));
+        drop(armed);
+        if rang.is_ready() {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Future for WokenBySleep<T>
+where
+    T: Timer<Alarm: Send> + Send + Sync,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut armed = this.bell.armed.lock().unwrap();
+        let is_due = Pin::new(&mut this.by_hand)
+            .poll(&mut Context::from_waker(&this.strike))
+            .is_ready();
+        match (is_due, armed.phase) {
+            // It was over before anybody waited.
+            (true, Phase::Far) => armed.set(&this.bell.timer, Duration::ZERO),
+            // The clock struck the deadline that was there before a reset.
+            (false, Phase::Soon | Phase::Rang) => armed.unset(&this.bell.timer),
+            _ => {}
+        }
+        let replaced = armed.waker.replace(cx.waker().clone());
+        let rang = armed.poll(cx);
+        drop(armed);
+        drop(replaced);
+        rang
+    }
+}
+
+impl<T: Timer> std::fmt::Debug for WokenBySleep<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WokenBySleep")
+            .field("by_hand", &self.by_hand)
+            .finish_non_exhaustive()
+    }
+}

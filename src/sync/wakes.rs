@@ -9,7 +9,10 @@ use alloc::vec::Vec;
 use core::task::Waker;
 use std::sync::PoisonError;
 
-use super::primitives::atomic::{AtomicBool, Ordering};
+use super::primitives::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use super::primitives::{Mutex, MutexGuard};
 
 /// Who was woken, each by its `I`, and who is to hear of it.
@@ -21,6 +24,8 @@ pub(crate) struct Wakes<I> {
     parent: Option<Waker>,
 }
 
+// Both flags are changed under the lock, and only save taking it: what they tell of is read under it. Who sees one too
+// late has a wake-up of the task's before him, and that brings the news.
 struct Shared<I> {
     /// Whether anything is woken.
     any: AtomicBool,
@@ -70,7 +75,7 @@ impl<I: Copy> Wakes<I> {
 
     /// Whether there is somebody on the list.
     pub(crate) fn any(&self) -> bool {
-        self.shared.any.load(Ordering::Acquire)
+        self.shared.any.load(Relaxed)
     }
 
     /// Takes all from the list. They are to be [taken off it](Node::unqueue) before they are polled, and the list to be
@@ -79,7 +84,7 @@ impl<I: Copy> Wakes<I> {
         let mut woken = core::mem::take(&mut self.batch);
         let mut state = self.shared.lock();
         core::mem::swap(&mut state.woken, &mut woken);
-        self.shared.any.store(false, Ordering::Relaxed);
+        self.shared.any.store(false, Relaxed);
         woken
     }
 
@@ -95,7 +100,7 @@ impl<I: Copy> Wakes<I> {
             .as_ref()
             .is_some_and(|parent| parent.will_wake(waker));
         // If it is not so any more, then because the task is being woken at this moment.
-        if is_same && self.shared.awaited.load(Ordering::Acquire) {
+        if is_same && self.shared.awaited.load(Relaxed) {
             return true;
         }
         let mut parent = Some(waker.clone());
@@ -103,7 +108,7 @@ impl<I: Copy> Wakes<I> {
         let is_quiet = state.woken.is_empty();
         if is_quiet {
             core::mem::swap(&mut state.parent, &mut parent);
-            self.shared.awaited.store(true, Ordering::Release);
+            self.shared.awaited.store(true, Relaxed);
         }
         drop(state);
         drop(parent);
@@ -133,18 +138,19 @@ impl<I> Shared<I> {
 impl<I> Node<I> {
     /// The part is gone: its wakers wake nobody.
     pub(crate) fn retire(&self) {
-        self.queued.store(true, Ordering::Relaxed);
+        self.queued.store(true, Relaxed);
     }
 
     /// The part is to be polled anyway, as if it were on the list. `false` if it is there.
     pub(crate) fn queue(&self) -> bool {
-        !self.queued.swap(true, Ordering::AcqRel)
+        // It is the task that asks, and has nothing to tell itself.
+        !self.queued.swap(true, Relaxed)
     }
 
     /// The part is off the list and about to be polled.
     pub(crate) fn unqueue(&self) {
         // Reads what a wake-up wrote that found the part on the list: the poll sees what led to it.
-        self.queued.swap(false, Ordering::AcqRel);
+        self.queued.swap(false, Acquire);
     }
 }
 
@@ -154,14 +160,16 @@ impl<I: Copy + Send + Sync> Wake for Node<I> {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
+        // If it is there already, the poll to come is to see what led to this: it reads what is written here. The lock
+        // does as much for who puts it there.
+        if self.queued.swap(true, Release) {
             return;
         }
         let parent = {
             let mut state = self.shared.lock();
             state.woken.push(self.id);
-            self.shared.any.store(true, Ordering::Release);
-            self.shared.awaited.store(false, Ordering::Release);
+            self.shared.any.store(true, Relaxed);
+            self.shared.awaited.store(false, Relaxed);
             state.parent.take()
         };
         if let Some(parent) = parent {

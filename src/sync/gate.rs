@@ -97,13 +97,13 @@ impl<N: Nodes<Value = Option<Waiter>> + ?Sized> Gate<N> {
                 *place = Place::Inside;
             }
             Place::Outside if is_attempt(cx) => return Some(Poll::Pending),
-            Place::Outside if !self.waiters.has_room() => return Some(Poll::Ready(Err(Full))),
             Place::Outside => {
-                let waiter = Waiter::Waiting(waker.take()?);
+                // Not taken before there is a place for it: else it is the caller's to drop.
+                waker.as_ref()?;
                 let Some((index, place_in_line)) = self.waiters.claim() else {
                     return Some(Poll::Ready(Err(Full)));
                 };
-                *place_in_line = Some(waiter);
+                *place_in_line = waker.take().map(Waiter::Waiting);
                 self.line.push_back(&mut self.waiters, index);
                 *place = Place::InLine(index);
                 return Some(Poll::Pending);

@@ -724,3 +724,23 @@ impl<F: FnMut()> Drop for Rest<F> {
         (self.0)();
     }
 }
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use alloc::format;
+
+    use super::{HeapQueue, LocalQueue};
+
+    #[test]
+    fn queues_are_printed_without_what_is_in_them() {
+        let heap = HeapQueue::<u8, u8, u8>::new(1);
+        assert_eq!(format!("{heap:?}"), "HeapQueue { .. }");
+        let local = LocalQueue::<u8, u8, u8, 1>::new();
+        assert_eq!(format!("{local:?}"), "LocalQueue { .. }");
+        #[cfg(feature = "critical-section")]
+        {
+            let fixed = super::StaticQueue::<u8, u8, u8, 1>::new();
+            assert_eq!(format!("{fixed:?}"), "StaticQueue { .. }");
+        }
+    }
+}

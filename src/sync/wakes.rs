@@ -122,8 +122,7 @@ impl<I: Copy> Wakes<I> {
 impl<I> Drop for Wakes<I> {
     fn drop(&mut self) {
         // Wakers of parts may be left, and have nobody to wake.
-        let parent = self.shared.lock().parent.take();
-        drop(parent);
+        let _parent = self.shared.lock().parent.take();
     }
 }
 
@@ -175,5 +174,48 @@ impl<I: Copy + Send + Sync> Wake for Node<I> {
         if let Some(parent) = parent {
             parent.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wakes a part when it is dropped.
+    struct Last(Waker);
+
+    impl Wake for Last {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.wake_by_ref();
+        }
+    }
+
+    #[test]
+    fn a_tasks_waker_is_let_go_outside_of_the_lock() {
+        let mut wakes = Wakes::new();
+        let node = wakes.node(1);
+        assert!(wakes.register(&Waker::from(Arc::new(Last(node.into())))));
+        assert!(wakes.register(Waker::noop()));
+        assert_eq!(wakes.collect(), [1]);
+    }
+
+    #[test]
+    fn two_lists_are_used_in_turns() {
+        let mut wakes = Wakes::new();
+        let node = wakes.node(());
+        let lists = [(); 4].map(|()| {
+            node.wake_by_ref();
+            let mut woken = wakes.collect();
+            node.unqueue();
+            woken.clear();
+            let list = woken.as_ptr();
+            wakes.give_back(woken);
+            list
+        });
+        assert_eq!(lists[..2], lists[2..]);
     }
 }

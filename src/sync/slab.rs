@@ -131,7 +131,7 @@ impl<N: Nodes + ?Sized> Slab<N> {
     pub(crate) fn claim(&mut self) -> Option<(Index, &mut N::Value)> {
         let is_new = self.free == NIL;
         let index = if is_new { self.used } else { self.free };
-        if is_new && index as usize == self.nodes().len() {
+        if is_new {
             self.nodes.grow();
         }
         let node = self.nodes.as_mut_slice().get_mut(index as usize)?;

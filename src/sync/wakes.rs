@@ -204,6 +204,25 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_on_the_list_once_and_one_that_is_gone_is_not() {
+        let mut wakes = Wakes::new();
+        let node = wakes.node(1);
+        assert!(node.queue());
+        assert!(!node.queue());
+        node.wake_by_ref();
+        assert!(!wakes.any());
+        node.unqueue();
+        node.wake_by_ref();
+        assert!(wakes.any() && !node.queue());
+        node.wake_by_ref();
+        assert_eq!(wakes.collect(), [1]);
+        node.unqueue();
+        node.retire();
+        node.wake_by_ref();
+        assert!(!wakes.any());
+    }
+
+    #[test]
     fn a_list_that_is_given_back_is_the_next() {
         let mut wakes = Wakes::new();
         wakes.node(1).wake_by_ref();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
-use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, InvalidBound};
+use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, FixedError, InvalidBound};
 use campanile::load_shed::{self, LoadShed};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
@@ -387,6 +387,30 @@ fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
     assert!(cancel.0.lock().unwrap().is_none());
     assert!(second.is_woken());
     assert!(second.poll().is_ready());
+}
+
+#[test]
+fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
+    let error = Error::Service(Failure("refused"));
+    assert_eq!(error.into_service(), Some(Failure("refused")));
+    assert_eq!(Error::<Failure>::Closed(Closed::new()).into_service(), None);
+    let error = FixedError::Service(Failure("refused"));
+    assert_eq!(error.into_service(), Some(Failure("refused")));
+    let error = FixedError::Failed(Failure("dead"));
+    assert!(error.to_string().contains("dead"), "{error}");
+    assert_eq!(error.into_service(), None);
+}
+
+#[test]
+fn buffers_are_printed_without_what_is_in_them() {
+    let (buffer, _worker, _handle) = mock_pair(2);
+    let printed = format!("{buffer:?}");
+    assert_eq!(
+        printed,
+        "Buffer { is_closed: false, unreserved: false, .. }"
+    );
+    let layer = BufferLayer::<u32, _>::with_executor(2, Threads);
+    assert!(format!("{layer:?}").contains("bound: 2"));
 }
 
 /// Wakes nobody.

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, FixedError, InvalidBound};
 use campanile::load_shed::{self, LoadShed};
 use campanile::util::rng::{Rng, SplitMix64};
-use campanile::{BoxError, Layer, NoRuntime, Service, service_fn};
+use campanile::{BoxError, Layer, NoRuntime, Service, ServiceExt, service_fn};
 
 use common::{
     Failure, Host, Mock, MockFuture, On, Threads, WakeCount, mock, on_every_runtime, panics_at,
@@ -399,6 +399,36 @@ fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
     let error = FixedError::Failed(Failure("dead"));
     assert!(error.to_string().contains("dead"), "{error}");
     assert_eq!(error.into_service(), None);
+}
+
+#[test]
+fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source() {
+    let failed = |text| {
+        let (mut buffer, worker, handle) = mock_pair(1);
+        handle.fail(Failure(text));
+        make_ready(&mut buffer);
+        let mut response = spawn(buffer.call(1));
+        assert!(spawn(worker).poll().is_ready());
+        match ready(response.poll()) {
+            Err(Error::Failed(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = failed("broken");
+    assert!(error == failed("broken") && error != failed("dead"));
+    assert!(format!("{error:?}").contains("broken"));
+
+    let (service, handle) = mock::<u32, u32>();
+    handle.fail(Failure("boxed"));
+    let (mut buffer, worker) = buffer::pair(service.map_err(BoxError::from), 1);
+    make_ready(&mut buffer);
+    let mut response = spawn(buffer.call(1));
+    assert!(spawn(worker).poll().is_ready());
+    let Err(Error::Failed(error)) = ready(response.poll()) else {
+        panic!("it has failed");
+    };
+    let source = std::error::Error::source(&error).unwrap();
+    assert!(source.is::<Failure>());
 }
 
 #[test]

@@ -6,11 +6,11 @@ mod common;
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 
-use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, InvalidBound};
+use campanile::buffer::{self, Buffer, BufferLayer, Closed, Error, FixedError, InvalidBound};
 use campanile::load_shed::{self, LoadShed};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{BoxError, Layer, NoRuntime, Service, ServiceExt, service_fn};
@@ -383,6 +383,144 @@ fn shutdown_drains_and_can_be_awaited() {
     assert!(shutdown.is_woken() && another.is_woken());
     assert!(shutdown.poll().is_ready());
     assert!(another.poll().is_ready());
+}
+
+#[test]
+fn however_many_wait_for_room_or_for_the_end_all_are_woken() {
+    for shut_down in [false, true] {
+        let (mut buffer, worker, _handle) = mock_pair(1);
+        make_ready(&mut buffer);
+        let wakes = [(); 4].map(|()| WakeCount::new());
+        let mut waiting = [(); 4].map(|()| buffer.clone());
+        for (wakes, waiting) in wakes.iter().zip(&mut waiting) {
+            assert!(wakes.poll_ready(waiting).is_pending());
+        }
+        let mut ends = Vec::new();
+        if shut_down {
+            ends = Vec::from([(); 4].map(|()| spawn(buffer.shutdown())));
+            assert!(ends.iter_mut().all(|end| end.poll().is_pending()));
+            assert!(wakes.iter().all(|wakes| wakes.get() == 1));
+        }
+        drop(worker);
+        assert!(wakes.iter().all(|wakes| wakes.get() == 1));
+        assert!(ends.iter().all(|end| end.is_woken()));
+    }
+}
+
+#[test]
+fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
+    /// Drops what it wakes.
+    struct Cancel(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+    impl Wake for Cancel {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().unwrap().take());
+        }
+    }
+    let (buffer, worker, _handle) = mock_pair(1);
+    let mut first = Box::pin(buffer.shutdown());
+    let cancel = Arc::new(Cancel(Mutex::new(None)));
+    let waker = Waker::from(cancel.clone());
+    assert!(
+        first
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    *cancel.0.lock().unwrap() = Some(first);
+    let mut second = spawn(buffer.shutdown());
+    assert!(second.poll().is_pending());
+    drop(worker);
+    assert!(cancel.0.lock().unwrap().is_none());
+    assert!(second.is_woken());
+    assert!(second.poll().is_ready());
+}
+
+#[test]
+fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
+    let error = Error::Service(Failure("refused"));
+    assert_eq!(error.into_service(), Some(Failure("refused")));
+    assert_eq!(Error::<Failure>::Closed(Closed::new()).into_service(), None);
+    let error = FixedError::Service(Failure("refused"));
+    assert_eq!(error.into_service(), Some(Failure("refused")));
+    let error = FixedError::Failed(Failure("dead"));
+    assert!(error.to_string().contains("dead"), "{error}");
+    assert_eq!(error.into_service(), None);
+}
+
+#[test]
+fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source() {
+    let failed = |text| {
+        let (mut buffer, worker, handle) = mock_pair(1);
+        handle.fail(Failure(text));
+        make_ready(&mut buffer);
+        let mut response = spawn(buffer.call(1));
+        assert!(spawn(worker).poll().is_ready());
+        match ready(response.poll()) {
+            Err(Error::Failed(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = failed("broken");
+    assert!(error == failed("broken") && error != failed("dead"));
+    assert!(format!("{error:?}").contains("broken"));
+
+    let (service, handle) = mock::<u32, u32>();
+    handle.fail(Failure("boxed"));
+    let (mut buffer, worker) = buffer::pair(service.map_err(BoxError::from), 1);
+    make_ready(&mut buffer);
+    let mut response = spawn(buffer.call(1));
+    assert!(spawn(worker).poll().is_ready());
+    let Err(Error::Failed(error)) = ready(response.poll()) else {
+        panic!("it has failed");
+    };
+    let source = std::error::Error::source(&error).unwrap();
+    assert!(source.is::<Failure>());
+}
+
+#[test]
+fn buffers_are_printed_without_what_is_in_them() {
+    let (buffer, _worker, _handle) = mock_pair(2);
+    let printed = format!("{buffer:?}");
+    assert_eq!(
+        printed,
+        "Buffer { is_closed: false, unreserved: false, .. }"
+    );
+    let layer = BufferLayer::<u32, _>::with_executor(2, Threads);
+    assert!(format!("{layer:?}").contains("bound: 2"));
+}
+
+/// Wakes nobody.
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
+    let (buffer, _worker, _handle) = mock_pair(1);
+    let mut shutdown = Box::pin(buffer.shutdown());
+    let count = Arc::new(NoWake);
+    let waker = Waker::from(count.clone());
+    let polled = shutdown.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    drop((shutdown, waker));
+    assert_eq!(Arc::strong_count(&count), 1);
+}
+
+#[test]
+fn a_request_given_up_before_others_does_not_wake_the_worker() {
+    let (mut buffer, worker, handle) = mock_pair(2);
+    handle.set_ready(false);
+    let mut worker = spawn(worker);
+    let [first, _second] = [1, 2].map(|n| {
+        make_ready(&mut buffer);
+        buffer.call(n)
+    });
+    let _shutdown = buffer.shutdown();
+    assert!(worker.poll().is_pending());
+    drop(first);
+    assert!(!worker.is_woken());
 }
 
 #[test]

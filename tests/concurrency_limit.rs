@@ -241,12 +241,14 @@ fn a_global_limit_can_be_unreserved_too() {
 }
 
 #[test]
-fn unreserved_gives_back_what_readiness_had_taken() {
+fn unreserved_gives_back_what_readiness_had_taken_and_takes_no_more() {
     let semaphore = Semaphore::new(1);
     let (service, _handle) = mock::<u32, u32>();
     let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
     make_ready(&mut limit);
-    let _idle = limit.unreserved();
+    let mut idle = limit.unreserved();
+    assert_eq!(semaphore.available_permits(), 1);
+    make_ready(&mut idle);
     assert_eq!(semaphore.available_permits(), 1);
 }
 

@@ -345,8 +345,27 @@ fn jitter_on_whole_seconds_stays_in_its_bounds_and_is_spread() {
         assert!(waits.iter().all(|wait| (low..=high).contains(wait)));
         let mean = waits.iter().sum::<f64>() / waits.len() as f64;
         let middle = f64::midpoint(low, high);
-        assert!((mean - middle).abs() < 0.05 * (high - low), "{jitter:?}");
+        let twentieth = 0.05 * (high - low);
+        assert!((mean - middle).abs() < twentieth, "{jitter:?}");
+        assert!(waits.iter().any(|wait| *wait < low + twentieth));
+        assert!(waits.iter().any(|wait| *wait > high - twentieth));
     }
+}
+
+#[test]
+fn decorrelated_jitter_goes_by_the_wait_before() {
+    let second = Duration::from_secs(1);
+    let mut maker = maker(second, second * 100, Jitter::Decorrelated).unwrap();
+    let mut backoff = maker.backoff();
+    let mut last = second;
+    let mut has_shrunk = false;
+    for _ in 0..100 {
+        let wait = backoff.next_delay();
+        assert!(second <= wait && wait <= (last * 3).min(second * 100));
+        has_shrunk |= wait < last;
+        last = wait;
+    }
+    assert!(has_shrunk);
 }
 
 #[test]

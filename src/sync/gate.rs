@@ -90,6 +90,7 @@ impl<N: Nodes<Value = Option<Waker>> + ?Sized> Gate<N> {
             }
             Place::Outside if is_attempt(cx) => return Some(Poll::Pending),
             Place::Outside => {
+                // Not taken before there is a place for it: else it is the caller's to drop.
                 waker.as_ref()?;
                 let Some((index, place_in_line)) = self.waiters.claim() else {
                     return Some(Poll::Ready(Err(Full)));

@@ -182,13 +182,14 @@ impl Drop for Request {
     }
 }
 
-type Answer = Ready<Result<(), Infallible>>;
+// With the request, so that an answer that stays behind counts.
+type Answer = Ready<Result<Request, Infallible>>;
 type Handle = Buffer<Request, Answer, Infallible>;
 type Sent = Result<(), Error<Infallible>>;
 
-/// A buffer whose service answers at once.
+/// A buffer whose service answers at once, with the request.
 fn pair(bound: usize) -> (Handle, impl Future<Output = ()> + Send + 'static) {
-    buffer::pair(service_fn(|_: Request| ready(Ok(()))), bound)
+    buffer::pair(service_fn(|request| ready(Ok(request))), bound)
 }
 
 /// The same, with its worker on a thread of its own.
@@ -199,7 +200,7 @@ fn answering(bound: usize) -> (Handle, JoinHandle<()>) {
 
 /// Sends a request, which waits in the response future for room.
 fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Sent {
-    block_on(buffer.call(Request::new(alive)))
+    block_on(buffer.call(Request::new(alive))).map(drop)
 }
 
 /// Sends one from another thread, which finds that it `ends` as it should.
@@ -298,6 +299,7 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
         // Dropped while it is in the queue, with the worker, or answered.
         let _ = poll_once(buffer.call(Request::new(&alive)));
         send(&mut buffer, &alive).unwrap();
+        assert_eq!(alive.load(SeqCst), 0);
         drop(buffer);
         join([worker]);
         assert_eq!(alive.load(SeqCst), 0);
@@ -319,7 +321,7 @@ fn a_request_given_up_behind_another_costs_that_nothing() {
         let second = thread::spawn(move || {
             let _ = poll_once(second);
         });
-        block_on(first).unwrap();
+        drop(block_on(first).unwrap());
         join([second, worker]);
         assert_eq!(alive.load(SeqCst), 0);
     });
@@ -400,7 +402,7 @@ impl Gate {
 }
 
 impl Service<Request> for Gated {
-    type Response = ();
+    type Response = Request;
     type Error = Infallible;
     type Future = Answer;
 
@@ -413,8 +415,8 @@ impl Service<Request> for Gated {
         }
     }
 
-    fn call(&mut self, _: Request) -> Answer {
-        ready(Ok(()))
+    fn call(&mut self, request: Request) -> Answer {
+        ready(Ok(request))
     }
 }
 

@@ -755,23 +755,18 @@ pub trait Channel: Clone {
             }
             state.phase = Phase::Ended(end);
             self.revoke_credits();
-            // The sender of what the worker has, or if that one is gone, whoever gets its room.
-            let next = state.taken.take().and_then(|index| {
-                match state.slots.get_mut(index) {
-                    Some(slot) if !slot.is_abandoned => slot.sender.take(),
-                    // What was given up is an empty slot: there is nothing of the user's to drop.
-                    _ => state.remove(index).next,
-                }
-            });
-            Some((next, state.worker.take()))
+            // Of what was given up there is none.
+            let taken = state.taken.take();
+            let sender = taken.and_then(|index| state.slots.get_mut(index)?.sender.take());
+            Some((sender, state.worker.take()))
         });
-        let Some((next, worker)) = ended else {
+        let Some((sender, worker)) = ended else {
             return;
         };
         // Once more, for what is left when the first time ends in a panic.
         let _rest = Rest(|| self.refuse_all());
         let _all = Rest(|| self.refuse_all());
-        let _next = Late(next);
+        let _sender = Late(sender);
         drop(worker);
     }
 
@@ -808,5 +803,25 @@ struct Rest<F: FnMut()>(F);
 impl<F: FnMut()> Drop for Rest<F> {
     fn drop(&mut self) {
         (self.0)();
+    }
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use alloc::format;
+
+    use super::{HeapQueue, LocalQueue};
+
+    #[test]
+    fn queues_are_printed_without_what_is_in_them() {
+        let heap = HeapQueue::<u8, u8, u8>::new(1);
+        assert_eq!(format!("{heap:?}"), "HeapQueue { .. }");
+        let local = LocalQueue::<u8, u8, u8, 1>::new();
+        assert_eq!(format!("{local:?}"), "LocalQueue { .. }");
+        #[cfg(feature = "critical-section")]
+        {
+            let fixed = super::StaticQueue::<u8, u8, u8, 1>::new();
+            assert_eq!(format!("{fixed:?}"), "StaticQueue { .. }");
+        }
     }
 }

@@ -131,7 +131,7 @@ impl<N: Nodes + ?Sized> Slab<N> {
     pub(crate) fn claim(&mut self) -> Option<(Index, &mut N::Value)> {
         let is_new = self.free == NIL;
         let index = if is_new { self.used } else { self.free };
-        if is_new && index as usize == self.nodes().len() {
+        if is_new {
             self.nodes.grow();
         }
         let node = self.nodes.as_mut_slice().get_mut(index as usize)?;
@@ -267,9 +267,7 @@ mod tests {
                             model.push_back((index, n));
                         }
                     }
-                    None => {
-                        assert_eq!(model.len(), room);
-                    }
+                    None => assert_eq!(model.len(), room),
                 },
                 3 => {
                     let popped = list.pop_front(&mut slab);

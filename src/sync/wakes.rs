@@ -9,7 +9,10 @@ use alloc::vec::Vec;
 use core::task::Waker;
 use std::sync::PoisonError;
 
-use super::primitives::atomic::{AtomicBool, Ordering};
+use super::primitives::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use super::primitives::{Mutex, MutexGuard};
 
 /// Who was woken, each by its `I`, and who is to hear of it.
@@ -21,6 +24,8 @@ pub(crate) struct Wakes<I> {
     parent: Option<Waker>,
 }
 
+// Both flags are changed under the lock, and only save taking it: what they tell of is read under it. Who sees one too
+// late has a wake-up of the task's before him, and that brings the news.
 struct Shared<I> {
     /// Whether anything is woken.
     any: AtomicBool,
@@ -70,7 +75,7 @@ impl<I: Copy> Wakes<I> {
 
     /// Whether there is somebody on the list.
     pub(crate) fn any(&self) -> bool {
-        self.shared.any.load(Ordering::Acquire)
+        self.shared.any.load(Relaxed)
     }
 
     /// Takes all from the list. They are to be [taken off it](Node::unqueue) before they are polled, and the list to be
@@ -79,7 +84,7 @@ impl<I: Copy> Wakes<I> {
         let mut woken = core::mem::take(&mut self.batch);
         let mut state = self.shared.lock();
         core::mem::swap(&mut state.woken, &mut woken);
-        self.shared.any.store(false, Ordering::Relaxed);
+        self.shared.any.store(false, Relaxed);
         woken
     }
 
@@ -96,7 +101,7 @@ impl<I: Copy> Wakes<I> {
             .as_ref()
             .is_some_and(|parent| parent.will_wake(waker));
         // If it is not so any more, then because the task is being woken at this moment.
-        is_same && self.shared.awaited.load(Ordering::Acquire) || self.register_anew(waker, is_same)
+        is_same && self.shared.awaited.load(Relaxed) || self.register_anew(waker, is_same)
     }
 
     #[cold]
@@ -106,7 +111,7 @@ impl<I: Copy> Wakes<I> {
         let is_quiet = state.woken.is_empty();
         if is_quiet {
             core::mem::swap(&mut state.parent, &mut parent);
-            self.shared.awaited.store(true, Ordering::Release);
+            self.shared.awaited.store(true, Relaxed);
         }
         drop(state);
         drop(parent);
@@ -120,8 +125,7 @@ impl<I: Copy> Wakes<I> {
 impl<I> Drop for Wakes<I> {
     fn drop(&mut self) {
         // Wakers of parts may be left, and have nobody to wake.
-        let parent = self.shared.lock().parent.take();
-        drop(parent);
+        let _parent = self.shared.lock().parent.take();
     }
 }
 
@@ -136,18 +140,19 @@ impl<I> Shared<I> {
 impl<I> Node<I> {
     /// The part is gone: its wakers wake nobody.
     pub(crate) fn retire(&self) {
-        self.queued.store(true, Ordering::Relaxed);
+        self.queued.store(true, Relaxed);
     }
 
     /// The part is to be polled anyway, as if it were on the list. `false` if it is there.
     pub(crate) fn queue(&self) -> bool {
-        !self.queued.swap(true, Ordering::AcqRel)
+        // It is the task that asks, and has nothing to tell itself.
+        !self.queued.swap(true, Relaxed)
     }
 
     /// The part is off the list and about to be polled.
     pub(crate) fn unqueue(&self) {
         // Reads what a wake-up wrote that found the part on the list: the poll sees what led to it.
-        self.queued.swap(false, Ordering::AcqRel);
+        self.queued.swap(false, Acquire);
     }
 }
 
@@ -157,18 +162,77 @@ impl<I: Copy + Send + Sync> Wake for Node<I> {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
+        // If it is there already, the poll to come is to see what led to this: it reads what is written here. The lock
+        // does as much for who puts it there.
+        if self.queued.swap(true, Release) {
             return;
         }
         let parent = {
             let mut state = self.shared.lock();
             state.woken.push(self.id);
-            self.shared.any.store(true, Ordering::Release);
-            self.shared.awaited.store(false, Ordering::Release);
+            self.shared.any.store(true, Relaxed);
+            self.shared.awaited.store(false, Relaxed);
             state.parent.take()
         };
         if let Some(parent) = parent {
             parent.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wakes a part when it is dropped.
+    struct Last(Waker);
+
+    impl Wake for Last {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.wake_by_ref();
+        }
+    }
+
+    #[test]
+    fn a_tasks_waker_is_let_go_outside_of_the_lock() {
+        let mut wakes = Wakes::new();
+        let node = wakes.node(1);
+        assert!(wakes.register(&Waker::from(Arc::new(Last(node.into())))));
+        assert!(wakes.register(Waker::noop()));
+        assert_eq!(wakes.collect(), [1]);
+    }
+
+    #[test]
+    fn a_part_is_on_the_list_once_and_one_that_is_gone_is_not() {
+        let mut wakes = Wakes::new();
+        let node = wakes.node(1);
+        assert!(node.queue());
+        assert!(!node.queue());
+        node.wake_by_ref();
+        assert!(!wakes.any());
+        node.unqueue();
+        node.wake_by_ref();
+        assert!(wakes.any() && !node.queue());
+        node.wake_by_ref();
+        assert_eq!(wakes.collect(), [1]);
+        node.unqueue();
+        node.retire();
+        node.wake_by_ref();
+        assert!(!wakes.any());
+    }
+
+    #[test]
+    fn a_list_that_is_given_back_is_the_next() {
+        let mut wakes = Wakes::new();
+        wakes.node(1).wake_by_ref();
+        let mut woken = wakes.collect();
+        woken.clear();
+        wakes.give_back(woken);
+        drop(wakes.collect());
+        assert!(wakes.shared.lock().woken.capacity() > 0);
     }
 }

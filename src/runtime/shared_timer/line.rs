@@ -336,4 +336,44 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn one_that_was_taken_out_as_due_is_so_whatever_the_clock_says() {
+        let mut line = Line::new();
+        let deadline = Instant::from_nanos(50);
+        let (index, _) = line.join(deadline, Waker::noop().clone()).unwrap();
+        let cx = Context::from_waker(Waker::noop());
+        assert!(line.pop_due(deadline).is_some());
+        let stays = line.stay(index, &cx, &mut None);
+        assert_eq!(stays, Some((true, false)));
+    }
+
+    fn join(line: &mut Line, nanos: u64) -> (u32, bool) {
+        let deadline = Instant::from_nanos(nanos);
+        line.join(deadline, Waker::noop().clone()).unwrap()
+    }
+
+    #[test]
+    fn an_entry_that_was_left_is_used_again() {
+        let mut line = Line::new();
+        for _ in 0..100 {
+            let (first, second) = (join(&mut line, 50).0, join(&mut line, 60).0);
+            line.leave(first);
+            line.leave(second);
+        }
+        assert_eq!(line.entries.len(), 2);
+    }
+
+    #[test]
+    fn one_at_a_time_drives() {
+        let mut line = Line::new();
+        let (me, drives) = join(&mut line, 50);
+        assert!(drives);
+        // Earlier, but it is seen to by the one who drives.
+        assert!(!join(&mut line, 40).1);
+        assert_eq!(line.aim(), Some((Instant::from_nanos(40), UNSET)));
+        assert!(matches!(line.is_set(false, me), Some(None)));
+        assert!(!join(&mut line, 45).1);
+        assert!(join(&mut line, 30).1);
+    }
 }

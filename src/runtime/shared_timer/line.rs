@@ -375,5 +375,9 @@ mod tests {
         assert!(matches!(line.is_set(false, me), Some(None)));
         assert!(!join(&mut line, 45).1);
         assert!(join(&mut line, 30).1);
+        // All have gone by the time that the alarm is to be set.
+        (0..4).for_each(|index| drop(line.leave(index)));
+        assert_eq!(line.aim(), None);
+        assert!(join(&mut line, 20).1);
     }
 }

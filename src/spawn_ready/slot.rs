@@ -1,9 +1,9 @@
 use core::mem::{replace, swap};
 use core::task::{Context, Poll, Waker};
-use std::sync::PoisonError;
 
 use super::Gone;
 use crate::sync::is_attempt;
+use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
 
 /// What a service goes through on its way to the task and back.
@@ -60,10 +60,9 @@ impl<S, E> Slot<S, E> {
         }
     }
 
-    // What runs under the lock is this crate's code alone and does not panic, so a lock that is
-    // poisoned all the same guards a state that is whole.
+    // Nothing of the user's runs under the lock.
     fn lock(&self) -> MutexGuard<'_, Transfer<S, E>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Gives the service to the task. Back it comes where that has ended.

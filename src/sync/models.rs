@@ -253,25 +253,38 @@ fn senders_that_wait_for_room_get_it() {
     });
 }
 
-#[test]
-fn room_for_two_is_had_by_two_at_once_and_by_no_third() {
-    loom::model(|| {
-        let (mut third, worker) = pair(2);
+/// Two who come at once have the room that there is, and no other has it.
+fn room_for_two(is_on_credit: bool) {
+    loom::model(move || {
+        let (mut other, worker) = pair(2 + usize::from(is_on_credit));
         let is_ready =
             |handle: &mut Handle| poll_once(poll_fn(|cx| handle.poll_ready(cx))).is_ready();
+        let mut first = is_on_credit.then(|| other.clone());
+        // From here on the rest is to be had without the lock.
+        assert!(first.iter_mut().all(is_ready));
         let threads = [(); 2].map(|()| {
-            let mut handle = third.clone();
+            let mut handle = other.clone();
             thread::spawn(move || {
                 assert!(is_ready(&mut handle));
                 handle
             })
         });
         let handles = threads.map(|thread| thread.join().unwrap());
-        assert!(!is_ready(&mut third));
+        assert!(!is_ready(&mut other));
         drop(handles);
-        assert!(is_ready(&mut third));
-        drop((third, worker));
+        assert!(is_ready(&mut other));
+        drop((first, other, worker));
     });
+}
+
+#[test]
+fn room_for_two_is_had_by_two_at_once_and_by_no_third() {
+    room_for_two(false);
+}
+
+#[test]
+fn room_for_two_on_credit_is_had_by_two_at_once_and_by_no_third() {
+    room_for_two(true);
 }
 
 #[test]

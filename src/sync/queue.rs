@@ -684,7 +684,9 @@ pub trait Channel: Clone {
             })
         });
         if let Some(worker) = worker {
+            // Once more, for who is left when the first time ends in a panic.
             let _rest = Rest(|| self.refuse_room());
+            let _room = Rest(|| self.refuse_room());
             wake(worker);
         }
     }

@@ -9,7 +9,8 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use campanile::buffer::{self, Buffer, LocalQueue, Queue, Worker};
 use campanile::util::rng::{Rng, SplitMix64};
@@ -18,8 +19,37 @@ use common::{Failure, WakeCount, yield_now};
 
 type Task<T> = Pin<Box<dyn Future<Output = T>>>;
 
+thread_local! {
+    static WORLD: RefCell<Shared> = RefCell::default();
+}
+
+/// Counts, and now and then gives up others.
+struct Meddler(WakeCount);
+
+impl Wake for Meddler {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.waker().wake();
+        give_up_some(&WORLD.with_borrow(Rc::clone));
+    }
+}
+
+impl Drop for Meddler {
+    fn drop(&mut self) {
+        // Where this is, no lock is held.
+        let world = WORLD.try_with(|world| world.borrow().clone());
+        if let Ok(world) = world {
+            give_up_some(&world);
+        }
+    }
+}
+
 /// A task with its latest waker.
 struct Polled<T> {
+    // Goes before the task, so that the last of it is dropped in the queue.
+    waker: Waker,
     task: Task<T>,
     wakes: WakeCount,
     seen: usize,
@@ -28,21 +58,23 @@ struct Polled<T> {
 
 impl<T> Polled<T> {
     fn new(task: Task<T>) -> Self {
+        let (wakes, waker) = waker();
         Self {
             task,
-            wakes: WakeCount::new(),
+            wakes,
+            waker,
             seen: 0,
             is_new: true,
         }
     }
     fn poll(&mut self, another_waker: bool) -> Poll<T> {
         if another_waker {
-            self.wakes = WakeCount::new();
+            (self.wakes, self.waker) = waker();
         }
         self.is_new = false;
         self.seen = self.wakes.get();
-        let Self { task, wakes, .. } = self;
-        wakes.enter(|cx| task.as_mut().poll(cx))
+        let mut cx = Context::from_waker(&self.waker);
+        self.task.as_mut().poll(&mut cx)
     }
     /// With a waker that wakes nobody, so that there is another poll to come.
     fn attempt(&mut self) -> Poll<T> {
@@ -53,6 +85,12 @@ impl<T> Polled<T> {
     fn is_due(&self) -> bool {
         self.is_new || self.wakes.get() > self.seen
     }
+}
+
+fn waker() -> (WakeCount, Waker) {
+    let wakes = WakeCount::new();
+    let waker = Waker::from(Arc::new(Meddler(wakes.clone())));
+    (wakes, waker)
 }
 
 type Outcome = (u32, Result<u32, String>);
@@ -84,7 +122,10 @@ type Shared = Rc<RefCell<World>>;
 /// Some are given up while the service is asked or called.
 fn give_up_some(world: &Shared) {
     let victim = {
-        let world = &mut *world.borrow_mut();
+        let Ok(mut world) = world.try_borrow_mut() else {
+            return;
+        };
+        let world = &mut *world;
         let random = world.random.get_or_insert(SplitMix64::new(1));
         let len = world.senders.len() as u64;
         (len > 0 && random.next_range(0..3) == 0).then(|| {
@@ -238,6 +279,7 @@ where
     Q: Queue<Message = Request, Answer = Answer, Fault = Failure> + 'static,
     Q::Error: std::fmt::Debug,
 {
+    WORLD.set(world.clone());
     let mut random = SplitMix64::new(seed);
     world.borrow_mut().random = Some(SplitMix64::new(seed ^ 0x55));
     let end = match random.next_range(0..5) {
@@ -492,18 +534,6 @@ fn at_random() {
     let seeds = if cfg!(miri) { 3 } else { 6_000 };
     for seed in 0..seeds {
         let bound = 1 + (seed % 3) as usize;
-        let world = Shared::default();
-        let (buffer, worker) = buffer::pair(Svc(world.clone()), bound);
-        let (buffer, worker) = if seed % 5 == 0 {
-            (buffer.keep_ready(), worker)
-        } else {
-            (buffer, worker)
-        };
-        let shut_down = |buffer: &Buffer<_, _, _>| -> Option<Task<()>> {
-            let shutdown = buffer.shutdown();
-            Some(Box::pin(shutdown))
-        };
-        served[0] += run(buffer, worker, shut_down, &world, seed, bound);
         macro_rules! fixed {
             ($n:literal) => {{
                 let world = Shared::default();
@@ -522,6 +552,18 @@ fn at_random() {
             2 => fixed!(2),
             _ => fixed!(3),
         }
+        let world = Shared::default();
+        let (buffer, worker) = buffer::pair(Svc(world.clone()), bound);
+        let (buffer, worker) = if seed % 5 == 0 {
+            (buffer.keep_ready(), worker)
+        } else {
+            (buffer, worker)
+        };
+        let shut_down = |buffer: &Buffer<_, _, _>| -> Option<Task<()>> {
+            let shutdown = buffer.shutdown();
+            Some(Box::pin(shutdown))
+        };
+        served[0] += run(buffer, worker, shut_down, &world, seed, bound);
     }
     assert!(served.iter().all(|&ok| ok > 0));
 }

@@ -239,3 +239,20 @@ fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
     drop(other);
     assert!(spawn(worker).poll().is_ready());
 }
+
+/// The first of those who wait for room panics when it hears of the shutdown, and the others are not told.
+#[test]
+fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    make_ready(&mut buffer);
+    let mut first = buffer.clone();
+    let polled = first.poll_ready(&mut Context::from_waker(&bad_waker()));
+    assert!(polled.is_pending());
+    let mut second: Buffer<_, _, _> = buffer.clone();
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut second).is_pending());
+    panics(|| buffer.close());
+    assert_eq!(wakes.get(), 1, "asleep");
+    drop(worker);
+}

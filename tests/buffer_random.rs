@@ -1,23 +1,55 @@
-//! A buffer whose tasks are polled, given up and driven at random: whoever is not woken has nothing to wake up for.
+//! A buffer whose tasks are polled, given up and driven at random: whoever is not woken has nothing to wake up for, no
+//! more requests wait than there is room for, and at the end the books balance.
 #![cfg(feature = "std")]
 
 mod common;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use campanile::buffer::{self, Buffer, LocalQueue, Queue, Worker};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{NoRuntime, Service};
-use common::{Failure, WakeCount};
+use common::{Failure, WakeCount, yield_now};
 
 type Task<T> = Pin<Box<dyn Future<Output = T>>>;
 
+thread_local! {
+    static WORLD: RefCell<Shared> = RefCell::default();
+}
+
+/// Counts, and now and then gives up others.
+struct Meddler(WakeCount);
+
+impl Wake for Meddler {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.waker().wake();
+        give_up_some(&WORLD.with_borrow(Rc::clone));
+    }
+}
+
+impl Drop for Meddler {
+    fn drop(&mut self) {
+        // Where this is, no lock is held.
+        let world = WORLD.try_with(|world| world.borrow().clone());
+        if let Ok(world) = world {
+            give_up_some(&world);
+        }
+    }
+}
+
 /// A task with its latest waker.
 struct Polled<T> {
+    // Goes before the task, so that the last of it is dropped in the queue.
+    waker: Waker,
     task: Task<T>,
     wakes: WakeCount,
     seen: usize,
@@ -26,25 +58,39 @@ struct Polled<T> {
 
 impl<T> Polled<T> {
     fn new(task: Task<T>) -> Self {
+        let (wakes, waker) = waker();
         Self {
             task,
-            wakes: WakeCount::new(),
+            wakes,
+            waker,
             seen: 0,
             is_new: true,
         }
     }
     fn poll(&mut self, another_waker: bool) -> Poll<T> {
         if another_waker {
-            self.wakes = WakeCount::new();
+            (self.wakes, self.waker) = waker();
         }
         self.is_new = false;
         self.seen = self.wakes.get();
-        let Self { task, wakes, .. } = self;
-        wakes.enter(|cx| task.as_mut().poll(cx))
+        let mut cx = Context::from_waker(&self.waker);
+        self.task.as_mut().poll(&mut cx)
+    }
+    /// With a waker that wakes nobody, so that there is another poll to come.
+    fn attempt(&mut self) -> Poll<T> {
+        self.is_new = true;
+        let mut cx = Context::from_waker(Waker::noop());
+        self.task.as_mut().poll(&mut cx)
     }
     fn is_due(&self) -> bool {
         self.is_new || self.wakes.get() > self.seen
     }
+}
+
+fn waker() -> (WakeCount, Waker) {
+    let wakes = WakeCount::new();
+    let waker = Waker::from(Arc::new(Meddler(wakes.clone())));
+    (wakes, waker)
 }
 
 type Outcome = (u32, Result<u32, String>);
@@ -53,17 +99,91 @@ type Outcome = (u32, Result<u32, String>);
 struct World {
     is_ready: bool,
     fails: bool,
+    panics: bool,
     waker: Option<Waker>,
+    /// Requests that were not dropped yet.
+    alive: usize,
+    /// Those that have room, or whose handle has it, and that the service was not called with.
+    with_room: usize,
+    /// The last request with room that the service was called with, and how many came before their turn.
+    last: u32,
+    disorder: usize,
+    sent: u32,
+    given_up: usize,
     asked: usize,
     calls: usize,
     answered: usize,
-    /// Due to be given up within the next call.
-    victims: Vec<Polled<Outcome>>,
     senders: Vec<Polled<Outcome>>,
     random: Option<SplitMix64>,
 }
 
 type Shared = Rc<RefCell<World>>;
+
+/// Some are given up while the service is asked or called.
+fn give_up_some(world: &Shared) {
+    let victim = {
+        let Ok(mut world) = world.try_borrow_mut() else {
+            return;
+        };
+        let world = &mut *world;
+        let random = world.random.get_or_insert(SplitMix64::new(1));
+        let len = world.senders.len() as u64;
+        (len > 0 && random.next_range(0..3) == 0).then(|| {
+            world.given_up += 1;
+            let at = random.next_range(0..len) as usize;
+            world.senders.swap_remove(at)
+        })
+    };
+    drop(victim);
+}
+
+/// Room that is had without a doubt.
+struct Room(Shared);
+
+impl Room {
+    fn new(world: &Shared) -> Self {
+        world.borrow_mut().with_room += 1;
+        Self(world.clone())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.borrow_mut().with_room -= 1;
+    }
+}
+
+struct Request {
+    n: u32,
+    /// Its place in the order in which requests were sent.
+    place: u32,
+    room: Option<Room>,
+    world: Shared,
+}
+
+impl Request {
+    fn new(n: u32, room: Option<Room>, world: &Shared) -> Self {
+        let place = {
+            let mut world = world.borrow_mut();
+            world.alive += 1;
+            world.sent += 1;
+            world.sent
+        };
+        let world = world.clone();
+        Self {
+            n,
+            place,
+            room,
+            world,
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.world.borrow_mut().alive -= 1;
+    }
+}
 
 struct Svc(Shared);
 
@@ -87,13 +207,18 @@ impl Drop for Answer {
     }
 }
 
-impl Service<u32> for Svc {
+impl Service<Request> for Svc {
     type Response = u32;
     type Error = Failure;
     type Future = Answer;
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        give_up_some(&self.0);
         let mut world = self.0.borrow_mut();
         world.asked += 1;
+        if world.panics && world.asked % 2 == 0 {
+            drop(world);
+            resume_unwind(Box::new("told to"));
+        }
         if world.fails {
             return Poll::Ready(Err(Failure("told to")));
         }
@@ -105,59 +230,111 @@ impl Service<u32> for Svc {
         drop(old);
         Poll::Pending
     }
-    fn call(&mut self, n: u32) -> Answer {
-        let (victims, pending) = {
+    fn call(&mut self, mut request: Request) -> Answer {
+        if let Some(room) = request.room.take() {
+            let mut world = self.0.borrow_mut();
+            world.disorder += usize::from(request.place <= world.last);
+            world.last = request.place;
+            drop(world);
+            drop(room);
+        }
+        give_up_some(&self.0);
+        let pending = {
             let world = &mut *self.0.borrow_mut();
             world.calls += 1;
             let random = world.random.get_or_insert(SplitMix64::new(1));
-            let mut victims = std::mem::take(&mut world.victims);
-            // Some are given up within the call, and the service may get unready.
-            if random.next_range(0..3) == 0 && !world.senders.is_empty() {
-                let at = random.next_range(0..world.senders.len() as u64) as usize;
-                victims.push(world.senders.swap_remove(at));
-            }
+            // The service may get unready.
             if random.next_range(0..3) == 0 {
                 world.is_ready = false;
             }
-            let pending = random.next_range(0..3);
-            (victims, pending)
+            random.next_range(0..3)
         };
-        drop(victims);
-        Answer(n, pending, self.0.clone())
+        let answer = Answer(request.n, pending, self.0.clone());
+        if self.0.borrow().panics {
+            resume_unwind(Box::new("told to"));
+        }
+        answer
     }
 }
 
+/// How it comes to an end, if that is before the last handle goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Shutdown,
+    Failure,
+    WorkerDropped,
+    Panic,
+    LastHandle,
+}
+
 fn run<Q>(
-    buffer: Buffer<u32, Answer, Failure, NoRuntime, Q>,
-    worker: Worker<Svc, u32, Q>,
+    buffer: Buffer<Request, Answer, Failure, NoRuntime, Q>,
+    worker: Worker<Svc, Request, Q>,
+    shut_down: impl Fn(&Buffer<Request, Answer, Failure, NoRuntime, Q>) -> Option<Task<()>>,
     world: &Shared,
     seed: u64,
     bound: usize,
-) where
-    Q: Queue<Message = u32, Answer = Answer, Fault = Failure> + 'static,
+) -> usize
+where
+    Q: Queue<Message = Request, Answer = Answer, Fault = Failure> + 'static,
     Q::Error: std::fmt::Debug,
 {
+    WORLD.set(world.clone());
     let mut random = SplitMix64::new(seed);
     world.borrow_mut().random = Some(SplitMix64::new(seed ^ 0x55));
-    let ends = random.next_range(0..3);
+    let end = match random.next_range(0..5) {
+        0 => End::Shutdown,
+        1 => End::Failure,
+        2 => End::WorkerDropped,
+        3 => End::Panic,
+        _ => End::LastHandle,
+    };
     let mut worker = Polled::new(Box::pin(worker));
+    let mut shutdowns = Vec::new();
+    let drive = |worker: &mut Polled<()>, how: u64| {
+        let polled = catch_unwind(AssertUnwindSafe(|| match how {
+            0 => worker.attempt(),
+            1 => worker.poll(true),
+            _ => worker.poll(false),
+        }));
+        // It is over, though the worker is kept.
+        polled.unwrap_or(Poll::Ready(())).is_ready()
+    };
+    let is_due_error = |error: &str| match end {
+        End::Failure => error.starts_with("Failed"),
+        End::Panic => error.starts_with("Panicked"),
+        End::Shutdown | End::WorkerDropped => error.starts_with("Closed"),
+        End::LastHandle => false,
+    } || error.starts_with("Overflow");
     let mut is_over = false;
     let mut closed = false;
     let mut n = 0;
     let (mut ok, mut err) = (0, 0);
     for step in 0..400 {
         let len = world.borrow().senders.len() as u64;
+        let with_room = world.borrow().with_room;
+        assert!(with_room <= bound, "seed {seed} step {step}: {with_room}");
         match random.next_range(0..12) {
             0..=2 if len < 9 => {
                 let mut buffer = buffer.clone();
                 n += 1;
-                let kind = random.next_range(0..3);
+                let is_patient = random.next_range(0..3) > 0;
+                let mut idles = random.next_range(0..4);
+                let is_fixed = std::any::type_name::<Q>().starts_with('&');
+                let shared = world.clone();
                 let task = async move {
                     let outcome = async {
-                        if kind > 0 {
+                        let mut room = None;
+                        if is_patient {
                             poll_fn(|cx| buffer.poll_ready(cx)).await?;
+                            // In fixed storage those for whom there is no place in line are ready, too.
+                            room = (!is_fixed).then(|| Room::new(&shared));
+                            while idles > 0 {
+                                idles -= 1;
+                                yield_now().await;
+                            }
                         }
-                        let response = buffer.call(n);
+                        let response = buffer.call(Request::new(n, room, &shared));
                         drop(buffer);
                         response.await
                     };
@@ -169,7 +346,11 @@ fn run<Q>(
                 // Any, also who was not woken.
                 let at = random.next_range(0..len) as usize;
                 let mut sender = world.borrow_mut().senders.swap_remove(at);
-                match sender.poll(random.next_range(0..4) == 0) {
+                let polled = match random.next_range(0..8) {
+                    0 => sender.attempt(),
+                    how => sender.poll(how < 3),
+                };
+                match polled {
                     Poll::Pending => world.borrow_mut().senders.push(sender),
                     Poll::Ready((n, outcome)) => match outcome {
                         Ok(m) => {
@@ -177,7 +358,7 @@ fn run<Q>(
                             ok += 1;
                         }
                         Err(error) => {
-                            assert!(closed || is_over || error.contains("Overflow"), "{error}");
+                            assert!(is_due_error(&error), "seed {seed}: {error}");
                             err += 1;
                         }
                     },
@@ -187,10 +368,12 @@ fn run<Q>(
                 let at = random.next_range(0..len) as usize;
                 let sender = world.borrow_mut().senders.swap_remove(at);
                 drop(sender);
+                world.borrow_mut().given_up += 1;
             }
             8 | 9 if !is_over => {
-                is_over = worker.poll(random.next_range(0..4) == 0).is_ready();
-                assert!(!is_over || closed || world.borrow().fails);
+                is_over = drive(&mut worker, random.next_range(0..8));
+                let world = world.borrow();
+                assert!(!is_over || closed || world.fails || world.panics);
             }
             10 => {
                 let waker = {
@@ -206,28 +389,39 @@ fn run<Q>(
                     waker.wake();
                 }
             }
-            11 if step > 300 && !closed && ends == 0 => {
-                closed = true;
-                buffer.close();
-            }
-            11 if step > 300 && ends == 1 => {
-                let waker = {
-                    let mut world = world.borrow_mut();
-                    world.fails = true;
-                    world.waker.take()
-                };
-                if let Some(waker) = waker {
-                    waker.wake();
+            11 if step > 300 => match end {
+                End::Shutdown => {
+                    closed = true;
+                    shutdowns.extend(shut_down(&buffer).map(Polled::new));
                 }
-            }
+                End::WorkerDropped if !is_over => {
+                    (closed, is_over) = (true, true);
+                    worker.task = Box::pin(std::future::ready(()));
+                }
+                End::Failure | End::Panic => {
+                    let waker = {
+                        let mut world = world.borrow_mut();
+                        world.fails = end == End::Failure;
+                        world.panics = end == End::Panic;
+                        world.waker.take()
+                    };
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
+                _ => {}
+            },
             _ => {}
         }
         // Now and then: who was not woken since the last poll, has nothing to do.
         if random.next_range(0..4) == 0 {
             if !is_over && !worker.is_due() {
-                let before = (world.borrow().asked, world.borrow().calls);
-                assert!(worker.poll(false).is_pending(), "seed {seed} step {step}");
-                let after = (world.borrow().asked, world.borrow().calls);
+                let before = (world.borrow().given_up, world.borrow().calls);
+                is_over = drive(&mut worker, 2);
+                let after = (world.borrow().given_up, world.borrow().calls);
+                // Unless the service ends it, or gives up the last request, when it is asked again.
+                let ends = world.borrow().fails || world.borrow().panics || before.0 < after.0;
+                assert!(ends || !is_over, "seed {seed} step {step}");
                 // A poll that nobody asked for may ask the service again, if a request waits for it.
                 assert_eq!(before.1, after.1, "seed {seed} step {step}: worker asleep");
             }
@@ -241,6 +435,13 @@ fn run<Q>(
                 }
             }
             world.borrow_mut().senders = senders;
+            shutdowns.retain_mut(|shutdown| {
+                let is_due = shutdown.is_due();
+                let polled = shutdown.poll(random.next_range(0..4) == 0);
+                assert_eq!(polled.is_ready(), is_over, "seed {seed} step {step}");
+                assert!(is_due || !is_over, "seed {seed} step {step}: asleep");
+                !is_over
+            });
         }
     }
     // All are given up or served: whoever is woken is polled.
@@ -263,7 +464,7 @@ fn run<Q>(
         let mut any = false;
         if !is_over && worker.is_due() {
             any = true;
-            is_over = worker.poll(false).is_ready();
+            is_over = drive(&mut worker, 2);
         }
         let due = world.borrow().senders.iter().position(Polled::is_due);
         if let Some(at) = due {
@@ -271,14 +472,16 @@ fn run<Q>(
             let mut sender = world.borrow_mut().senders.swap_remove(at);
             match sender.poll(false) {
                 Poll::Pending => world.borrow_mut().senders.push(sender),
-                Poll::Ready((n, outcome)) => {
-                    if let Ok(m) = outcome {
+                Poll::Ready((n, outcome)) => match outcome {
+                    Ok(m) => {
                         assert_eq!(m, n * 10);
                         ok += 1;
-                    } else {
+                    }
+                    Err(error) => {
+                        assert!(is_due_error(&error), "seed {seed}: {error}");
                         err += 1;
                     }
-                }
+                },
             }
         }
         if !any {
@@ -290,12 +493,21 @@ fn run<Q>(
         0,
         "seed {seed}: asleep at the end"
     );
-    assert!(ok + err > 0);
-    assert_eq!(
-        world.borrow().calls,
-        world.borrow().answered,
-        "seed {seed}: an answer is kept"
-    );
+    assert!(is_over || !closed, "seed {seed}: it does not end");
+    for mut shutdown in shutdowns {
+        assert!(shutdown.is_due(), "seed {seed}: asleep at the end");
+        assert!(shutdown.poll(false).is_ready(), "seed {seed}");
+    }
+    {
+        let world = world.borrow();
+        assert_eq!(n as usize, ok + err + world.given_up, "seed {seed}");
+        assert_eq!((world.alive, world.with_room), (0, 0), "seed {seed}");
+        assert_eq!(world.disorder, 0, "seed {seed}");
+        assert_eq!(
+            world.calls, world.answered,
+            "seed {seed}: an answer is kept"
+        );
+    }
     if !closed && !is_over {
         // All room is there.
         let mut handles: Vec<_> = (0..=bound).map(|_| buffer.clone()).collect();
@@ -311,30 +523,28 @@ fn run<Q>(
     drop(buffer);
     if !is_over {
         assert!(worker.is_due(), "seed {seed}");
-        assert!(worker.poll(false).is_ready());
+        assert!(drive(&mut worker, 2));
     }
+    ok
 }
 
 #[test]
 fn at_random() {
+    let mut served = [0; 2];
     let seeds = if cfg!(miri) { 3 } else { 6_000 };
     for seed in 0..seeds {
         let bound = 1 + (seed % 3) as usize;
-        let world = Shared::default();
-        let (buffer, worker) = buffer::pair(Svc(world.clone()), bound);
-        let (buffer, worker) = if seed % 5 == 0 {
-            (buffer.keep_ready(), worker)
-        } else {
-            (buffer, worker)
-        };
-        run(buffer, worker, &world, seed, bound);
         macro_rules! fixed {
             ($n:literal) => {{
                 let world = Shared::default();
-                let queue: &'static LocalQueue<u32, Answer, Failure, $n> =
+                let queue: &'static LocalQueue<Request, Answer, Failure, $n> =
                     Box::leak(Box::new(LocalQueue::new()));
                 let (buffer, worker) = buffer::try_pair_in(Svc(world.clone()), queue).unwrap();
-                run(buffer, worker, &world, seed, $n);
+                let shut_down = |buffer: &Buffer<_, _, _, _, _>| {
+                    buffer.close();
+                    None
+                };
+                served[1] += run(buffer, worker, shut_down, &world, seed, $n);
             }};
         }
         match bound {
@@ -342,5 +552,18 @@ fn at_random() {
             2 => fixed!(2),
             _ => fixed!(3),
         }
+        let world = Shared::default();
+        let (buffer, worker) = buffer::pair(Svc(world.clone()), bound);
+        let (buffer, worker) = if seed % 5 == 0 {
+            (buffer.keep_ready(), worker)
+        } else {
+            (buffer, worker)
+        };
+        let shut_down = |buffer: &Buffer<_, _, _>| -> Option<Task<()>> {
+            let shutdown = buffer.shutdown();
+            Some(Box::pin(shutdown))
+        };
+        served[0] += run(buffer, worker, shut_down, &world, seed, bound);
     }
+    assert!(served.iter().all(|&ok| ok > 0));
 }

@@ -19,16 +19,18 @@
 //!
 //! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
 //! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
-//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time.
+//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time. Without the feature `std` it
+//! cannot tell who has woken it, and asks an idle service only to make it ready.
 //!
 //! # Without an allocator
 //!
 //! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
 //! (feature `critical-section`; the application brings the critical section), or in a [`LocalQueue`] on one thread.
 //! Such a queue has room for `N` requests, from the call until the response future has collected what the
-//! service made of it, and for `N` more that wait for room. A request beyond that is not queued: its handle is ready, and
-//! its response is [`FixedError::Overflow`], at once and for this request alone. With as many places as there are
-//! handles that never happens. The service's error is `Copy`, since each handle gets one.
+//! service made of it, and for `N` more that wait for room; who was given room counts there, too, until he is polled.
+//! A request beyond that is not queued: its handle is ready, and its response is [`FixedError::Overflow`], at once and
+//! for this request alone. With as many places as there are handles, each with one request at a time, that never
+//! happens. The service's error is `Copy`, since each handle gets one.
 //!
 //! ```
 //! # #[cfg(feature = "critical-section")] {
@@ -72,7 +74,8 @@
 //!
 //! - It runs on any executor.
 //! - The bound is exact: at most `bound` requests wait. tower's worker holds one more in its hand.
-//! - A request whose future is dropped leaves the queue at once, also while the service is not ready.
+//! - A request whose future is dropped leaves the queue at once, also while the service is not ready. Dropped while the
+//!   service is being asked whether it is ready for it, it is still called if the answer is yes.
 //! - Failure, panic and closing are told apart: see [`Error`]. When the service fails, every handle
 //!   sees the error, also those with a reservation, and the service is dropped at once.
 //! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.

@@ -221,7 +221,7 @@ impl Bell {
     }
 }
 
-/// Without an allocator there is one waker for both, and the service is asked only for a request.
+/// Without an allocator there is one waker for both, and the service is asked only for a request, or to be kept ready.
 #[cfg(not(feature = "std"))]
 struct Bell;
 

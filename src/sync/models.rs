@@ -462,6 +462,27 @@ fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
     });
 }
 
+#[test]
+fn room_of_a_request_given_up_while_its_service_is_asked_goes_to_who_waits() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let gate = Gate::new();
+        let (mut buffer, worker) = buffer::pair(Gated(gate.clone()), 1);
+        assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
+        let given_up = buffer.call(Request::new(&alive));
+        let worker = thread::spawn(|| block_on(worker));
+        // In line, in the worker's hand, or back in line.
+        let gives_up = thread::spawn(move || {
+            drop(given_up);
+            gate.open();
+        });
+        send(&mut buffer, &alive).unwrap();
+        drop(buffer);
+        join([gives_up, worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
 // The slot of `SpawnReady`.
 
 struct Threads;

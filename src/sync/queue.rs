@@ -24,7 +24,7 @@ use super::{Late, register, wake, with_waker};
 pub struct State<T, R, P, S: Storage> {
     slots: Slab<S::Nodes<Slot<T, R>>>,
     line: List,
-    /// A permit for each message that may be in line; where slots are `FIXED`, for each slot.
+    /// A permit for each message that may be in line or with the worker; where slots are `FIXED`, for each slot.
     room: Gate<Waiters<S>>,
     handles: usize,
     worker: Option<Waker>,
@@ -684,7 +684,9 @@ pub trait Channel: Clone {
             })
         });
         if let Some(worker) = worker {
+            // Once more, for who is left when the first time ends in a panic.
             let _rest = Rest(|| self.refuse_room());
+            let _room = Rest(|| self.refuse_room());
             wake(worker);
         }
     }

@@ -12,7 +12,8 @@
 //! waiting. After [`unreserved`](Buffer::unreserved) readiness reserves nothing, and a request waits for
 //! room in its response future instead.
 //!
-//! A handle that is called without having been polled ready waits for room in the response future, too.
+//! A handle that is called without having been polled ready waits for room in the response future, too. A request
+//! keeps its room until the service was called with it.
 //!
 //! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
 //! for that, until the next request: nothing but dropping a service takes readiness back.

@@ -283,7 +283,6 @@ impl Answered {
         self.finish_all(unwanted);
     }
 
-    #[cold]
     fn finish_all<R>(self, unwanted: &mut Option<R>) {
         let _next = Late(self.next);
         let _sender = Late(self.sender);

@@ -1,0 +1,284 @@
+//! The state of a queue: a plain value, without its lock.
+
+use core::mem::swap;
+use core::task::{Context, Waker};
+
+use crate::sync::gate::Gate;
+use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
+use crate::sync::storage::{Growing, Storage, Waiters};
+use crate::sync::{Late, register, wake};
+
+/// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
+///
+/// `T` is what is sent, `R` what comes back for it, `P` what all see of the error with which the worker's service
+/// failed. A message has a slot from [`send`](Channel::send) until its answer is taken or given up; a slot is
+/// used again, so nothing allocates once the table has its working size.
+#[expect(missing_debug_implementations, reason = "nobody outside sees one")]
+pub struct State<T, R, P, S: Storage> {
+    pub(super) slots: Slab<S::Nodes<Slot<T, R>>>,
+    pub(super) line: List,
+    /// A permit for each message that may be in line or with the worker; where slots are `FIXED`, for each slot.
+    pub(super) room: Gate<Waiters<S>>,
+    pub(super) handles: usize,
+    pub(super) worker: Option<Waker>,
+    /// The worker waits for a message, and not for its service.
+    pub(super) worker_is_idle: bool,
+    /// The worker keeps its service ready while there is no message.
+    pub(super) keep_ready: bool,
+    /// What the worker is busy with.
+    pub(super) taken: Option<Index>,
+    pub(super) phase: Phase<P>,
+    /// Closed until the worker has ended.
+    pub(super) end: Gate<Waiters<Growing>>,
+}
+
+/// A message, on its way. Message and answer are apart, so that neither is moved with the other.
+pub(crate) struct Slot<T, R> {
+    /// There while it is in line; after that the worker has it.
+    pub(super) message: Option<T>,
+    /// There once the worker has answered.
+    pub(super) answer: Option<R>,
+    /// The sender waits with this.
+    pub(super) sender: Option<Waker>,
+    /// The sender went away while the worker had the message.
+    pub(super) is_abandoned: bool,
+}
+
+impl<T, R> Vacant for Slot<T, R> {
+    const VACANT: Self = Self {
+        message: None,
+        answer: None,
+        sender: None,
+        is_abandoned: false,
+    };
+}
+
+pub(super) enum Phase<P> {
+    Open,
+    /// No message is accepted any more; those in line are still served.
+    Draining,
+    Ended(End<P>),
+}
+
+/// What a message is known by to its sender.
+///
+/// It changes under the lock, with the slot: whatever panics after that, nobody gives up what is another's by then.
+#[derive(Clone, Copy, Debug)]
+pub enum Ticket {
+    /// In the queue, and nobody has waited for the answer yet.
+    New(Index),
+    Polled(Index),
+    /// It has no slot, or none any more.
+    Void,
+}
+
+/// Why a queue accepts nothing any more.
+#[derive(Clone, Debug)]
+pub enum End<P> {
+    /// It was shut down, or the executor dropped the worker.
+    Closed,
+    /// The worker panicked.
+    Panicked,
+    /// The service failed.
+    Failed(P),
+}
+
+/// Why a queue does not accept a message.
+#[derive(Debug)]
+pub enum Refusal<P> {
+    /// The line of those who wait for room is full.
+    Full,
+    /// It accepts none any more.
+    Ended(End<P>),
+}
+
+impl<P> From<End<P>> for Refusal<P> {
+    fn from(end: End<P>) -> Self {
+        Self::Ended(end)
+    }
+}
+
+/// What a worker finds when it looks for work.
+#[derive(Debug)]
+pub enum Work<T> {
+    /// A message, which the worker has from now on.
+    Message {
+        /// What was sent.
+        message: T,
+        /// There is no other in line.
+        is_last: bool,
+    },
+    /// There is none. The worker will be woken.
+    None {
+        /// The service is to be kept ready all the same.
+        keep_ready: bool,
+    },
+    /// There is none, and there will be none.
+    Ended,
+}
+
+impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
+    pub(super) const fn new(
+        bound: usize,
+        handles: usize,
+        slots: Slab<S::Nodes<Slot<T, R>>>,
+        waiters: Slab<Waiters<S>>,
+    ) -> Self {
+        Self {
+            slots,
+            line: List::new(),
+            room: Gate::new(bound, waiters),
+            handles,
+            worker: None,
+            worker_is_idle: false,
+            keep_ready: false,
+            taken: None,
+            phase: Phase::Open,
+            end: Gate::new(0, Slab::new()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn end(&self) -> Option<End<P>> {
+        match &self.phase {
+            Phase::Open => None,
+            Phase::Draining => Some(End::Closed),
+            Phase::Ended(end) => Some(end.clone()),
+        }
+    }
+
+    /// There is no message, and there will be none.
+    pub(super) fn is_done(&self) -> bool {
+        self.line.is_empty() && !matches!(self.phase, Phase::Open)
+    }
+
+    /// Takes a message away, wherever it is, and makes room. Of an answer the slot is to be rid before.
+    pub(super) fn remove(&mut self, index: Index) -> Removed<T> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Removed::default();
+        };
+        slot.is_abandoned = false;
+        let message = slot.message.take();
+        let sender = slot.sender.take();
+        if message.is_some() {
+            self.line.unlink(&mut self.slots, index);
+        }
+        self.slots.release(index);
+        let makes_room = message.is_some() || S::View::FIXED;
+        Removed {
+            message,
+            sender,
+            next: makes_room
+                .then(|| S::view(&mut self.room).release())
+                .flatten(),
+        }
+    }
+
+    /// Takes the first message out of the line. It keeps its room until it is answered.
+    fn take(&mut self) -> Option<T> {
+        self.taken = self.line.pop_front(&mut self.slots);
+        self.slots.get_mut(self.taken?)?.message.take()
+    }
+
+    /// Takes the first message, or where there is none registers the worker, to be woken when that changes.
+    ///
+    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
+    pub(super) fn next(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work<T>> {
+        if let Some(message) = self.take() {
+            let is_last = self.line.is_empty();
+            return Some(Work::Message { message, is_last });
+        }
+        if !matches!(self.phase, Phase::Open) {
+            return Some(Work::Ended);
+        }
+        register(&mut self.worker, cx, waker)?;
+        self.worker_is_idle = true;
+        Some(Work::None {
+            keep_ready: self.keep_ready,
+        })
+    }
+
+    /// Puts the message that was taken last back to where it was, unless nobody wants it any more: then it stays in
+    /// `message`, and its slot is gone.
+    pub(super) fn put_back(&mut self, message: &mut Option<T>) -> Option<Waker> {
+        let index = message.as_ref().and(self.taken.take())?;
+        let slot = self.slots.get_mut(index)?;
+        if slot.is_abandoned {
+            let Removed { next, .. } = self.remove(index);
+            return next.or_else(|| self.make_room());
+        }
+        swap(&mut slot.message, message);
+        self.line.push_front(&mut self.slots, index);
+        None
+    }
+
+    /// Answers the message that was taken last. An answer that nobody wants stays in `answer`.
+    pub(super) fn answer(&mut self, answer: &mut Option<R>) -> Answered {
+        let next = self.make_room();
+        let taken = self.taken.take();
+        match taken.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
+            Some((_, slot)) if !slot.is_abandoned => {
+                // Not moved by way of anything else: it may be large.
+                swap(&mut slot.answer, answer);
+                let sender = slot.sender.take();
+                Answered { sender, next }
+            }
+            Some((index, _)) => Answered {
+                sender: None,
+                next: next.or(self.remove(index).next),
+            },
+            None => Answered { sender: None, next },
+        }
+    }
+
+    /// Gives away the room of a message that was taken, where the slot does not keep it.
+    fn make_room(&mut self) -> Option<Waker> {
+        (!S::View::FIXED)
+            .then(|| S::view(&mut self.room).release())
+            .flatten()
+    }
+}
+
+/// What [`State::remove`] leaves to be done outside the lock.
+#[must_use = "the wakers are to be woken or dropped outside the lock"]
+pub(super) struct Removed<T> {
+    pub(super) message: Option<T>,
+    pub(super) sender: Option<Waker>,
+    /// Who gets the room.
+    pub(super) next: Option<Waker>,
+}
+
+impl<T> Default for Removed<T> {
+    fn default() -> Self {
+        Self {
+            message: None,
+            sender: None,
+            next: None,
+        }
+    }
+}
+
+/// What [`State::answer`] leaves to be done outside the lock.
+#[must_use = "the wakers are to be woken outside the lock"]
+pub(super) struct Answered {
+    pub(super) sender: Option<Waker>,
+    /// Who gets the room.
+    pub(super) next: Option<Waker>,
+}
+
+impl Answered {
+    /// Drops the answer if nobody wants it, and wakes who does.
+    #[inline]
+    pub(super) fn finish<R>(self, unwanted: &mut Option<R>) {
+        if self.next.is_none() && unwanted.is_none() {
+            return wake(self.sender);
+        }
+        self.finish_all(unwanted);
+    }
+
+    fn finish_all<R>(self, unwanted: &mut Option<R>) {
+        let _next = Late(self.next);
+        let _sender = Late(self.sender);
+        *unwanted = None;
+    }
+}

@@ -11,7 +11,7 @@ use crate::sync::{Late, register, wake};
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
 ///
 /// `T` is what is sent, `R` what comes back for it, `P` what all see of the error with which the worker's service
-/// failed. A message has a slot from [`send`](Channel::send) until its answer is taken or given up; a slot is
+/// failed. A message has a slot from [`send`](super::Channel::send) until its answer is taken or given up; a slot is
 /// used again, so nothing allocates once the table has its working size.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct State<T, R, P, S: Storage> {
@@ -182,7 +182,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
 
     /// Takes the first message, or where there is none registers the worker, to be woken when that changes.
     ///
-    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`].
+    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn next(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work<T>> {
         if let Some(message) = self.take() {
             let is_last = self.line.is_empty();

@@ -19,7 +19,7 @@
 //! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` who wait. A request beyond that is not
 //! queued: its handle is ready, and its response is [`Error::Overflow`], at once and for this request alone, unless a
 //! permit has come free by then. The inner service is called all the same, and its future dropped before it is polled.
-//! With as many places as there are handles that never happens.
+//! With as many places as there are handles, each with one request at a time, that never happens.
 //!
 //! ```
 //! # #[cfg(feature = "critical-section")] {

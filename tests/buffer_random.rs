@@ -320,6 +320,8 @@ where
                 n += 1;
                 let is_patient = random.next_range(0..3) > 0;
                 let mut idles = random.next_range(0..4);
+                // By then the answer may be there, or the task another.
+                let mut delay = random.next_range(0..3);
                 let is_fixed = std::any::type_name::<Q>().starts_with('&');
                 let shared = world.clone();
                 let task = async move {
@@ -336,6 +338,10 @@ where
                         }
                         let response = buffer.call(Request::new(n, room, &shared));
                         drop(buffer);
+                        while delay > 0 {
+                            delay -= 1;
+                            yield_now().await;
+                        }
                         response.await
                     };
                     (n, outcome.await.map_err(|e: Q::Error| format!("{e:?}")))

@@ -1,0 +1,248 @@
+//! Whom a buffer wakes for an answer: who waits for it, and nobody else. Who was ready is not woken for what it has not
+//! asked for yet: a worker around another buffer would take that as a reason to ask for room.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::future::Ready;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use campanile::buffer::{self, Buffer, Error};
+use campanile::limit::ConcurrencyLimit;
+use campanile::{Service, service_fn};
+use common::{Failure, Handle, Mock, MockFuture, Task, WakeCount, mock, ready, spawn};
+
+type Response = buffer::ResponseFuture<u32, MockFuture<u32>, Failure>;
+type Worker = buffer::Worker<Mock<u32, u32>, u32>;
+
+/// A buffer, and its worker, which has asked for work.
+fn idle() -> (
+    Buffer<u32, MockFuture<u32>, Failure>,
+    Task<Worker>,
+    Handle<u32, u32>,
+) {
+    let (service, handle) = mock();
+    let (buffer, worker) = buffer::pair(service, 4);
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    (buffer, worker, handle)
+}
+
+/// A request of a task's, which polls its handle ready.
+fn call(task: &WakeCount, buffer: &Buffer<u32, MockFuture<u32>, Failure>, n: u32) -> Response {
+    let mut buffer = buffer.clone();
+    ready(task.poll_ready(&mut buffer)).unwrap();
+    buffer.call(n)
+}
+
+/// Has the service answer the one request that the worker has for it.
+fn answer(worker: &mut Task<Worker>, handle: &mut Handle<u32, u32>) {
+    assert!(worker.is_woken() && worker.poll().is_pending());
+    let (n, responder) = handle.try_next().unwrap();
+    responder.send(n * 10);
+}
+
+#[test]
+fn who_was_ready_and_waits_is_woken_once() {
+    let (buffer, mut worker, mut handle) = idle();
+    let task = WakeCount::new();
+    let mut response = call(&task, &buffer, 1);
+    for _ in 0..2 {
+        assert!(task.poll(&mut response).is_pending());
+    }
+    answer(&mut worker, &mut handle);
+    assert_eq!(task.get(), 1);
+    assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
+}
+
+#[test]
+fn who_waits_is_woken_and_not_who_was_ready() {
+    let (buffer, mut worker, mut handle) = idle();
+    let [was_ready, waits] = [(); 2].map(|()| WakeCount::new());
+    let mut response = call(&was_ready, &buffer, 1);
+    assert!(waits.poll(&mut response).is_pending());
+    answer(&mut worker, &mut handle);
+    assert_eq!((was_ready.get(), waits.get()), (0, 1));
+    assert_eq!(waits.poll(&mut response), Poll::Ready(Ok(10)));
+}
+
+#[test]
+fn who_waited_first_is_not_woken_once_the_response_is_another_s() {
+    let (buffer, mut worker, mut handle) = idle();
+    let [first, second] = [(); 2].map(|()| WakeCount::new());
+    let mut response = call(&first, &buffer, 1);
+    assert!(first.poll(&mut response).is_pending());
+    assert!(second.poll(&mut response).is_pending());
+    answer(&mut worker, &mut handle);
+    assert_eq!((first.get(), second.get()), (0, 1));
+}
+
+#[test]
+fn an_answer_that_came_before_anyone_waited_is_there_at_once() {
+    let (buffer, mut worker, mut handle) = idle();
+    let task = WakeCount::new();
+    let mut response = call(&task, &buffer, 1);
+    answer(&mut worker, &mut handle);
+    // Nobody has waited for it.
+    assert_eq!(task.get(), 0);
+    assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
+}
+
+#[test]
+fn who_waits_after_another_was_answered_is_woken() {
+    let (service, mut handle) = mock();
+    // Not ready for the second before the first is done.
+    let service = ConcurrencyLimit::new(service, 1);
+    let (mut buffer, worker) = buffer::pair(service, 4);
+    let mut worker = spawn(worker);
+    let task = WakeCount::new();
+    let [mut first, mut second] = [1, 2].map(|n| {
+        ready(task.poll_ready(&mut buffer)).unwrap();
+        buffer.call(n)
+    });
+    assert!(worker.poll().is_pending());
+    assert!(task.poll(&mut second).is_pending());
+    handle.try_next().unwrap().1.send(10);
+    assert_eq!(task.poll(&mut first), Poll::Ready(Ok(10)));
+    assert!(worker.is_woken() && worker.poll().is_pending());
+    assert_eq!(task.get(), 1);
+    handle.try_next().unwrap().1.send(20);
+    assert_eq!(task.poll(&mut second), Poll::Ready(Ok(20)));
+}
+
+#[test]
+fn who_waits_without_having_been_ready_is_woken_once() {
+    let (buffer, mut worker, mut handle) = idle();
+    let task = WakeCount::new();
+    let mut response = buffer.clone().call(1);
+    assert!(task.poll(&mut response).is_pending());
+    answer(&mut worker, &mut handle);
+    assert_eq!(task.get(), 1);
+    assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
+}
+
+/// A handle that was only tried knows nobody to wake.
+#[test]
+fn who_waits_after_a_handle_was_tried_is_woken() {
+    let (buffer, mut worker, mut handle) = idle();
+    let mut service = campanile::load_shed::LoadShed::new(buffer.clone());
+    let task = WakeCount::new();
+    ready(task.poll_ready(&mut service)).unwrap();
+    let mut response = service.call(1);
+    assert!(task.poll(&mut response).is_pending());
+    answer(&mut worker, &mut handle);
+    assert_eq!(task.get(), 1);
+    assert_eq!(ready(task.poll(&mut response)).unwrap(), 10);
+}
+
+#[test]
+fn an_end_before_or_after_the_first_poll_is_learned() {
+    for is_polled in [false, true] {
+        let (buffer, worker, _handle) = idle();
+        let task = WakeCount::new();
+        let mut responses = [1, 2].map(|n| call(&task, &buffer, n));
+        if is_polled {
+            for response in &mut responses {
+                assert!(task.poll(response).is_pending());
+            }
+        }
+        drop(worker);
+        assert_eq!(task.get(), if is_polled { 2 } else { 0 });
+        for response in &mut responses {
+            let polled = ready(task.poll(response));
+            assert!(matches!(polled, Err(Error::Closed(_))), "{polled:?}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_before_the_first_poll_is_learned() {
+    // The first is with the worker.
+    for requests in [1, 2] {
+        let panics = service_fn(|_: u32| -> Ready<Result<u32, Failure>> {
+            resume_unwind(Box::new("told to"));
+        });
+        let (mut buffer, worker) = buffer::pair(panics, 4);
+        let mut worker = spawn(worker);
+        let task = WakeCount::new();
+        let responses: Vec<_> = (0..requests)
+            .map(|n| {
+                ready(task.poll_ready(&mut buffer)).unwrap();
+                buffer.call(n)
+            })
+            .collect();
+        assert!(catch_unwind(AssertUnwindSafe(|| worker.poll())).is_err());
+        assert_eq!(task.get(), 0);
+        for mut response in responses {
+            let polled = ready(task.poll(&mut response));
+            assert!(matches!(polled, Err(Error::Panicked(_))), "{polled:?}");
+        }
+    }
+}
+
+/// Counts by its clones.
+struct Alive;
+
+impl Wake for Alive {
+    fn wake(self: Arc<Self>) {}
+}
+
+/// A handle in a task that nobody wakes any more goes with it, and so the worker may end.
+#[test]
+fn a_handle_that_is_ready_keeps_no_waker() {
+    let (buffer, _worker, _handle) = idle();
+    let alive = Arc::new(Alive);
+    let waker = Waker::from(alive.clone());
+    let mut cx = Context::from_waker(&waker);
+    for mut handle in [buffer.clone(), buffer.unreserved()] {
+        assert!(handle.poll_ready(&mut cx).is_ready());
+        assert_eq!(Arc::strong_count(&alive), 2);
+        let mut response = handle.call(1);
+        assert_eq!(Arc::strong_count(&alive), 2);
+        assert!(Pin::new(&mut response).poll(&mut cx).is_pending());
+        assert_eq!(Arc::strong_count(&alive), 3);
+        drop(response);
+        assert_eq!(Arc::strong_count(&alive), 2);
+    }
+}
+
+/// Two buffers around handles of a `service` that has room for one: the first, once it is idle, leaves it to the second.
+fn an_idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
+where
+    S: Service<u32, Response = u32, Error: std::fmt::Debug> + Clone,
+{
+    let mut inner = spawn(worker);
+    let outer = [(); 2].map(|()| buffer::pair(service.clone(), 4));
+    drop(service);
+    let mut outer = outer.map(|(buffer, worker)| (buffer, spawn(worker)));
+    assert!(inner.poll().is_pending());
+    for (buffer, worker) in &mut outer {
+        assert!(worker.poll().is_pending());
+        let task = WakeCount::new();
+        ready(task.poll_ready(buffer)).unwrap();
+        let mut response = Box::pin(buffer.call(1));
+        assert!(task.poll(&mut response).is_pending());
+        // The inner worker answers before anybody has asked for what it answers.
+        assert!(worker.poll().is_pending());
+        assert!(inner.is_woken() && inner.poll().is_pending());
+        while worker.is_woken() {
+            assert!(worker.poll().is_pending());
+        }
+        assert_eq!(ready(task.poll(&mut response)).unwrap(), 1);
+    }
+}
+
+#[test]
+fn an_idle_worker_keeps_no_room_of_another_buffer() {
+    let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 1);
+    an_idle_worker_keeps_nothing(inner, worker);
+}
+
+#[test]
+fn an_idle_worker_keeps_no_permit_of_a_limit_around_another_buffer() {
+    let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 100);
+    an_idle_worker_keeps_nothing(ConcurrencyLimit::new(inner, 1), worker);
+}

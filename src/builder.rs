@@ -248,9 +248,9 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(RetryLayer::new(policy))
     }
 
-    /// Drives readiness in the background: see [`spawn_ready`](crate::spawn_ready). `E` is the error of the service.
+    /// Drives readiness in the background: see [`spawn_ready`](crate::spawn_ready).
     #[cfg(feature = "std")]
-    pub fn spawn_ready<E>(self) -> ServiceBuilder<Stack<SpawnReadyLayer<E, R>, L>, R>
+    pub fn spawn_ready<Request>(self) -> ServiceBuilder<Stack<SpawnReadyLayer<Request, R>, L>, R>
     where
         R: crate::Executor<core::future::Ready<()>> + Clone,
     {

@@ -75,7 +75,7 @@
 //! | `retry::backoff::{MakeBackoff, Backoff, ExponentialBackoffMaker, ExponentialBackoff}` | [`retry::backoff`] | No two backoffs draw the same jitter. [`ExponentialBackoff`] has no parameter for its generator. |
 //! | `retry::backoff::InvalidBackoff` | [`InvalidBackoff`] | An enum that says what is wrong. |
 //! | `retry::budget::{Budget, TpsBudget}` | [`retry::budget`] | 40 % are 40 %; in tower they are 50 %. No lock, no allocation, and nothing to catch up on after a pause. |
-//! | `spawn_ready::{SpawnReady, SpawnReadyLayer}` | [`spawn_ready`](mod@crate::spawn_ready) | The error of the service is a parameter, a `BoxError` where it is not said; it is inferred. One task serves all waits. An error stays an error: tower's panics when it is polled again. |
+//! | `spawn_ready::{SpawnReady, SpawnReadyLayer}` | [`spawn_ready`](mod@crate::spawn_ready) | The type of the request is a parameter, which is inferred. One task serves all waits. An error stays an error: tower's panics when it is polled again. |
 //! | `steer::{Steer, Picker}` | [`steer`] | A clone has no readiness. An index out of range is an error. The services can be in an array. |
 //! | `timeout::{Timeout, TimeoutLayer, error::Elapsed}` | [`timeout`] | It fires also where the service uses up tokio's cooperative budget. The clock starts when the response is first pending; [`from_call`] is as tower's. [`Deadline`] covers readiness, too. New: [`SharedTimer`] for `with_timer`. |
 //!

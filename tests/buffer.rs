@@ -20,7 +20,7 @@ use common::{
     ready, spawn, until, yield_now,
 };
 
-type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>, Failure>;
+type MockBuffer<Request = u32> = Buffer<Request, MockFuture<u32>>;
 
 fn mock_pair(
     bound: usize,
@@ -640,7 +640,7 @@ fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
 #[test]
 fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
     type Answer = std::future::Ready<Result<u32, Failure>>;
-    type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Failure>>>>;
+    type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer>>>>;
     let (first, second) = (Slot::default(), Slot::default());
     let handle = Rc::new(RefCell::new(None));
     let service = service_fn({
@@ -649,7 +649,7 @@ fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
             // The next request comes when the place of the first would be free.
             if let Some(mut buffer) = handle.take() {
                 drop(first.take());
-                let buffer: &mut Buffer<u32, Answer, Failure> = &mut buffer;
+                let buffer: &mut Buffer<u32, Answer> = &mut buffer;
                 make_ready(buffer);
                 second.replace(Some(buffer.call(2)));
             }
@@ -705,7 +705,7 @@ fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
 
     let response = Rc::new(RefCell::new(None));
     check!(response, buffer::pair(GivesUp(response.clone()), 1));
-    let queue = buffer::LocalQueue::<(), Answer, Failure, 1>::new();
+    let queue = buffer::LocalQueue::<(), Answer, 1>::new();
     let response = Rc::new(RefCell::new(None));
     check!(
         response,

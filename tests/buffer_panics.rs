@@ -57,8 +57,8 @@ impl Drop for Answer {
     }
 }
 
-type Kept<Q> = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Failure, Q>>>>;
-type Heap = buffer::HeapQueue<u32, Answer, Failure>;
+type Kept<Q> = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Q>>>>;
+type Heap = buffer::HeapQueue<u32, Answer>;
 
 /// The waker of who gets the room of the request that is taken is lost.
 #[test]
@@ -109,7 +109,7 @@ impl<F: FnMut(u32) -> Answer> Service<u32> for Calls<F> {
 /// The response of a request that was given up goes to another.
 #[test]
 fn no_request_gets_the_response_of_another_whatever_panics() {
-    let queue = LocalQueue::<u32, Answer, Failure, 2>::new();
+    let queue = LocalQueue::<u32, Answer, 2>::new();
     let first = Kept::default();
     let service = Calls({
         let first = first.clone();
@@ -137,7 +137,7 @@ fn no_request_gets_the_response_of_another_whatever_panics() {
 /// What was answered is given up once more, when its slot is free or another's.
 #[test]
 fn a_response_whose_poll_panicked_costs_no_other_its_answer() {
-    let queue = LocalQueue::<u32, Answer, Failure, 1>::new();
+    let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
     make_ready(&mut buffer);
@@ -197,7 +197,7 @@ fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
 /// A request is left in the queue that nobody can give up, and takes a place for ever.
 #[test]
 fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
-    let queue = LocalQueue::<u32, Answer, Failure, 1>::new();
+    let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
     let mut worker = Box::pin(worker);
@@ -219,7 +219,7 @@ fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
     let polled = worker.as_mut().poll(&mut Context::from_waker(&bad_waker()));
     assert!(polled.is_pending());
     make_ready(&mut buffer);
-    let mut other: Buffer<_, _, _> = buffer.clone();
+    let mut other: Buffer<_, _> = buffer.clone();
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut other).is_pending());
     panics(|| buffer.close());
@@ -249,7 +249,7 @@ fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
     let mut first = buffer.clone();
     let polled = first.poll_ready(&mut Context::from_waker(&bad_waker()));
     assert!(polled.is_pending());
-    let mut second: Buffer<_, _, _> = buffer.clone();
+    let mut second: Buffer<_, _> = buffer.clone();
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut second).is_pending());
     panics(|| buffer.close());

@@ -268,15 +268,15 @@ enum End {
 }
 
 fn run<Q>(
-    buffer: Buffer<Request, Answer, Failure, NoRuntime, Q>,
+    buffer: Buffer<Request, Answer, NoRuntime, Q>,
     worker: Worker<Svc, Request, Q>,
-    shut_down: impl Fn(&Buffer<Request, Answer, Failure, NoRuntime, Q>) -> Option<Task<()>>,
+    shut_down: impl Fn(&Buffer<Request, Answer, NoRuntime, Q>) -> Option<Task<()>>,
     world: &Shared,
     seed: u64,
     bound: usize,
 ) -> usize
 where
-    Q: Queue<Message = Request, Answer = Answer, Fault = Failure> + 'static,
+    Q: Queue<Message = Request, Answer = Answer> + 'static,
     Q::Error: std::fmt::Debug,
 {
     WORLD.set(world.clone());
@@ -543,10 +543,10 @@ fn at_random() {
         macro_rules! fixed {
             ($n:literal) => {{
                 let world = Shared::default();
-                let queue: &'static LocalQueue<Request, Answer, Failure, $n> =
+                let queue: &'static LocalQueue<Request, Answer, $n> =
                     Box::leak(Box::new(LocalQueue::new()));
                 let (buffer, worker) = buffer::try_pair_in(Svc(world.clone()), queue).unwrap();
-                let shut_down = |buffer: &Buffer<_, _, _, _, _>| {
+                let shut_down = |buffer: &Buffer<_, _, _, _>| {
                     buffer.close();
                     None
                 };
@@ -565,7 +565,7 @@ fn at_random() {
         } else {
             (buffer, worker)
         };
-        let shut_down = |buffer: &Buffer<_, _, _>| -> Option<Task<()>> {
+        let shut_down = |buffer: &Buffer<_, _>| -> Option<Task<()>> {
             let shutdown = buffer.shutdown();
             Some(Box::pin(shutdown))
         };

@@ -15,15 +15,11 @@ use campanile::limit::ConcurrencyLimit;
 use campanile::{Service, service_fn};
 use common::{Failure, Handle, Mock, MockFuture, Task, WakeCount, mock, ready, spawn};
 
-type Response = buffer::ResponseFuture<u32, MockFuture<u32>, Failure>;
+type Response = buffer::ResponseFuture<u32, MockFuture<u32>>;
 type Worker = buffer::Worker<Mock<u32, u32>, u32>;
 
 /// A buffer, and its worker, which has asked for work.
-fn idle() -> (
-    Buffer<u32, MockFuture<u32>, Failure>,
-    Task<Worker>,
-    Handle<u32, u32>,
-) {
+fn idle() -> (Buffer<u32, MockFuture<u32>>, Task<Worker>, Handle<u32, u32>) {
     let (service, handle) = mock();
     let (buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);
@@ -32,7 +28,7 @@ fn idle() -> (
 }
 
 /// A request of a task's, which polls its handle ready.
-fn call(task: &WakeCount, buffer: &Buffer<u32, MockFuture<u32>, Failure>, n: u32) -> Response {
+fn call(task: &WakeCount, buffer: &Buffer<u32, MockFuture<u32>>, n: u32) -> Response {
     let mut buffer = buffer.clone();
     ready(task.poll_ready(&mut buffer)).unwrap();
     buffer.call(n)

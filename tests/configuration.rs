@@ -727,7 +727,7 @@ impl<F> Executor<F> for Never {
 
 #[test]
 fn bounds_of_buffers() {
-    type Queue = Buffer<u32, std::future::Ready<Result<u32, u32>>, u32, Never>;
+    type Queue = Buffer<u32, std::future::Ready<Result<u32, u32>>, Never>;
     for bound in sizes() {
         let valid = bound > 0;
         let given = bound.to_string();

@@ -17,8 +17,8 @@ use embassy_executor::{SendSpawner, Spawner};
 use common::{Failure, HANG};
 
 type Reading = Ready<Result<u16, Failure>>;
-type Queue = StaticQueue<u16, Reading, Failure, 4>;
-type Handle = Buffer<u16, Reading, Failure, NoRuntime, &'static Queue>;
+type Queue = StaticQueue<u16, Reading, 4>;
+type Handle = Buffer<u16, Reading, NoRuntime, &'static Queue>;
 type SensorWorker = Worker<Sensor, u16, &'static Queue>;
 
 struct Sensor;

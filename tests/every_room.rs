@@ -135,7 +135,7 @@ fn single_ones<T: Clock>() -> Vec<Room<Single>> {
             let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
             single(Balance::with_timer(endpoints, T::default()))
         }),
-        ("spawn_ready", |s| single(SpawnReady::<_, BoxError>::new(s))),
+        ("spawn_ready", |s| single(SpawnReady::<_, u32>::new(s))),
     ]
 }
 

@@ -28,7 +28,7 @@ where
 
 #[test]
 fn a_buffer_needs_no_allocator() {
-    let queue = LocalQueue::<_, _, _, 2>::new();
+    let queue = LocalQueue::<_, _, 2>::new();
     let (mut buffer, worker) =
         buffer::try_pair_in(service_fn(async |n: u32| Ok::<_, Failure>(n * 2)), &queue).unwrap();
     let mut worker = spawn(worker);
@@ -47,7 +47,7 @@ fn a_buffer_needs_no_allocator() {
 fn room_for_n_requests_is_for_n() {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
-    let queue = LocalQueue::<_, MockFuture<u32>, Failure, 2>::new();
+    let queue = LocalQueue::<_, MockFuture<u32>, 2>::new();
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
     let mut worker = spawn(worker);
     let mut responses = Vec::new();
@@ -74,7 +74,7 @@ fn room_for_n_requests_is_for_n() {
 fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
-    let queue = LocalQueue::<_, _, _, 1>::new();
+    let queue = LocalQueue::<_, _, 1>::new();
     let (mut first, worker) = buffer::try_pair_in(service, &queue).unwrap();
     let mut worker = spawn(worker);
     let (mut second, mut third) = (first.clone(), first.clone());
@@ -114,7 +114,7 @@ fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
 #[test]
 fn every_handle_sees_a_copy_of_the_failure() {
     let (service, handle) = mock::<u32, u32>();
-    let queue = LocalQueue::<_, _, _, 4>::new();
+    let queue = LocalQueue::<_, _, 4>::new();
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
     let mut worker = spawn(worker);
     let mut idle = buffer.clone();
@@ -135,7 +135,7 @@ fn every_handle_sees_a_copy_of_the_failure() {
 #[test]
 fn a_queue_is_for_one_buffer() {
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
-    let queue = LocalQueue::<_, _, _, 1>::new();
+    let queue = LocalQueue::<_, _, 1>::new();
     let (buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
     let error = buffer::try_pair_in(service, &queue).unwrap_err();
     assert_eq!(error.to_string(), "the queue has a buffer already");
@@ -145,7 +145,7 @@ fn a_queue_is_for_one_buffer() {
 
 #[test]
 fn a_queue_whose_handles_are_gone_is_not_for_another_buffer() {
-    let queue = LocalQueue::<_, _, _, 1>::new();
+    let queue = LocalQueue::<_, _, 1>::new();
     let (service, handle) = mock::<u32, u32>();
     let (buffer, worker) = buffer::try_pair_in(service.clone(), &queue).unwrap();
     drop(buffer);
@@ -159,8 +159,8 @@ fn a_queue_whose_handles_are_gone_is_not_for_another_buffer() {
 /// or answers. Gives what the other finds, which has to be woken once.
 #[track_caller]
 fn give_up_in_the_call(panics: bool) -> Result<(), FixedError<Failure>> {
-    type Response<'a> = buffer::ResponseFuture<u32, Ready<Answer>, Failure, &'a Queue>;
-    type Queue = LocalQueue<u32, Ready<Answer>, Failure, 1>;
+    type Response<'a> = buffer::ResponseFuture<u32, Ready<Answer>, &'a Queue>;
+    type Queue = LocalQueue<u32, Ready<Answer>, 1>;
     type Answer = Result<u32, Failure>;
     let queue = Queue::new();
     let given_up: Rc<RefCell<Option<Pin<Box<Response<'_>>>>>> = Rc::default();
@@ -196,7 +196,7 @@ fn a_panic_with_a_request_that_was_given_up_wakes_who_waits_for_room() {
 
 #[test]
 fn a_closed_buffer_drains() {
-    let queue = LocalQueue::<_, _, _, 2>::new();
+    let queue = LocalQueue::<_, _, 2>::new();
     let (mut buffer, worker) =
         buffer::try_pair_in(service_fn(async |n: u32| Ok::<_, Failure>(n)), &queue).unwrap();
     make_ready(&mut buffer);
@@ -324,7 +324,7 @@ fn whatever_is_dropped_nothing_is_lost_and_nobody_sleeps_for_ever() {
         let token = Rc::new(());
         let permits = LocalSemaphore::<2>::new(2);
         let outer = LocalSemaphore::<3>::new(5);
-        let queue = LocalQueue::<_, _, _, 2>::new();
+        let queue = LocalQueue::<_, _, 2>::new();
         let [answered, refused, given_up, started] = [const { Cell::new(0) }; 4];
         let under_way = Rc::new(Cell::new(0));
         let service = service_fn(|(token, steps): (Rc<()>, u64)| {
@@ -449,7 +449,7 @@ mod in_a_static {
 
     type Future = <Sensor as Service<u64>>::Future;
 
-    static QUEUE: StaticQueue<u64, Future, Failure, 3> = StaticQueue::new();
+    static QUEUE: StaticQueue<u64, Future, 3> = StaticQueue::new();
     static PERMITS: StaticSemaphore<4> = StaticSemaphore::new(2);
 
     #[derive(Clone)]
@@ -485,7 +485,7 @@ mod in_a_static {
                     let mut rng = SplitMix64::new(seed);
                     let mut answered = 0;
                     for n in 0..if cfg!(miri) { 20 } else { 2_000 } {
-                        let mut stack: ConcurrencyLimit<Buffer<_, _, _, _, _>, _> = stack.clone();
+                        let mut stack: ConcurrencyLimit<Buffer<_, _, _, _>, _> = stack.clone();
                         let mut polls = rng.next_range(0..6);
                         let patient = n % 2 == 0;
                         let request = async {

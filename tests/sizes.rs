@@ -112,7 +112,7 @@ fn services_and_futures_beside_towers() {
     assert!(response.0 <= response.1);
     let [buffer, response] = row!(
         "Buffer",
-        campanile::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>, std::io::Error>,
+        campanile::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>>,
         tower::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>>
     );
     assert!(buffer.0 <= buffer.1);
@@ -134,7 +134,7 @@ fn services_and_futures_beside_towers() {
     assert!(response.0 <= response.1 + size_of::<usize>());
     let [service, response] = row!(
         "SpawnReady",
-        campanile::tokio::spawn_ready::SpawnReady<Leaf, std::io::Error>,
+        campanile::tokio::spawn_ready::SpawnReady<Leaf, u32>,
         tower::spawn_ready::SpawnReady<TowerLeaf>
     );
     assert!(service.0 <= service.1 + size_of::<usize>());

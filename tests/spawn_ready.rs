@@ -56,7 +56,7 @@ impl ByHand {
 }
 
 struct Set {
-    service: SpawnReady<Mock<u32, u32>, Failure, ByHand>,
+    service: SpawnReady<Mock<u32, u32>, u32, ByHand>,
     handle: Handle<u32, u32>,
     executor: ByHand,
     wakes: WakeCount,
@@ -351,7 +351,7 @@ fn a_panic_in_the_task_is_told_apart() {
 
 /// Drops its `SpawnReady` when it is asked for the second time, which is in the task, and is ready.
 struct Leaver {
-    owner: Rc<RefCell<Option<SpawnReady<Leaver, Failure, ByHand>>>>,
+    owner: Rc<RefCell<Option<SpawnReady<Leaver, u32, ByHand>>>>,
     polls: u32,
     _alive: Rc<()>,
 }
@@ -453,7 +453,7 @@ fn the_layer_and_the_task_can_be_named() {
             assert!(WakeCount::new().poll(&mut task).is_pending());
         }
     }
-    let layer: SpawnReadyLayer<Failure, Only> = SpawnReady::<(), _, _>::layer();
+    let layer: SpawnReadyLayer<u32, Only> = SpawnReady::<Mock<u32, u32>, _, _>::layer();
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let mut service = layer.clone().layer(service);
@@ -612,19 +612,19 @@ on_every_runtime! {
     no_wake_up_is_lost,
 }
 
-/// The same code against tower and against this crate.
+/// The same code against tower and against this crate, but for the request in the type where that is written down.
 #[cfg(all(feature = "tower", feature = "tokio"))]
 mod parity {
     use crate::common::mock;
 
     macro_rules! program {
-        ($tower:path) => {{
+        ($tower:path $(, $request:ty)?) => {{
             use tower::spawn_ready::{SpawnReady, SpawnReadyLayer};
             use tower::{BoxError, Layer, Service, ServiceExt, util::BoxService};
             use $tower as tower;
 
             struct Kept {
-                service: SpawnReady<BoxService<u32, u32, BoxError>>,
+                service: SpawnReady<BoxService<u32, u32, BoxError> $(, $request)?>,
             }
 
             let (service, mut handle) = mock::<u32, u32>();
@@ -648,6 +648,6 @@ mod parity {
     #[tokio::test]
     async fn code_for_tower_compiles_against_this() {
         assert_eq!(program!(::tower), 2);
-        assert_eq!(program!(campanile::tokio), 2);
+        assert_eq!(program!(campanile::tokio, u32), 2);
     }
 }

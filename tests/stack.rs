@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use campanile::retry::StandardPolicy;
+use campanile::layer::Identity;
+use campanile::retry::{CloneByClone, StandardPolicy};
 use campanile::timeout::Elapsed;
-use campanile::{BoxError, Executor, ServiceBuilder, ServiceExt, service_fn};
+use campanile::util::BoxCloneService;
+use campanile::{BoxError, Executor, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use common::{Failure, Host, ManualTimer, On, Threads, mock, on_every_runtime, until, yield_now};
 
@@ -23,12 +25,12 @@ fn a_task_with_a_stack_over_a_box_can_be_sent() {
     }
 
     let inner = service_fn(async |n: u32| Ok::<_, Failure>(n));
-    let inner = campanile::util::BoxCloneService::new(inner);
+    let inner = BoxCloneService::new(inner);
     let time = ManualTimer::new();
     let rt = campanile::Runtime::new(Threads, time.clone());
     let service = ServiceBuilder::with_runtime(rt)
         .load_shed()
-        .hedge(campanile::retry::CloneByClone, 10, 0.9, SECOND)
+        .hedge(CloneByClone, 10, 0.9, SECOND)
         .retry(StandardPolicy::with_timer(time))
         .err_into::<BoxError>()
         .buffer(1)
@@ -48,6 +50,57 @@ fn a_task_with_a_stack_over_a_box_can_be_sent() {
             .map_err(BoxError::from)
     });
     drop(task);
+}
+
+/// So also where the error has one, and the request is sent from within the block.
+#[test]
+fn a_task_with_any_middleware_over_a_boxed_error_can_be_sent() {
+    fn is_send<T>(_: impl Future<Output = T> + Send) {}
+
+    async fn greet(n: u32) -> Result<u32, BoxError> {
+        Ok(n)
+    }
+
+    fn builder()
+    -> campanile::builder::ServiceBuilder<Identity, campanile::Runtime<Threads, ManualTimer>> {
+        ServiceBuilder::with_runtime(campanile::Runtime::new(Threads, ManualTimer::new()))
+    }
+
+    macro_rules! tasks {
+        ($(|$builder:ident| $stack:expr,)*) => {$({
+            let $builder = builder();
+            let service = $stack.service_fn(greet);
+            is_send(async move { service.oneshot(1).await.is_ok() });
+            let $builder = builder();
+            let mut service = $stack.service_fn(greet);
+            is_send(async move { service.ready().await.unwrap().call(1).await.is_ok() });
+        })*};
+    }
+
+    tasks! {
+        |builder| builder,
+        |builder| builder.buffer(1),
+        |builder| builder.concurrency_limit(1),
+        |builder| builder.deadline(SECOND),
+        |builder| builder.filter(Ok::<u32, BoxError>),
+        |builder| builder.hedge(CloneByClone, 10, 0.9, SECOND),
+        |builder| builder.load_shed(),
+        |builder| builder.map_request(|n: u32| n),
+        |builder| builder.map_response(|n: u32| n),
+        |builder| builder.rate_limit(1, SECOND),
+        |builder| builder.retry(StandardPolicy::with_timer(ManualTimer::new())),
+        |builder| builder.spawn_ready(),
+        |builder| builder.timeout(SECOND),
+        |builder| builder.load_shed().buffer(1).concurrency_limit(1).timeout(SECOND),
+        |builder| builder.timeout(SECOND).spawn_ready().rate_limit(1, SECOND),
+    }
+    let boxed = BoxCloneService::new(service_fn(greet));
+    let service = builder()
+        .load_shed()
+        .buffer(1)
+        .timeout(SECOND)
+        .service(boxed);
+    is_send(async move { service.oneshot(1).await.is_ok() });
 }
 
 async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {

@@ -5,6 +5,7 @@ use core::marker::PhantomData;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
+use futures_core::TryFuture;
 use pin_project_lite::pin_project;
 
 use super::Queue;
@@ -18,13 +19,14 @@ pin_project! {
     ///
     /// Dropped, it takes its request out of the queue, or drops the response's future.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
-    pub struct ResponseFuture<Request, F, E, Q = HeapQueue<Request, F, E>>
+    pub struct ResponseFuture<Request, F, Q = HeapQueue<Request, F>>
     where
+        F: TryFuture,
         Q: Queue,
     {
         #[pin]
         state: State<Q>,
-        types: PhantomData<fn(Request) -> Result<F, E>>,
+        types: PhantomData<fn(Request) -> F>,
     }
 }
 
@@ -53,7 +55,7 @@ pin_project! {
     }
 }
 
-impl<Request, F, E, Q: Queue<Message = Request>> ResponseFuture<Request, F, E, Q> {
+impl<Request, F: TryFuture, Q: Queue<Message = Request>> ResponseFuture<Request, F, Q> {
     /// For a request that has room in the queue.
     pub(super) fn sent(queue: &Q, request: Request) -> Self {
         Self {
@@ -78,11 +80,12 @@ impl<Request, F, E, Q: Queue<Message = Request>> ResponseFuture<Request, F, E, Q
     }
 }
 
-impl<Request, F, T, E, Q> Future for ResponseFuture<Request, F, E, Q>
+impl<Request, F, Q> Future for ResponseFuture<Request, F, Q>
 where
-    Q: Queue<Answer: Future<Output = Result<T, Q::Fault>>>,
+    F: TryFuture,
+    Q: Queue,
 {
-    type Output = Result<T, Q::Error>;
+    type Output = Result<<Q::Answer as TryFuture>::Ok, Q::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
@@ -106,7 +109,7 @@ where
                     mut response,
                 } => {
                     if let Some(response) = response.as_mut().as_pin_mut() {
-                        return response.poll(cx).map_err(Q::Error::from);
+                        return response.try_poll(cx).map_err(Q::Error::from);
                     }
                     let ticket = &mut message.ticket;
                     match ready!(message.queue.poll_answer(ticket, response, cx)) {
@@ -124,7 +127,7 @@ where
     }
 }
 
-impl<Request, F, E, Q: Queue> fmt::Debug for ResponseFuture<Request, F, E, Q> {
+impl<Request, F: TryFuture, Q: Queue> fmt::Debug for ResponseFuture<Request, F, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
@@ -181,14 +184,14 @@ impl<Q: Queue> Drop for Message<Q> {
 
 /// Waits until a buffer has drained: see [`Buffer::shutdown`](super::Buffer::shutdown).
 #[must_use = "futures do nothing unless you `.await` or poll them"]
-pub struct Shutdown<Request, F, E> {
-    queue: HeapQueue<Request, F, E>,
+pub struct Shutdown<Request, F: TryFuture> {
+    queue: HeapQueue<Request, F>,
     place: Place,
 }
 
-impl<Request, F, E> Shutdown<Request, F, E> {
+impl<Request, F: TryFuture> Shutdown<Request, F> {
     #[cfg(feature = "std")]
-    pub(super) const fn new(queue: HeapQueue<Request, F, E>) -> Self {
+    pub(super) const fn new(queue: HeapQueue<Request, F>) -> Self {
         Self {
             queue,
             place: Place::Outside,
@@ -196,7 +199,7 @@ impl<Request, F, E> Shutdown<Request, F, E> {
     }
 }
 
-impl<Request, F, E> Future for Shutdown<Request, F, E> {
+impl<Request, F: TryFuture> Future for Shutdown<Request, F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -205,13 +208,13 @@ impl<Request, F, E> Future for Shutdown<Request, F, E> {
     }
 }
 
-impl<Request, F, E> Drop for Shutdown<Request, F, E> {
+impl<Request, F: TryFuture> Drop for Shutdown<Request, F> {
     fn drop(&mut self) {
         self.queue.leave_end(&mut self.place);
     }
 }
 
-impl<Request, F, E> fmt::Debug for Shutdown<Request, F, E> {
+impl<Request, F: TryFuture> fmt::Debug for Shutdown<Request, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shutdown").finish_non_exhaustive()
     }

@@ -60,7 +60,7 @@
 //!     }
 //! }
 //!
-//! static QUEUE: StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 4> = StaticQueue::new();
+//! static QUEUE: StaticQueue<u8, Ready<Result<u16, BusError>>, 4> = StaticQueue::new();
 //!
 //! let (sensor, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
 //! // On a chip a task each, here one for both.
@@ -111,6 +111,8 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::task::{Context, Poll, ready};
+
+use futures_core::TryFuture;
 
 use crate::sync::gate::Place;
 use crate::sync::queue::{Channel, End, Refusal};
@@ -201,7 +203,7 @@ where
     S: Service<Request>,
     X: Executor<Worker<S, Request>>,
 {
-    type Service = Buffer<Request, S::Future, S::Error, X>;
+    type Service = Buffer<Request, S::Future, X>;
 
     #[track_caller]
     fn layer(&self, service: S) -> Self::Service {
@@ -241,23 +243,23 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 
 /// A handle to a service that a [`Worker`] owns.
 ///
-/// `F` and `E` are the future and the error of that service. `X` is the executor that
-/// [`new`](Self::new) starts the worker on; a runtime's module has an alias that fills in `E` and `X`,
-/// such as `campanile::smol::buffer::Buffer<Request, F>`.
+/// `F` is the future of that service. `X` is the executor that [`new`](Self::new) starts the worker on; a runtime's
+/// module has an alias that fills it in, such as `campanile::smol::buffer::Buffer<Request, F>`.
 ///
 /// See the [module](self) for an example.
-pub struct Buffer<Request, F, E, X = NoRuntime, Q = HeapQueue<Request, F, E>>
+pub struct Buffer<Request, F, X = NoRuntime, Q = HeapQueue<Request, F>>
 where
+    F: TryFuture,
     Q: Queue,
 {
     queue: Q,
     place: Place,
     unreserved: bool,
-    types: PhantomData<fn(X, Request) -> Result<F, E>>,
+    types: PhantomData<fn(X, Request) -> F>,
 }
 
 #[cfg(feature = "std")]
-impl<Request, F, E, X> Buffer<Request, F, E, X> {
+impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
     /// Starts a worker for `service`. At most `bound` requests wait.
     ///
     /// # Panics
@@ -266,7 +268,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     #[track_caller]
     pub fn new<S>(service: S, bound: usize) -> Self
     where
-        S: Service<Request, Future = F, Error = E>,
+        S: Service<Request, Future = F>,
         X: Executor<Worker<S, Request>> + Default,
     {
         Self::with_executor(service, bound, &X::default())
@@ -280,7 +282,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     #[track_caller]
     pub fn try_new<S>(service: S, bound: usize) -> Result<Self, InvalidBound>
     where
-        S: Service<Request, Future = F, Error = E>,
+        S: Service<Request, Future = F>,
         X: Executor<Worker<S, Request>> + Default,
     {
         InvalidBound::check(bound)?;
@@ -295,7 +297,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     #[track_caller]
     pub fn with_executor<S>(service: S, bound: usize, executor: &X) -> Self
     where
-        S: Service<Request, Future = F, Error = E>,
+        S: Service<Request, Future = F>,
         X: Executor<Worker<S, Request>>,
     {
         let (buffer, worker) = Self::pair(service, bound);
@@ -311,7 +313,7 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     #[track_caller]
     pub fn pair<S>(service: S, bound: usize) -> (Self, Worker<S, Request>)
     where
-        S: Service<Request, Future = F, Error = E>,
+        S: Service<Request, Future = F>,
     {
         InvalidBound::assert(bound);
         pair_in(service, HeapQueue::new(bound))
@@ -338,13 +340,13 @@ impl<Request, F, E, X> Buffer<Request, F, E, X> {
     /// assert!(matches!(handle.oneshot(1).await, Err(buffer::Error::Closed(_))));
     /// # });
     /// ```
-    pub fn shutdown(&self) -> Shutdown<Request, F, E> {
+    pub fn shutdown(&self) -> Shutdown<Request, F> {
         self.close();
         Shutdown::new(self.queue.clone())
     }
 }
 
-impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
+impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// Reserves nothing when polled ready: a request waits for room in its response future.
     ///
     /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
@@ -401,7 +403,7 @@ impl<Request, F, E, X, Q: Queue> Buffer<Request, F, E, X, Q> {
 pub fn pair<S, Request>(
     service: S,
     bound: usize,
-) -> (Buffer<Request, S::Future, S::Error>, Worker<S, Request>)
+) -> (Buffer<Request, S::Future>, Worker<S, Request>)
 where
     S: Service<Request>,
 {
@@ -420,7 +422,7 @@ pub fn try_pair_in<S, Request, Q>(
 ) -> Result<InPlace<S, Request, Q>, QueueInUse>
 where
     S: Service<Request>,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future>,
 {
     if !queue.open() {
         return Err(QueueInUse::new());
@@ -430,7 +432,7 @@ where
 
 /// A handle, and the worker, of a buffer whose queue is a `Q`.
 pub type InPlace<S, Request, Q> = (
-    Buffer<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error, NoRuntime, Q>,
+    Buffer<Request, <S as Service<Request>>::Future, NoRuntime, Q>,
     Worker<S, Request, Q>,
 );
 
@@ -438,13 +440,10 @@ pub type InPlace<S, Request, Q> = (
 fn pair_in<S, Request, X, Q>(
     service: S,
     queue: Q,
-) -> (
-    Buffer<Request, S::Future, S::Error, X, Q>,
-    Worker<S, Request, Q>,
-)
+) -> (Buffer<Request, S::Future, X, Q>, Worker<S, Request, Q>)
 where
     S: Service<Request>,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future>,
 {
     let buffer = Buffer {
         queue: queue.clone(),
@@ -455,14 +454,16 @@ where
     (buffer, Worker::new(service, queue))
 }
 
-// Of `F` and `E` nothing is asked: they are the queue's, and in a task the compiler could not tell that they are.
-impl<Request, F, T, E, X, Q> Service<Request> for Buffer<Request, F, E, X, Q>
+// What comes of it is taken from the queue's type and compared to nothing: in a task the compiler could not tell that an
+// error with a `dyn` in it is the same in two places.
+impl<Request, F, X, Q> Service<Request> for Buffer<Request, F, X, Q>
 where
-    Q: Queue<Message = Request, Answer: Future<Output = Result<T, Q::Fault>>>,
+    F: TryFuture,
+    Q: Queue<Message = Request>,
 {
-    type Response = T;
+    type Response = <Q::Answer as TryFuture>::Ok;
     type Error = Q::Error;
-    type Future = ResponseFuture<Request, F, E, Q>;
+    type Future = ResponseFuture<Request, F, Q>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let reserved = if self.unreserved {
@@ -485,7 +486,7 @@ where
     }
 }
 
-impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
+impl<Request, F: TryFuture, X, Q: Queue> Clone for Buffer<Request, F, X, Q> {
     fn clone(&self) -> Self {
         self.queue.add_handle();
         Self {
@@ -497,13 +498,13 @@ impl<Request, F, E, X, Q: Queue> Clone for Buffer<Request, F, E, X, Q> {
     }
 }
 
-impl<Request, F, E, X, Q: Queue> Drop for Buffer<Request, F, E, X, Q> {
+impl<Request, F: TryFuture, X, Q: Queue> Drop for Buffer<Request, F, X, Q> {
     fn drop(&mut self) {
         self.queue.drop_handle(&mut self.place);
     }
 }
 
-impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
+impl<Request, F: TryFuture, X, Q: Queue> fmt::Debug for Buffer<Request, F, X, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("is_closed", &self.is_closed())
@@ -515,23 +516,23 @@ impl<Request, F, E, X, Q: Queue> fmt::Debug for Buffer<Request, F, E, X, Q> {
 /// Where the requests of a buffer wait: in a [`HeapQueue`], a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
 pub trait Queue: Channel {
     /// How a buffer with this queue fails.
-    type Error: From<Self::Fault>;
+    type Error: From<<Self::Answer as TryFuture>::Error>;
 
     #[doc(hidden)]
-    fn share(&self, error: Self::Fault) -> Self::Failure;
+    fn share(&self, error: <Self::Answer as TryFuture>::Error) -> Self::Failure;
 
     #[doc(hidden)]
     fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
 }
 
-impl<Request, F, E> Queue for HeapQueue<Request, F, E> {
-    type Error = Error<E>;
+impl<Request, F: TryFuture> Queue for HeapQueue<Request, F> {
+    type Error = Error<F::Error>;
 
-    fn share(&self, error: E) -> Self::Failure {
+    fn share(&self, error: F::Error) -> Self::Failure {
         self.shared(error)
     }
 
-    fn error(refusal: Refusal<Self::Failure>) -> Error<E> {
+    fn error(refusal: Refusal<Self::Failure>) -> Self::Error {
         match refusal {
             Refusal::Ended(End::Failed(error)) => Error::Failed(ServiceError::new(error)),
             Refusal::Ended(End::Panicked) => Error::Panicked(Panicked::new()),
@@ -545,14 +546,14 @@ impl<Request, F, E> Queue for HeapQueue<Request, F, E> {
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
-        impl<Request, F, E: Copy, const N: usize> Queue for &$name<Request, F, E, N> {
-            type Error = FixedError<E>;
+        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Queue for &$name<Request, F, N> {
+            type Error = FixedError<F::Error>;
 
-            fn share(&self, error: E) -> E {
+            fn share(&self, error: F::Error) -> F::Error {
                 error
             }
 
-            fn error(refusal: Refusal<E>) -> FixedError<E> {
+            fn error(refusal: Refusal<F::Error>) -> Self::Error {
                 match refusal {
                     Refusal::Full => FixedError::Overflow(Overflow::new()),
                     Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),

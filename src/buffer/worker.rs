@@ -25,7 +25,7 @@ const REQUESTS_PER_POLL: u32 = 32;
 pub struct Worker<
     S: Service<Request>,
     Request,
-    Q = HeapQueue<Request, <S as Service<Request>>::Future, <S as Service<Request>>::Error>,
+    Q = HeapQueue<Request, <S as Service<Request>>::Future>,
 > where
     Q: Queue,
 {
@@ -52,7 +52,7 @@ where
 impl<S, Request, Q> Future for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future>,
 {
     type Output = ();
 
@@ -77,14 +77,14 @@ where
 impl<S, Request, Q> Unpin for Worker<S, Request, Q>
 where
     S: Service<Request>,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future>,
 {
 }
 
 impl<S, Request, Q> fmt::Debug for Worker<S, Request, Q>
 where
     S: Service<Request> + fmt::Debug,
-    Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+    Q: Queue<Message = Request, Answer = S::Future>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker")
@@ -118,7 +118,7 @@ impl<S> Driven<S> {
     fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
     where
         S: Service<Request>,
-        Q: Queue<Message = Request, Answer = S::Future, Fault = S::Error>,
+        Q: Queue<Message = Request, Answer = S::Future>,
     {
         let mut has_rung = self.bell.has_rung();
         let mut work = queue.next(cx);

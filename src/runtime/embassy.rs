@@ -40,7 +40,7 @@
 //!     }
 //! }
 //!
-//! type Queue = StaticQueue<u8, Ready<Result<u16, BusError>>, BusError, 8>;
+//! type Queue = StaticQueue<u8, Ready<Result<u16, BusError>>, 8>;
 //! static QUEUE: Queue = Queue::new();
 //!
 //! #[embassy_executor::task]

@@ -65,12 +65,7 @@ macro_rules! mirror {
             pub use $crate::buffer::*;
 
             /// [`Buffer`](crate::buffer::Buffer) on this runtime, for a service whose future is `F`.
-            pub type Buffer<Request, F> = $crate::buffer::Buffer<
-                Request,
-                F,
-                <F as $crate::runtime::ResultFuture>::Error,
-                $runtime,
-            >;
+            pub type Buffer<Request, F> = $crate::buffer::Buffer<Request, F, $runtime>;
             /// [`BufferLayer`](crate::buffer::BufferLayer) on this runtime.
             pub type BufferLayer<Request> = $crate::buffer::BufferLayer<Request, $runtime>;
         }
@@ -211,12 +206,11 @@ macro_rules! mirror {
             use super::*;
             pub use $crate::spawn_ready::*;
 
-            /// [`SpawnReady`](crate::spawn_ready::SpawnReady) on this runtime, for a service whose error is `E`.
-            pub type SpawnReady<S, E = $crate::BoxError> =
-                $crate::spawn_ready::SpawnReady<S, E, $runtime>;
+            /// [`SpawnReady`](crate::spawn_ready::SpawnReady) on this runtime.
+            pub type SpawnReady<S, Request> = $crate::spawn_ready::SpawnReady<S, Request, $runtime>;
             /// [`SpawnReadyLayer`](crate::spawn_ready::SpawnReadyLayer) on this runtime.
-            pub type SpawnReadyLayer<E = $crate::BoxError> =
-                $crate::spawn_ready::SpawnReadyLayer<E, $runtime>;
+            pub type SpawnReadyLayer<Request> =
+                $crate::spawn_ready::SpawnReadyLayer<Request, $runtime>;
         }
 
         /// [`timeout`](crate::timeout) on this runtime.

@@ -154,19 +154,6 @@ pub use shared_timer::{SharedSleep, SharedTimer};
 pub use timer::{Instant, Timer};
 pub(crate) use timer::{forward_timer, saturating_nanos};
 
-/// The error in a future of a `Result`: what lets a runtime's alias of `Buffer` have tower's parameters.
-#[doc(hidden)]
-pub trait ResultFuture: Future {
-    type Error;
-}
-
-impl<F, T, E> ResultFuture for F
-where
-    F: Future<Output = Result<T, E>>,
-{
-    type Error = E;
-}
-
 /// No runtime: what the builder at the crate's root carries. It is neither an executor nor a timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoRuntime;

@@ -22,8 +22,8 @@
 //! - One task and one allocation serve all waits. tower starts a task per wait.
 //! - A poll after an error, and a call without readiness, are typed errors. tower's [`SpawnReady`] panics when it is
 //!   polled again after its task has failed, and when it is called while that task runs.
-//! - The error is an enum, [`Error`], and its type is a parameter of the service's and the layer's, as the request's is
-//!   with a buffer. It is inferred.
+//! - The error is an enum, [`Error`]. The type of the request is a parameter of the service's and the layer's, as it is with
+//!   a buffer. It is inferred.
 //!
 //! # Examples
 //!
@@ -57,51 +57,51 @@ use pin_project_lite::pin_project;
 use self::slot::{End, Order, Slot};
 use crate::{Executor, Layer, NoRuntime, Service, sync::is_attempt};
 
-/// A layer of [`SpawnReady`], whose tasks run on an `X`. `E` is the error of the services.
+/// A layer of [`SpawnReady`], whose tasks run on an `X`.
 #[must_use = "a layer does nothing unless it is applied to a service"]
-pub struct SpawnReadyLayer<E, X> {
+pub struct SpawnReadyLayer<Request, X> {
     executor: X,
-    error: PhantomData<fn() -> E>,
+    request: PhantomData<fn(Request)>,
 }
 
-impl<E, X: Default> SpawnReadyLayer<E, X> {
+impl<Request, X: Default> SpawnReadyLayer<Request, X> {
     /// A layer on the default executor.
     pub fn new() -> Self {
         Self::with_executor(X::default())
     }
 }
 
-impl<E, X> SpawnReadyLayer<E, X> {
+impl<Request, X> SpawnReadyLayer<Request, X> {
     /// A layer on `executor`.
     pub const fn with_executor(executor: X) -> Self {
         Self {
             executor,
-            error: PhantomData,
+            request: PhantomData,
         }
     }
 }
 
-impl<S, E, X: Clone> Layer<S> for SpawnReadyLayer<E, X> {
-    type Service = SpawnReady<S, E, X>;
+impl<S: Service<Request>, Request, X: Clone> Layer<S> for SpawnReadyLayer<Request, X> {
+    type Service = SpawnReady<S, Request, X>;
 
     fn layer(&self, service: S) -> Self::Service {
         SpawnReady::with_executor(service, self.executor.clone())
     }
 }
 
-impl<E, X: Clone> Clone for SpawnReadyLayer<E, X> {
+impl<Request, X: Clone> Clone for SpawnReadyLayer<Request, X> {
     fn clone(&self) -> Self {
         Self::with_executor(self.executor.clone())
     }
 }
 
-impl<E, X: Default> Default for SpawnReadyLayer<E, X> {
+impl<Request, X: Default> Default for SpawnReadyLayer<Request, X> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<E, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<E, X> {
+impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SpawnReadyLayer")
             .field("executor", &self.executor)
@@ -111,15 +111,15 @@ impl<E, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<E, X> {
 
 /// A service that is driven to readiness by a task on an `X`, its [`BackgroundReady`].
 ///
-/// `E` is the error of `S`. See the [module](self) for an example.
+/// See the [module](self) for an example.
 ///
 /// # Cancel safety
 ///
 /// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll finds the service
 /// ready.
-pub struct SpawnReady<S, E, X = NoRuntime> {
+pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
     place: Place<S>,
-    task: Handle<S, E>,
+    task: Handle<S, S::Error>,
     executor: X,
 }
 
@@ -149,19 +149,19 @@ impl Gone {
     }
 }
 
-impl<S, E, X: Default> SpawnReady<S, E, X> {
+impl<S: Service<Request>, Request, X: Default> SpawnReady<S, Request, X> {
     /// Drives `service` on the default executor.
     pub fn new(service: S) -> Self {
         Self::with_executor(service, X::default())
     }
 
     /// A layer on the default executor.
-    pub fn layer() -> SpawnReadyLayer<E, X> {
+    pub fn layer() -> SpawnReadyLayer<Request, X> {
         SpawnReadyLayer::new()
     }
 }
 
-impl<S, E, X> SpawnReady<S, E, X> {
+impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
     /// Drives `service` on `executor`.
     pub const fn with_executor(service: S, executor: X) -> Self {
         Self {
@@ -176,9 +176,8 @@ impl<S, E, X> SpawnReady<S, E, X> {
 
     /// Hands the service over, to the task that waits for it or to a new one.
     #[track_caller]
-    fn hand_over<Request>(&mut self)
+    fn hand_over(&mut self)
     where
-        S: Service<Request, Error = E>,
         X: Executor<BackgroundReady<S, Request>>,
     {
         let service = match replace(&mut self.place, Place::WithTask) {
@@ -204,13 +203,13 @@ impl<S, E, X> SpawnReady<S, E, X> {
     }
 }
 
-impl<S, Request, E, X> Service<Request> for SpawnReady<S, E, X>
+impl<S, Request, X> Service<Request> for SpawnReady<S, Request, X>
 where
-    S: Service<Request, Error = E>,
+    S: Service<Request>,
     X: Executor<BackgroundReady<S, Request>>,
 {
     type Response = S::Response;
-    type Error = Error<E>;
+    type Error = Error<S::Error>;
     type Future = ResponseFuture<S::Future>;
 
     #[track_caller]
@@ -269,7 +268,10 @@ where
     }
 }
 
-impl<S: fmt::Debug, E, X: fmt::Debug> fmt::Debug for SpawnReady<S, E, X> {
+impl<S, Request, X: fmt::Debug> fmt::Debug for SpawnReady<S, Request, X>
+where
+    S: Service<Request> + fmt::Debug,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SpawnReady")
             .field("place", &self.place)

@@ -184,7 +184,7 @@ impl Drop for Request {
 
 // With the request, so that an answer that stays behind counts.
 type Answer = Ready<Result<Request, Infallible>>;
-type Handle = Buffer<Request, Answer, Infallible>;
+type Handle = Buffer<Request, Answer>;
 type Sent = Result<(), Error<Infallible>>;
 
 /// A buffer whose service answers at once, with the request.

@@ -399,7 +399,7 @@ macro_rules! service_ext {
             fn buffered(
                 self,
                 bound: usize,
-            ) -> $crate::buffer::Buffer<Request, Self::Future, Self::Error, $runtime>
+            ) -> $crate::buffer::Buffer<Request, Self::Future, $runtime>
             where
                 Self: Sized,
                 $runtime: $crate::Executor<$crate::buffer::Worker<Self, Request>>,

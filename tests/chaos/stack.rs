@@ -552,7 +552,7 @@ impl<'a> Builder<'a> {
         self.run.say(format_args!("spawn_ready"));
         let inner = self.probed(inner, None);
         boxed(Remade::new(move || {
-            single(SpawnReady::<_, BoxError>::new(inner.clone()))
+            single(SpawnReady::<_, u64>::new(inner.clone()))
         }))
     }
 

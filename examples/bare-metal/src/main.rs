@@ -102,11 +102,11 @@ impl Future for Measurement {
 // ---- What the tasks share ---------------------------------------------------------------------------
 
 /// Room for four requests, and four more that wait for room: more than there are tasks.
-type Queue = StaticQueue<Channel, Measurement, Nack, 4>;
+type Queue = StaticQueue<Channel, Measurement, 4>;
 static QUEUE: Queue = Queue::new();
 
 /// A task's handle to the sensor. It names no runtime, as the worker is a task of this program's, below.
-type SensorHandle = Buffer<Channel, Measurement, Nack, NoRuntime, &'static Queue>;
+type SensorHandle = Buffer<Channel, Measurement, NoRuntime, &'static Queue>;
 
 /// Owns the sensor, and hands it one request after the other.
 #[embassy_executor::task]

@@ -8,6 +8,7 @@ use core::task::{Context, Poll, ready};
 
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
+use futures_core::TryFuture;
 
 use self::state::{Phase, Removed};
 use crate::sync::credits::Credits;
@@ -31,26 +32,26 @@ type StateOf<Q> = State<
 >;
 
 /// The queue of a buffer on the heap, where all that use it have a pointer to it.
-pub struct HeapQueue<Request, F, E> {
-    state: Heap<State<Request, F, Shared<E>, Growing>>,
+pub struct HeapQueue<Request, F: TryFuture> {
+    state: Heap<State<Request, F, Shared<F::Error>, Growing>>,
 }
 
 /// The queue of a buffer without an allocator, in a `static`: for `N` requests, and `N` more that wait for room.
 ///
 /// See [`buffer`](crate::buffer#without-an-allocator).
 #[cfg(feature = "critical-section")]
-pub struct StaticQueue<Request, F, E, const N: usize> {
-    state: Mutex<RefCell<State<Request, F, E, Inline<N>>>>,
+pub struct StaticQueue<Request, F: TryFuture, const N: usize> {
+    state: Mutex<RefCell<State<Request, F, F::Error, Inline<N>>>>,
 }
 
 /// The queue of a buffer without an allocator, on one thread: for `N` requests, and `N` more that wait for room.
 ///
 /// See [`buffer`](crate::buffer#without-an-allocator).
-pub struct LocalQueue<Request, F, E, const N: usize> {
-    state: RefCell<State<Request, F, E, Inline<N>>>,
+pub struct LocalQueue<Request, F: TryFuture, const N: usize> {
+    state: RefCell<State<Request, F, F::Error, Inline<N>>>,
 }
 
-impl<Request, F, E> HeapQueue<Request, F, E> {
+impl<Request, F: TryFuture> HeapQueue<Request, F> {
     /// An empty queue for `bound` messages, with one handle.
     #[cfg(feature = "std")]
     pub(crate) fn new(bound: usize) -> Self {
@@ -65,7 +66,7 @@ impl<Request, F, E> HeapQueue<Request, F, E> {
     }
 }
 
-impl<Request, F, E> Clone for HeapQueue<Request, F, E> {
+impl<Request, F: TryFuture> Clone for HeapQueue<Request, F> {
     fn clone(&self) -> Self {
         Self {
             state: self.state.clone(),
@@ -74,7 +75,7 @@ impl<Request, F, E> Clone for HeapQueue<Request, F, E> {
 }
 
 #[cfg(feature = "critical-section")]
-impl<Request, F, E: Copy, const N: usize> StaticQueue<Request, F, E, N> {
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> StaticQueue<Request, F, N> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
@@ -86,7 +87,7 @@ impl<Request, F, E: Copy, const N: usize> StaticQueue<Request, F, E, N> {
     }
 }
 
-impl<Request, F, E: Copy, const N: usize> LocalQueue<Request, F, E, N> {
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> LocalQueue<Request, F, N> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
@@ -98,45 +99,44 @@ impl<Request, F, E: Copy, const N: usize> LocalQueue<Request, F, E, N> {
 }
 
 #[cfg(feature = "critical-section")]
-impl<Request, F, E: Copy, const N: usize> Default for StaticQueue<Request, F, E, N> {
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for StaticQueue<Request, F, N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<Request, F, E: Copy, const N: usize> Default for LocalQueue<Request, F, E, N> {
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for LocalQueue<Request, F, N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<Request, F, E> fmt::Debug for HeapQueue<Request, F, E> {
+impl<Request, F: TryFuture> fmt::Debug for HeapQueue<Request, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeapQueue").finish_non_exhaustive()
     }
 }
 
 #[cfg(feature = "critical-section")]
-impl<Request, F, E, const N: usize> fmt::Debug for StaticQueue<Request, F, E, N> {
+impl<Request, F: TryFuture, const N: usize> fmt::Debug for StaticQueue<Request, F, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StaticQueue").finish_non_exhaustive()
     }
 }
 
-impl<Request, F, E, const N: usize> fmt::Debug for LocalQueue<Request, F, E, N> {
+impl<Request, F: TryFuture, const N: usize> fmt::Debug for LocalQueue<Request, F, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalQueue").finish_non_exhaustive()
     }
 }
 
-impl<T, R, E> Channel for HeapQueue<T, R, E> {
+impl<T, F: TryFuture> Channel for HeapQueue<T, F> {
     type Message = T;
-    type Answer = R;
-    type Fault = E;
-    type Failure = Shared<E>;
+    type Answer = F;
+    type Failure = Shared<F::Error>;
     type Storage = Growing;
 
-    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, Shared<E>, Growing>) -> O) -> O {
+    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
         self.state.with(f)
     }
 
@@ -146,26 +146,24 @@ impl<T, R, E> Channel for HeapQueue<T, R, E> {
 }
 
 #[cfg(feature = "critical-section")]
-impl<T, R, E: Copy, const N: usize> Channel for &StaticQueue<T, R, E, N> {
+impl<T, F: TryFuture<Error: Copy>, const N: usize> Channel for &StaticQueue<T, F, N> {
     type Message = T;
-    type Answer = R;
-    type Fault = E;
-    type Failure = E;
+    type Answer = F;
+    type Failure = F::Error;
     type Storage = Inline<N>;
 
-    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, E, Inline<N>>) -> O) -> O {
+    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
         self.state.with(f)
     }
 }
 
-impl<T, R, E: Copy, const N: usize> Channel for &LocalQueue<T, R, E, N> {
+impl<T, F: TryFuture<Error: Copy>, const N: usize> Channel for &LocalQueue<T, F, N> {
     type Message = T;
-    type Answer = R;
-    type Fault = E;
-    type Failure = E;
+    type Answer = F;
+    type Failure = F::Error;
     type Storage = Inline<N>;
 
-    fn with<O>(&self, f: impl FnOnce(&mut State<T, R, E, Inline<N>>) -> O) -> O {
+    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
         self.state.with(f)
     }
 }
@@ -177,10 +175,8 @@ impl<T, R, E: Copy, const N: usize> Channel for &LocalQueue<T, R, E, N> {
 pub trait Channel: Clone {
     /// What is sent.
     type Message;
-    /// What comes back.
-    type Answer;
-    /// How the worker's service fails.
-    type Fault;
+    /// What comes back, and what says how the worker's service fails.
+    type Answer: TryFuture;
     /// What all see of an error with which the worker's service failed.
     ///
     /// It is cloned under the lock: a pointer, or a copy.
@@ -545,15 +541,17 @@ mod tests {
 
     use super::{HeapQueue, LocalQueue};
 
+    type Answer = core::future::Ready<Result<u8, u8>>;
+
     #[test]
     fn queues_are_printed_without_what_is_in_them() {
-        let heap = HeapQueue::<u8, u8, u8>::new(1);
+        let heap = HeapQueue::<u8, Answer>::new(1);
         assert_eq!(format!("{heap:?}"), "HeapQueue { .. }");
-        let local = LocalQueue::<u8, u8, u8, 1>::new();
+        let local = LocalQueue::<u8, Answer, 1>::new();
         assert_eq!(format!("{local:?}"), "LocalQueue { .. }");
         #[cfg(feature = "critical-section")]
         {
-            let fixed = super::StaticQueue::<u8, u8, u8, 1>::new();
+            let fixed = super::StaticQueue::<u8, Answer, 1>::new();
             assert_eq!(format!("{fixed:?}"), "StaticQueue { .. }");
         }
     }

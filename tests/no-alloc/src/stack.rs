@@ -71,9 +71,8 @@ type Limited = RateLimit<
     &'static Limiter,
 >;
 type Response = <Limited as Service<u16>>::Future;
-type Failed = <Limited as Service<u16>>::Error;
 
-static QUEUE: StaticQueue<u16, Response, Failed, 4> = StaticQueue::new();
+static QUEUE: StaticQueue<u16, Response, 4> = StaticQueue::new();
 static ON_THE_BUS: StaticSemaphore<1> = StaticSemaphore::new(2);
 static RETRIES: TpsBudget<Clock> = TpsBudget::const_new(Duration::from_secs(10), 10, 0.5, Clock);
 static BUDGET: Limiter = Limiter::new(Rate::new(500, Duration::from_secs(1)).burst(2));

@@ -220,7 +220,9 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(LoadShedLayer::new())
     }
 
-    /// Lets `num` requests begin in each `per`: see [`limit::rate`](crate::limit::rate).
+    /// Lets `num` requests in each `per` through, and after a pause as many at once, so up to `2 * num - 1` in one `per`.
+    /// Where the other side counts strictly, take a [`Rate`] that is [`strict`](Rate::strict): see
+    /// [`limit::rate`](crate::limit::rate).
     ///
     /// # Panics
     ///

@@ -9,8 +9,12 @@
 //!
 //! - `?` into a [`BoxError`] gives the innermost error itself, so `err.is::<Elapsed>()` works as with tower;
 //! - [`find`] looks for a type through a typed stack, without an allocator;
-//! - [`Report`] makes a [`core::error::Error`] of a typed stack, for `anyhow` and `thiserror`;
+//! - [`Report`] makes a [`core::error::Error`] of a typed stack, for its message in `anyhow` or as a source in `thiserror`;
+//!   what kind of error it is, ask before;
 //! - [`err_into`](crate::builder::ServiceBuilder::err_into) converts into an enum of the user's.
+//!
+//! `find` and `Report` need an [`Error`] at the bottom of the stack, and a `BoxError` is none; for a service that fails with
+//! that, convert the whole stack.
 //!
 //! ```
 //! # #[cfg(feature = "alloc")] {
@@ -24,6 +28,61 @@
 //! assert!(BoxError::from(error).is::<Elapsed>());
 //! # }
 //! ```
+//!
+//! # An enum of your own
+//!
+//! One `From` for each layer, generic over the error beneath, whatever the order of the layers:
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::{ServiceExt, load_shed, smol::ServiceBuilder, timeout};
+//! use std::time::Duration;
+//!
+//! #[derive(Debug)]
+//! enum Failed {
+//!     Busy,
+//!     Late,
+//!     Broken(std::io::Error),
+//! }
+//!
+//! impl<E: Into<Failed>> From<load_shed::Error<E>> for Failed {
+//!     fn from(error: load_shed::Error<E>) -> Self {
+//!         match error {
+//!             load_shed::Error::Overloaded(_) => Failed::Busy,
+//!             load_shed::Error::Service(error) => error.into(),
+//!         }
+//!     }
+//! }
+//!
+//! impl<E: Into<Failed>> From<timeout::Error<E>> for Failed {
+//!     fn from(error: timeout::Error<E>) -> Self {
+//!         match error {
+//!             timeout::Error::Elapsed(_) => Failed::Late,
+//!             timeout::Error::Service(error) => error.into(),
+//!         }
+//!     }
+//! }
+//!
+//! impl From<std::io::Error> for Failed {
+//!     fn from(error: std::io::Error) -> Self {
+//!         Failed::Broken(error)
+//!     }
+//! }
+//!
+//! let service = ServiceBuilder::new()
+//!     .err_into::<Failed>() // outermost
+//!     .load_shed()
+//!     .timeout(Duration::from_millis(1))
+//!     .service_fn(async |()| Ok::<(), std::io::Error>(std::future::pending().await));
+//! assert!(matches!(service.oneshot(()).await, Err(Failed::Late)));
+//! # });
+//! ```
+//!
+//! # In generic code
+//!
+//! Around a service of which is known only that its error is `Into<BoxError>`, as tower asks for, convert that first:
+//! with `err_into::<BoxError>()` as the innermost layer, and once more as the outermost one.
 
 use core::error::Error;
 use core::fmt;

@@ -1,7 +1,7 @@
 //! For those who come from tower: each of its names, what it is here, and what differs and why.
 //!
 //! This module holds nothing but this page. A runtime's module has all of tower's names at tower's paths, so
-//! that mostly one line changes, and the types of errors where they are named:
+//! that in each file mostly one line changes, and the types of errors where they are named:
 //!
 //! ```
 //! # #[cfg(feature = "smol")]
@@ -35,8 +35,8 @@
 //! - **Constructors.** `new` in a runtime's module is not `const` where it takes the runtime's default, as with
 //!   [`TimeoutLayer::new`], [`BufferLayer::new`] and `ServiceBuilder::new`. Nor does it ask the runtime for
 //!   anything, so it works outside of it, but for a [`Buffer`], which starts its worker. `with_timer` and
-//!   `with_executor` take any other runtime. Where an argument makes no sense, `new` panics and says so, and
-//!   `try_new` is an error.
+//!   `with_executor` take any other runtime, of the type at the root of the crate. Where an argument makes no sense,
+//!   `new` panics and says so, and `try_new` is an error.
 //! - **Readiness.** A `call` that was not polled ready does not panic: it waits, or fails. A clone starts
 //!   as never polled.
 //! - **Features.** tower has one for each middleware. Here they say what there is to build upon: an
@@ -61,14 +61,14 @@
 //! |---|---|---|
 //! | `buffer::{Buffer, BufferLayer}` | [`buffer`] | Any executor. The bound is exact: tower's worker holds one request more. A request that is given up leaves the queue at once. The worker can be named, [`Worker`]; [`shutdown`] can be awaited. |
 //! | `buffer::error::{ServiceError, Closed}` | [`buffer::error`] | [`ServiceError`] holds the error of the service, with its type. A panic is neither of them but a [`Panicked`]. |
-//! | `buffer::future::ResponseFuture` | [`buffer::ResponseFuture`] | Its parameters are the request, the future and the error of the service; it may still wait for room in the queue. |
-//! | `filter::{Filter, FilterLayer, Predicate}` | [`filter`] | A [`Predicate`] names its error. The service inside is `Clone`: a clone takes the place of the one whose readiness a rejected request has left unused, and with it go permits beneath. |
+//! | `buffer::future::ResponseFuture` | [`buffer::ResponseFuture`] | Its parameters are the request and the future of the service; it may still wait for room in the queue. |
+//! | `filter::{Filter, FilterLayer, Predicate}` | [`filter`] | A [`Predicate`] names its error. The service inside is `Clone`: after a rejected request a clone takes its place, so that what its readiness had reserved, such as a permit, is given back. |
 //! | `filter::{AsyncFilter, AsyncFilterLayer, AsyncPredicate}` | [`AsyncFilter`] | [`AsyncFilter::layer`] is the asynchronous layer; tower's is the other one. |
 //! | `hedge::{Hedge, Policy}` | [`hedge`](mod@crate::hedge) | A hedge that fails does not beat a first attempt that may yet succeed, and slow attempts count even when they lost. There is a budget, a [`HedgeLayer`], a [fixed delay]. [`Hedge::new`] does not ask for the type of requests. |
 //! | `hedge::Future`, `Hedge::new_with_mock_latencies` | [`hedge::ResponseFuture`], [`Hedge::seed`] | Other names: the one as everywhere else, the other because it is good for more than tests. |
 //! | `limit::concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer}` | [`limit::concurrency`] | The permit is free when the response is there, and not when its future is dropped. |
 //! | `with_semaphore` of these | [`ConcurrencyLimit::with_semaphore`] | Takes a [`Semaphore`], which does on every runtime, an `Arc` of tokio's as in tower or of async-lock's, or one in a `static`. That tokio's was closed is an error; tower panics. |
-//! | `limit::rate::{RateLimit, RateLimitLayer, Rate}` | [`limit::rate`] | `Clone`, and one budget for all clones and all services of a layer; with [`per_service`] each service has its own, as in tower. The budget comes back evenly, so that no two bursts meet at the edge of a window; [`fixed_window`] counts as tower does. It can reject. |
+//! | `limit::rate::{RateLimit, RateLimitLayer, Rate}` | [`limit::rate`] | `Clone`, and one budget for all clones and all services of a layer; with [`per_service`] each service has its own, as in tower. The budget comes back evenly, so that no two bursts meet at the edge of a window; but while a burst is served it comes back already, and after a pause a window can see `2 * num - 1`, where tower's first one sees `num`. [`strict`] keeps every window to `num`; [`fixed_window`] counts as tower does. It can reject. |
 //! | `load_shed::{LoadShed, LoadShedLayer, error::Overloaded}` | [`load_shed`] | What is shed is not in the line of a limit beneath. |
 //! | `reconnect::{Reconnect, ResponseFuture}` | [`reconnect`] | A backoff, where tower connects over and over within one poll. No stale error out of a connection that is up. A [`ReconnectLayer`], and a choice of where errors come out. |
 //! | `retry::{Retry, RetryLayer, Policy}` | [`retry`] | The error of an attempt is not lost when the next one cannot be made. There is a ready-made policy, [`StandardPolicy`]. |
@@ -77,13 +77,13 @@
 //! | `retry::budget::{Budget, TpsBudget}` | [`retry::budget`] | 40 % are 40 %; in tower they are 50 %. No lock, no allocation, and nothing to catch up on after a pause. |
 //! | `spawn_ready::{SpawnReady, SpawnReadyLayer}` | [`spawn_ready`](mod@crate::spawn_ready) | The type of the request is a parameter, which is inferred. One task serves all waits. An error stays an error: tower's panics when it is polled again. |
 //! | `steer::{Steer, Picker}` | [`steer`] | A clone has no readiness. An index out of range is an error. The services can be in an array. |
-//! | `timeout::{Timeout, TimeoutLayer, error::Elapsed}` | [`timeout`] | It fires also where the service uses up tokio's cooperative budget. The clock starts when the response is first pending; [`from_call`] is as tower's. [`Deadline`] covers readiness, too. New: [`SharedTimer`] for `with_timer`. |
+//! | `timeout::{Timeout, TimeoutLayer, error::Elapsed}` | [`timeout`] | It fires also where the service uses up tokio's cooperative budget. The clock starts when the response is first pending; [`from_call`] is as tower's. [`Deadline`] covers readiness, too. New: [`SharedTimer`], for `with_timer` of the type at the root. |
 //!
 //! # Many endpoints
 //!
 //! | tower | here | what differs and why |
 //! |---|---|---|
-//! | `balance::p2c::Balance` | [`Balance`] | An endpoint that failed comes back after a backoff, for which it is `Clone`; [`with_layer`] with an [`Identity`] drops it, as tower does. The choice is made again when the chosen endpoint is gone. Discovery that has ended without an endpoint is an error. [`from_rng`] takes a seed from its generator, and no more. |
+//! | `balance::p2c::Balance` | [`Balance`] | An endpoint that failed comes back after a backoff, for which it is `Clone`; [`with_layer`] of the type at the root, with an [`Identity`], drops it, as tower does. The choice is made again when the chosen endpoint is gone. Discovery that has ended without an endpoint is an error. [`from_rng`] takes a seed from its generator, and no more. |
 //! | `balance::p2c::{MakeBalance, MakeBalanceLayer, MakeFuture}` | [`balance::p2c`] | |
 //! | `balance::error::Discover` | [`balance::error`] | It holds the error of discovery, with its type; in a `BoxError` it is tower's. |
 //! | `load::{Load, Constant}` | [`load`] | |
@@ -166,6 +166,7 @@
 //! [`Semaphore`]: crate::limit::concurrency::Semaphore
 //! [`limit::rate`]: crate::limit::rate
 //! [`per_service`]: crate::limit::RateLimitLayer::per_service
+//! [`strict`]: crate::limit::rate::Rate::strict
 //! [`fixed_window`]: crate::limit::Rate::fixed_window
 //! [`load_shed`]: crate::load_shed
 //! [`reconnect`]: crate::reconnect

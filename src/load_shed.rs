@@ -1,7 +1,8 @@
 //! Answers at once with an error when the service inside is not ready, instead of letting requests wait.
 //!
 //! [`LoadShed`] is always ready. A request that comes while the inner service is not gets
-//! [`Overloaded`]; this keeps a queue from growing where the caller has something better to do.
+//! [`Overloaded`]; this keeps a queue from growing where the caller has something better to do. So does a call that was
+//! not polled ready, since then the inner service was not asked.
 //!
 //! # Differences from tower
 //!

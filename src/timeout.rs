@@ -1,8 +1,8 @@
 //! Limits the time that a response may take; and the time that readiness and response may take together.
 //!
 //! [`Timeout`] watches the response. [`Deadline`] watches a request from the moment it has to wait for
-//! readiness. Both fail with [`Error::Elapsed`] and drop nothing on their own: the inner future goes when
-//! the caller drops the response future.
+//! readiness. Both fail with [`Error::Elapsed`]. The inner future is then polled no more, and is dropped when the caller
+//! drops the response future.
 //!
 //! A response that is pending enters its wait into the runtime's timers, and takes it out when it is there. Where that
 //! costs too much, [`SharedTimer`](crate::runtime::SharedTimer) is a timer with one alarm for all of a layer.

@@ -340,6 +340,27 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
     /// assert!(matches!(handle.oneshot(1).await, Err(buffer::Error::Closed(_))));
     /// # });
     /// ```
+    ///
+    /// In the middle of a stack, keep a handle of it:
+    ///
+    /// ```
+    /// # #[cfg(feature = "smol")]
+    /// # smol::block_on(async {
+    /// use campanile::{ServiceExt, smol::ServiceBuilder};
+    /// use std::time::Duration;
+    ///
+    /// let buffer = ServiceBuilder::new()
+    ///     .buffer(16)
+    ///     .timeout(Duration::from_secs(1))
+    ///     .service_fn(async |n: u32| Ok::<_, std::io::Error>(n));
+    /// let service = ServiceBuilder::new().load_shed().service(buffer.clone());
+    ///
+    /// let answer = smol::spawn(service.clone().oneshot(1));
+    /// assert_eq!(answer.await.unwrap(), 1);
+    /// buffer.shutdown().await;
+    /// assert!(service.oneshot(2).await.is_err());
+    /// # });
+    /// ```
     pub fn shutdown(&self) -> Shutdown<Request, F> {
         self.close();
         Shutdown::new(self.queue.clone())

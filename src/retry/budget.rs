@@ -136,8 +136,8 @@ mod tps {
     ///    `n * retry_percent` retries, rounded down, and what is less than one retry is kept for the next
     ///    deposits. A whole retry counts for the tenth of `ttl` in which it was paid in and for nine
     ///    more, so for 0.9 to 1 `ttl`; the oldest is taken first.
-    /// 2. *Reserve.* It holds `min_per_sec * ttl` retries, rounded down but at least one, is full at the
-    ///    start, and fills again at `min_per_sec` a second (a token bucket, as the generic cell rate
+    /// 2. *Reserve.* It holds `min_per_sec * ttl` retries, rounded down but at least one unless `min_per_sec` is 0, is
+    ///    full at the start, and fills again at `min_per_sec` a second (a token bucket, as the generic cell rate
     ///    algorithm of ITU-T I.371 does it). Its rate is rounded down to a whole number of nanoseconds
     ///    between retries.
     ///

@@ -95,7 +95,8 @@ impl<B> PerRequest<B> {
 
 #[cfg(feature = "std")]
 impl<T: Timer + Clone> StandardPolicy<T, ExponentialBackoffMaker<crate::util::rng::HasherRng, T>> {
-    /// The policy described above, seeded by chance.
+    /// The policy described above, seeded by chance, on the default timer. Which that is, the type in a runtime's module
+    /// says: `campanile::smol::retry::StandardPolicy`.
     #[must_use]
     pub fn new() -> Self
     where
@@ -176,7 +177,8 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
         }
     }
 
-    /// Lets `budget` pay for retries: a reference, an `Rc` or an `Arc`, as it is cloned for each request.
+    /// Lets `budget` pay for retries: a reference, an `Rc` or an `Arc` (not a `TpsBudget` itself, which is no `Clone`), as it
+    /// is cloned for each request.
     #[must_use]
     pub fn budget<B2: Budget>(self, budget: B2) -> StandardPolicy<T, M, C, B2, K> {
         StandardPolicy {

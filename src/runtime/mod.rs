@@ -19,7 +19,8 @@
 //! ever ring.
 //!
 //! A runtime's module mirrors the tree of this crate with the runtime filled in, so that
-//! `use campanile::smol as tower;` makes code compile that was written for tower.
+//! `use campanile::smol as tower;` makes code compile that was written for tower. As the modules have the names of the
+//! runtimes, `use campanile::*` hides those: name what you import.
 //!
 //! # How to write an adapter
 //!

@@ -68,7 +68,8 @@ macro_rules! service_ext {
 
             /// Calls the service with each request of a stream; the responses are a stream in the same order.
             ///
-            /// At most 64 requests are under way at once: see [`call_all`](crate::util::call_all) for how to change
+            /// At most 64 requests are under way at once, which a service that waits for more before it answers any
+            /// would wait for in vain: see [`call_all`](crate::util::call_all) for how to change
             /// that and how to have the responses as they come.
             ///
             /// # Examples
@@ -371,7 +372,8 @@ macro_rules! service_ext {
                 $crate::timeout::Timeout::new(self, limit)
             }
 
-            /// Lets `num` requests begin in each `per`: see [`limit::rate`](crate::limit::rate).
+            /// Lets `num` requests in each `per` through, and after a pause as many at once: see
+            /// [`limit::rate`](crate::limit::rate) for what that bounds, and for other bounds.
             ///
             /// # Panics
             ///

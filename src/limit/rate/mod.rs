@@ -26,7 +26,7 @@
 //! When `poll_ready` is ready: only then is the token taken, and so after the inner service is ready. A handle
 //! that was told "ready" and idles keeps its one token and holds up nobody; its request, when it comes at last,
 //! counts for the moment at which the handle was told. If such a handle is
-//! dropped unused, its token comes back, less what time has brought back of it already. A call without readiness
+//! dropped unused, its token comes back, or what time has not brought back of it already. A call without readiness
 //! takes a token itself, or fails with [`Limited`] when there is none.
 //!
 //! # Waiting or not

@@ -635,7 +635,7 @@ fn assert_sensible(load: f64) -> f64 {
 
 fn drive_ewma(make: impl Fn() -> PeakEwma<Echo, CompleteOnResponse, ManualTimer>) {
     for edge in [Duration::ZERO, NANO, HOUR, Duration::MAX] {
-        let classify = |_: Result<&u32, &u32>| Outcome::Penalised;
+        let classify = |_: &Result<u32, u32>| Outcome::Penalised;
         let mut ewma = make().with_penalty(edge).with_classifier(classify);
         let idle = assert_sensible(ewma.load().as_nanos());
         let response = ewma.call(1);

@@ -132,7 +132,7 @@ impl<T, M, C> QuarantineLayer<T, M, C> {
     /// a failure. A load that is measured takes the same function.
     pub fn classify<Res, E, F>(self, f: F) -> QuarantineLayer<T, M, F>
     where
-        F: Fn(Result<&Res, &E>) -> Outcome,
+        F: Fn(&Result<Res, E>) -> Outcome,
     {
         QuarantineLayer {
             timer: self.timer,
@@ -275,7 +275,7 @@ impl<C> Record<C> {
     where
         C: Classify<Res, E>,
     {
-        match self.classify.classify(result.as_ref()) {
+        match self.classify.classify(result) {
             Outcome::Counted => {
                 self.worked.store(true, Ordering::Relaxed);
                 self.failures.store(0, Ordering::Relaxed);

@@ -120,7 +120,7 @@ where
         let Some(mut handle) = this.handle.take() else {
             return Poll::Pending;
         };
-        this.classifier.judge(&mut handle, result.as_ref());
+        this.classifier.judge(&mut handle, &result);
         Poll::Ready(result.map(|value| this.completion.track_completion(handle, value)))
     }
 }
@@ -149,15 +149,15 @@ pub(super) mod judge {
 
     /// Tells a handle what came of its request.
     pub trait Judge<H, T, E> {
-        fn judge(&self, handle: &mut H, result: Result<&T, &E>);
+        fn judge(&self, handle: &mut H, result: &Result<T, E>);
     }
 
     impl<H, T, E> Judge<H, T, E> for Unclassified {
-        fn judge(&self, _: &mut H, _: Result<&T, &E>) {}
+        fn judge(&self, _: &mut H, _: &Result<T, E>) {}
     }
 
     impl<H: Record, T, E, K: Classify<T, E>> Judge<H, T, E> for Classified<K> {
-        fn judge(&self, handle: &mut H, result: Result<&T, &E>) {
+        fn judge(&self, handle: &mut H, result: &Result<T, E>) {
             handle.record(self.0.classify(result));
         }
     }

@@ -47,7 +47,7 @@
 //!
 //! // An answer that there is nothing is no fault of the endpoint's.
 //! let endpoint = PendingRequests::new(endpoint, CompleteOnResponse).with_classifier(
-//!     |result: Result<&(), &Error>| match result {
+//!     |result: &Result<(), Error>| match result {
 //!         Err(error) if error.kind() != ErrorKind::NotFound => Outcome::Penalised,
 //!         _ => Outcome::Counted,
 //!     },
@@ -148,20 +148,20 @@ pub enum Outcome {
     Ignored,
 }
 
-/// Decides what a result says of the endpoint: any `Fn(Result<&T, &E>) -> Outcome`, or [`OnError`].
+/// Decides what a result says of the endpoint: any `Fn(&Result<T, E>) -> Outcome`, or [`OnError`].
 ///
 /// A response may be a failure too, such as one with status 503; and an error may be none of the endpoint's,
 /// such as that of a bad request.
 pub trait Classify<T, E> {
     /// What `result` says of the endpoint.
-    fn classify(&self, result: Result<&T, &E>) -> Outcome;
+    fn classify(&self, result: &Result<T, E>) -> Outcome;
 }
 
 impl<F, T, E> Classify<T, E> for F
 where
-    F: Fn(Result<&T, &E>) -> Outcome,
+    F: Fn(&Result<T, E>) -> Outcome,
 {
-    fn classify(&self, result: Result<&T, &E>) -> Outcome {
+    fn classify(&self, result: &Result<T, E>) -> Outcome {
         self(result)
     }
 }
@@ -171,7 +171,7 @@ where
 pub struct OnError;
 
 impl<T, E> Classify<T, E> for OnError {
-    fn classify(&self, result: Result<&T, &E>) -> Outcome {
+    fn classify(&self, result: &Result<T, E>) -> Outcome {
         match result {
             Ok(_) => Outcome::Counted,
             Err(_) => Outcome::Penalised,

@@ -168,13 +168,13 @@ fn what_is_a_failure_can_be_told() {
     let site = Site::new(Mood::Ready, 1);
     let layer = layer(&timer).consecutive_failures(1);
     // A failure that is not the endpoint's changes nothing.
-    let ignored = |_: Result<&u32, &Failure>| Outcome::Ignored;
+    let ignored = |_: &Result<u32, Failure>| Outcome::Ignored;
     let mut service = layer.clone().classify(ignored).layer(site.endpoint());
     site.fails.set(true);
     assert_eq!(answer(&mut service), Err(BROKEN));
     assert!(!service.is_set_aside());
     // A response can be a failure.
-    let penalised = |_: Result<&u32, &Failure>| Outcome::Penalised;
+    let penalised = |_: &Result<u32, Failure>| Outcome::Penalised;
     let mut service = layer.classify(penalised).layer(site.endpoint());
     site.fails.set(false);
     assert_eq!(answer(&mut service), Ok(1));

@@ -110,7 +110,7 @@ impl<H, V> TrackCompletion<H, V> for Keep {
     }
 }
 
-fn by_status(result: Result<&u8, &u8>) -> Outcome {
+fn by_status(result: &Result<u8, u8>) -> Outcome {
     match result {
         Ok(0) => Outcome::Counted,
         Ok(_) => Outcome::Penalised,
@@ -273,7 +273,7 @@ mod pending_requests_are_counted {
             Ok::<_, u8>(n)
         });
         let mut service =
-            new(broken, &timer).with_classifier(|_: Result<&u8, &u8>| panic!("the classifier"));
+            new(broken, &timer).with_classifier(|_: &Result<u8, u8>| panic!("the classifier"));
         for n in 0..2 {
             let mut response = spawn(service.call(n));
             assert_eq!(service.in_flight(), 1);
@@ -471,7 +471,7 @@ mod pending_requests_are_penalised {
         let timer = ManualTimer::new();
         let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
         let broken = Endpoint::new(timer.clone(), MILLI, false);
-        let count = |_: Result<&(), &Failure>| Outcome::Counted;
+        let count = |_: &Result<(), Failure>| Outcome::Counted;
         let mut both = [
             new(slow.clone(), &timer).with_classifier(count),
             new(broken.clone(), &timer).with_classifier(count),

@@ -491,7 +491,7 @@ fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
         let (rtt, decay) = (100 * MILLI, nanos(SECOND));
         PeakEwma::with_timer(inner.clone(), rtt, decay, CompleteOnResponse, timer.clone())
     };
-    let count = |_: Result<&(), &Failure>| Outcome::Counted;
+    let count = |_: &Result<(), Failure>| Outcome::Counted;
     let mut both = [&slow, &broken].map(|inner| new(inner).with_classifier(count));
     // As it would be: the failing one draws nearly everything.
     assert!(share_of_second(&timer, &mut both, 1_000) > 0.8);

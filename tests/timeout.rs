@@ -234,6 +234,19 @@ fn the_response_future_is_small() {
     );
 }
 
+#[test]
+fn what_is_timed_and_for_how_long_is_printed() {
+    let answer = || service_fn(|n: u32| ready(Ok::<_, ()>(n)));
+    let mut timeout = Timeout::with_timer(answer(), Duration::from_secs(1), ManualTimer::new());
+    let response = format!("{:?}", timeout.call(7));
+    assert!(response.starts_with("ResponseFuture"), "{response}");
+    assert!(response.contains("Ok(7)"), "{response}");
+    let deadline = Deadline::with_timer(answer(), Duration::from_secs(1), ManualTimer::new());
+    let deadline = format!("{deadline:?}");
+    assert!(deadline.starts_with("Deadline"), "{deadline}");
+    assert!(deadline.contains("limit: 1s"), "{deadline}");
+}
+
 #[cfg(feature = "tokio")]
 mod tokio_budget {
     use super::*;

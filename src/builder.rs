@@ -63,6 +63,11 @@ use crate::{
 /// The order matters. A buffer outside a limit holds requests until the limit admits them; a limit
 /// outside a buffer holds its callers, and the buffer stays empty. A timeout inside them measures the
 /// service alone; outside, the waiting too.
+///
+/// Where there is no allocator there is no `concurrency_limit` and no `buffer`, whose states would be on the heap. A layer
+/// with a semaphore in a `static` does for the one,
+/// `.layer(GlobalConcurrencyLimitLayer::with_semaphore(&SEMAPHORE))`, and
+/// [`buffer::try_pair_in`](crate::buffer::try_pair_in) for the other, around what is built.
 #[derive(Clone)]
 pub struct ServiceBuilder<L, R> {
     layer: L,

@@ -83,6 +83,24 @@
 //!
 //! Around a service of which is known only that its error is `Into<BoxError>`, as tower asks for, convert that first:
 //! with `err_into::<BoxError>()` as the innermost layer, and once more as the outermost one.
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::{BoxError, Service, smol::ServiceBuilder};
+//!
+//! fn stack<S>(service: S) -> impl Service<u32, Response = u32, Error = BoxError> + Clone
+//! where
+//!     S: Service<u32, Response = u32, Error: Into<BoxError>, Future: Send> + Send + 'static,
+//! {
+//!     ServiceBuilder::new()
+//!         .err_into::<BoxError>()
+//!         .load_shed()
+//!         .buffer(16)
+//!         .err_into::<BoxError>()
+//!         .service(service)
+//! }
+//! # }
+//! ```
 
 use core::error::Error;
 use core::fmt;

@@ -3,7 +3,7 @@
 mod common;
 
 use core::cell::{Cell, RefCell};
-use core::future::{Future, Ready, ready};
+use core::future::{Future, Ready, poll_fn, ready};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
@@ -245,6 +245,31 @@ fn retries_are_counted_per_request() {
 fn one<P: Policy<u32, u32, &'static str>>(policy: &mut P) -> Option<P::Future> {
     assert!(policy.clone_request(&1).is_some());
     policy.retry(&mut 1, &mut Err("x"))
+}
+
+#[test]
+fn a_function_says_which_requests_are_copied() {
+    for (request, attempts) in [(7, 2), (8, 1)] {
+        let clock = Clock::default();
+        let inner = scripted(&[Err("x"), Ok(1)]);
+        let script = inner.shared.clone();
+        let policy = every_second(&clock).clone_request_with(|n: &u32| (n % 2 == 1).then_some(*n));
+        let mut service = Retry::new(policy, inner);
+        assert!(poll(pin!(poll_fn(|cx| service.poll_ready(cx)))).is_ready());
+        let mut response = pin!(service.call(request));
+        let first = poll(response.as_mut());
+        clock.advance(Duration::from_secs(1));
+        let last = if first.is_pending() {
+            poll(response)
+        } else {
+            first
+        };
+        let expected = if attempts == 2 { Ok(1) } else { Err("x") };
+        assert_eq!(
+            (last, script.calls.get()),
+            (Poll::Ready(expected), attempts)
+        );
+    }
 }
 
 #[test]

@@ -67,6 +67,14 @@ fn a_thousand_waits_have_one_alarm_and_each_ends_in_its_time() {
 }
 
 #[test]
+fn a_wait_that_never_ends_has_no_alarm() {
+    let (timer, clock) = shared();
+    let mut sleep = spawn(timer.sleep_until(Instant::MAX));
+    assert!(sleep.poll().is_pending());
+    assert_eq!((clock.armed(), clock.made()), (0, 0));
+}
+
+#[test]
 fn waits_that_end_before_their_time_set_no_alarm_anew() {
     let (timer, clock) = shared();
     for _ in 0..1_000 {

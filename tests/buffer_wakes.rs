@@ -12,14 +12,16 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use campanile::buffer::{self, Buffer, Error};
 use campanile::limit::ConcurrencyLimit;
+use campanile::load_shed::LoadShed;
 use campanile::{Service, service_fn};
 use common::{Failure, Handle, Mock, MockFuture, Task, WakeCount, mock, ready, spawn};
 
+type MockBuffer = Buffer<u32, MockFuture<u32>>;
 type Response = buffer::ResponseFuture<u32, MockFuture<u32>>;
 type Worker = buffer::Worker<Mock<u32, u32>, u32>;
 
 /// A buffer, and its worker, which has asked for work.
-fn idle() -> (Buffer<u32, MockFuture<u32>>, Task<Worker>, Handle<u32, u32>) {
+fn idle() -> (MockBuffer, Task<Worker>, Handle<u32, u32>) {
     let (service, handle) = mock();
     let (buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);
@@ -28,7 +30,7 @@ fn idle() -> (Buffer<u32, MockFuture<u32>>, Task<Worker>, Handle<u32, u32>) {
 }
 
 /// A request of a task's, which polls its handle ready.
-fn call(task: &WakeCount, buffer: &Buffer<u32, MockFuture<u32>>, n: u32) -> Response {
+fn call(task: &WakeCount, buffer: &MockBuffer, n: u32) -> Response {
     let mut buffer = buffer.clone();
     ready(task.poll_ready(&mut buffer)).unwrap();
     buffer.call(n)
@@ -41,17 +43,32 @@ fn answer(worker: &mut Task<Worker>, handle: &mut Handle<u32, u32>) {
     responder.send(n * 10);
 }
 
+/// Whatever came before: its handle was ready, was tried, or was not asked.
 #[test]
-fn who_was_ready_and_waits_is_woken_once() {
-    let (buffer, mut worker, mut handle) = idle();
-    let task = WakeCount::new();
-    let mut response = call(&task, &buffer, 1);
-    for _ in 0..2 {
-        assert!(task.poll(&mut response).is_pending());
+fn who_waits_is_woken_once() {
+    fn is_woken_once<F, E>(request: impl FnOnce(&WakeCount, &MockBuffer) -> F)
+    where
+        F: Future<Output = Result<u32, E>> + Unpin,
+        E: std::fmt::Debug,
+    {
+        let (buffer, mut worker, mut handle) = idle();
+        let task = WakeCount::new();
+        let mut response = request(&task, &buffer);
+        for _ in 0..2 {
+            assert!(task.poll(&mut response).is_pending());
+        }
+        answer(&mut worker, &mut handle);
+        assert_eq!(task.get(), 1);
+        assert_eq!(ready(task.poll(&mut response)).unwrap(), 10);
     }
-    answer(&mut worker, &mut handle);
-    assert_eq!(task.get(), 1);
-    assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
+
+    is_woken_once(|task, buffer| call(task, buffer, 1));
+    is_woken_once(|_, buffer| buffer.clone().call(1));
+    is_woken_once(|task, buffer| {
+        let mut service = LoadShed::new(buffer.clone());
+        ready(task.poll_ready(&mut service)).unwrap();
+        service.call(1)
+    });
 }
 
 #[test]
@@ -107,31 +124,6 @@ fn who_waits_after_another_was_answered_is_woken() {
     assert_eq!(task.get(), 1);
     handle.try_next().unwrap().1.send(20);
     assert_eq!(task.poll(&mut second), Poll::Ready(Ok(20)));
-}
-
-#[test]
-fn who_waits_without_having_been_ready_is_woken_once() {
-    let (buffer, mut worker, mut handle) = idle();
-    let task = WakeCount::new();
-    let mut response = buffer.clone().call(1);
-    assert!(task.poll(&mut response).is_pending());
-    answer(&mut worker, &mut handle);
-    assert_eq!(task.get(), 1);
-    assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
-}
-
-/// A handle that was only tried knows nobody to wake.
-#[test]
-fn who_waits_after_a_handle_was_tried_is_woken() {
-    let (buffer, mut worker, mut handle) = idle();
-    let mut service = campanile::load_shed::LoadShed::new(buffer.clone());
-    let task = WakeCount::new();
-    ready(task.poll_ready(&mut service)).unwrap();
-    let mut response = service.call(1);
-    assert!(task.poll(&mut response).is_pending());
-    answer(&mut worker, &mut handle);
-    assert_eq!(task.get(), 1);
-    assert_eq!(ready(task.poll(&mut response)).unwrap(), 10);
 }
 
 #[test]

@@ -11,27 +11,27 @@ use campanile::layer::Identity;
 use campanile::retry::{CloneByClone, StandardPolicy};
 use campanile::timeout::Elapsed;
 use campanile::util::BoxCloneService;
-use campanile::{BoxError, Executor, Service, ServiceBuilder, ServiceExt, service_fn};
+use campanile::{BoxError, Executor, Runtime, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use common::{Failure, Host, ManualTimer, On, Threads, mock, on_every_runtime, until, yield_now};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+fn is_send<T>(_: impl Future<Output = T> + Send) {}
+
+fn builder() -> campanile::builder::ServiceBuilder<Identity, Runtime<Threads, ManualTimer>> {
+    ServiceBuilder::with_runtime(Runtime::new(Threads, ManualTimer::new()))
+}
+
 /// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
 #[test]
 fn a_task_with_a_stack_over_a_box_can_be_sent() {
-    fn is_send<F: Future + Send>(task: F) -> F {
-        task
-    }
-
     let inner = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let inner = BoxCloneService::new(inner);
-    let time = ManualTimer::new();
-    let rt = campanile::Runtime::new(Threads, time.clone());
-    let service = ServiceBuilder::with_runtime(rt)
+    let mut service = builder()
         .load_shed()
         .hedge(CloneByClone, 10, 0.9, SECOND)
-        .retry(StandardPolicy::with_timer(time))
+        .retry(StandardPolicy::with_timer(ManualTimer::new()))
         .err_into::<BoxError>()
         .buffer(1)
         .spawn_ready()
@@ -40,30 +40,19 @@ fn a_task_with_a_stack_over_a_box_can_be_sent() {
         .deadline(30 * SECOND)
         .timeout(20 * SECOND)
         .service(inner);
-    let task = is_send(async move {
-        let mut service = service;
-        std::future::poll_fn(|cx| campanile::Service::<u32>::poll_ready(&mut service, cx))
+    is_send(async move {
+        std::future::poll_fn(|cx| service.poll_ready(cx))
             .await
             .map_err(BoxError::from)?;
-        campanile::Service::call(&mut service, 1)
-            .await
-            .map_err(BoxError::from)
+        service.call(1).await.map_err(BoxError::from)
     });
-    drop(task);
 }
 
 /// So also where the error has one, and the request is sent from within the block.
 #[test]
 fn a_task_with_any_middleware_over_a_boxed_error_can_be_sent() {
-    fn is_send<T>(_: impl Future<Output = T> + Send) {}
-
     async fn greet(n: u32) -> Result<u32, BoxError> {
         Ok(n)
-    }
-
-    fn builder()
-    -> campanile::builder::ServiceBuilder<Identity, campanile::Runtime<Threads, ManualTimer>> {
-        ServiceBuilder::with_runtime(campanile::Runtime::new(Threads, ManualTimer::new()))
     }
 
     macro_rules! tasks {

@@ -98,35 +98,9 @@ impl<Request, F: TryFuture<Error: Copy>, const N: usize> LocalQueue<Request, F, 
     }
 }
 
-#[cfg(feature = "critical-section")]
-impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for StaticQueue<Request, F, N> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for LocalQueue<Request, F, N> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<Request, F: TryFuture> fmt::Debug for HeapQueue<Request, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeapQueue").finish_non_exhaustive()
-    }
-}
-
-#[cfg(feature = "critical-section")]
-impl<Request, F: TryFuture, const N: usize> fmt::Debug for StaticQueue<Request, F, N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StaticQueue").finish_non_exhaustive()
-    }
-}
-
-impl<Request, F: TryFuture, const N: usize> fmt::Debug for LocalQueue<Request, F, N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalQueue").finish_non_exhaustive()
     }
 }
 
@@ -145,28 +119,42 @@ impl<T, F: TryFuture> Channel for HeapQueue<T, F> {
     }
 }
 
-#[cfg(feature = "critical-section")]
-impl<T, F: TryFuture<Error: Copy>, const N: usize> Channel for &StaticQueue<T, F, N> {
-    type Message = T;
-    type Answer = F;
-    type Failure = F::Error;
-    type Storage = Inline<N>;
+/// The queues whose state is in place, under a lock.
+macro_rules! fixed {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for $name<Request, F, N> {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
 
-    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
-        self.state.with(f)
-    }
+        $(#[$meta])*
+        impl<Request, F: TryFuture, const N: usize> fmt::Debug for $name<Request, F, N> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+
+        $(#[$meta])*
+        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Channel for &$name<Request, F, N> {
+            type Message = Request;
+            type Answer = F;
+            type Failure = F::Error;
+            type Storage = Inline<N>;
+
+            fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
+                self.state.with(f)
+            }
+        }
+    };
 }
 
-impl<T, F: TryFuture<Error: Copy>, const N: usize> Channel for &LocalQueue<T, F, N> {
-    type Message = T;
-    type Answer = F;
-    type Failure = F::Error;
-    type Storage = Inline<N>;
-
-    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
-        self.state.with(f)
-    }
-}
+fixed!(
+    #[cfg(feature = "critical-section")]
+    StaticQueue
+);
+fixed!(LocalQueue);
 
 /// A queue, however it is shared.
 ///

@@ -139,26 +139,6 @@ impl<S, C, T: Timer, K> PendingRequests<S, C, T, K> {
     }
 }
 
-impl<S: Clone, C: Clone, T, K: Clone> Clone for PendingRequests<S, C, T, K> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            completion: self.completion.clone(),
-            classifier: self.classifier.clone(),
-            shared: self.shared.clone(),
-        }
-    }
-}
-
-impl<S: fmt::Debug, C, T, K> fmt::Debug for PendingRequests<S, C, T, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingRequests")
-            .field("inner", &self.inner)
-            .field("shared", &self.shared)
-            .finish_non_exhaustive()
-    }
-}
-
 impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
     type Metric = Count;
 
@@ -175,34 +155,7 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
     }
 }
 
-impl<S, C, T, K, Request> Service<Request> for PendingRequests<S, C, T, K>
-where
-    S: Service<Request>,
-    C: TrackCompletion<Handle<T>, S::Response>,
-    T: Timer,
-    K: Classify<S::Response, S::Error> + Clone,
-{
-    type Response = C::Output;
-    type Error = S::Error;
-    type Future = TrackCompletionFuture<S::Future, C, Handle<T>, Classified<K>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        // Before the call: what the inner service does in it counts.
-        let handle = Handle {
-            load: self.shared.load.clone(),
-        };
-        TrackCompletionFuture::with(
-            self.completion.clone(),
-            handle,
-            self.inner.call(request),
-            Classified(self.classifier.clone()),
-        )
-    }
-}
+tracked!(PendingRequests);
 
 /// A load of [`PendingRequests`]: requests under way, and the penalty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -231,6 +184,12 @@ pub struct Handle<T: Timer> {
 }
 
 impl<T: Timer> Handle<T> {
+    fn new(shared: &Shared<T>) -> Self {
+        Self {
+            load: shared.load.clone(),
+        }
+    }
+
     /// Says what came of the request, once it is known; a penalty counts from now on.
     ///
     /// The service's classifier does this when the result is there. A [`TrackCompletion`] that keeps the
@@ -239,12 +198,6 @@ impl<T: Timer> Handle<T> {
         if outcome == Outcome::Penalised {
             self.load.penalise();
         }
-    }
-}
-
-impl<T: Timer> Record for Handle<T> {
-    fn record(&mut self, outcome: Outcome) {
-        self.record(outcome);
     }
 }
 

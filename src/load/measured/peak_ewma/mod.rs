@@ -219,26 +219,6 @@ impl<S, C, T: Timer, K> PeakEwma<S, C, T, K> {
     }
 }
 
-impl<S: Clone, C: Clone, T, K: Clone> Clone for PeakEwma<S, C, T, K> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            completion: self.completion.clone(),
-            classifier: self.classifier.clone(),
-            shared: self.shared.clone(),
-        }
-    }
-}
-
-impl<S: fmt::Debug, C, T, K> fmt::Debug for PeakEwma<S, C, T, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeakEwma")
-            .field("inner", &self.inner)
-            .field("shared", &self.shared)
-            .finish_non_exhaustive()
-    }
-}
-
 impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     type Metric = Cost;
 
@@ -257,32 +237,7 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
     }
 }
 
-impl<S, C, T, K, Request> Service<Request> for PeakEwma<S, C, T, K>
-where
-    S: Service<Request>,
-    C: TrackCompletion<Handle<T>, S::Response>,
-    T: Timer,
-    K: Classify<S::Response, S::Error> + Clone,
-{
-    type Response = C::Output;
-    type Error = S::Error;
-    type Future = TrackCompletionFuture<S::Future, C, Handle<T>, Classified<K>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        // Before the call: the time that the inner service takes in it counts.
-        let handle = Handle::new(&self.shared);
-        TrackCompletionFuture::with(
-            self.completion.clone(),
-            handle,
-            self.inner.call(request),
-            Classified(self.classifier.clone()),
-        )
-    }
-}
+tracked!(PeakEwma);
 
 /// A load of [`PeakEwma`]: nanoseconds of expected work.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -327,12 +282,6 @@ impl<T: Timer> Handle<T> {
     /// handle may do it again when a body breaks off.
     pub fn record(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
-    }
-}
-
-impl<T: Timer> Record for Handle<T> {
-    fn record(&mut self, outcome: Outcome) {
-        self.record(outcome);
     }
 }
 

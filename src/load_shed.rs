@@ -36,7 +36,8 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use crate::{Layer, Service, sync::attempt};
+use crate::sync::{is_drive, try_poll};
+use crate::{Layer, Service};
 
 /// A layer of [`LoadShed`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,10 +94,16 @@ where
     type Error = Error<S::Error>;
     type Future = ResponseFuture<S::Future>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.is_ready = match attempt(|cx| self.inner.poll_ready(cx)) {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let drives = is_drive(cx);
+        let polled = if drives {
+            self.inner.poll_ready(cx)
+        } else {
+            try_poll(|cx| self.inner.poll_ready(cx))
+        };
+        self.is_ready = match polled {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::Service(error))),
-            polled => polled.is_ready(),
+            polled => polled.is_ready() && !drives,
         };
         Poll::Ready(Ok(()))
     }

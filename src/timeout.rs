@@ -1,8 +1,8 @@
 //! Limits the time that a response may take; and the time that readiness and response may take together.
 //!
 //! [`Timeout`] watches the response. [`Deadline`] watches a request from the moment it has to wait for
-//! readiness. Both fail with [`Error::Elapsed`]. The inner future is then polled no more, and is dropped when the caller
-//! drops the response future.
+//! readiness. Both fail with [`Error::Elapsed`]. The inner future is dropped before they do: what it holds, such as a permit or
+//! a connection, is free by the time that the caller learns of it.
 //!
 //! A response that is pending enters its wait into the runtime's timers, and takes it out when it is there. Where that
 //! costs too much, [`SharedTimer`](crate::runtime::SharedTimer) is a timer with one alarm for all of a layer.
@@ -43,13 +43,16 @@
 //! ```
 
 use core::fmt;
+use core::mem::replace;
 use core::pin::Pin;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
-use crate::{Instant, Layer, Service, Timer, runtime::saturating_nanos, sync::is_attempt};
+use crate::runtime::saturating_nanos;
+use crate::sync::{Mark, mark, withdraw};
+use crate::{Instant, Layer, Service, Timer};
 
 /// A layer of [`Timeout`].
 #[derive(Clone, Copy, Debug)]
@@ -165,8 +168,10 @@ where
             timer: self.timer.clone(),
         };
         ResponseFuture {
-            inner: self.inner.call(request),
-            clock,
+            timed: Timed {
+                inner: Some(self.inner.call(request)),
+                clock,
+            },
         }
     }
 }
@@ -183,9 +188,7 @@ pin_project! {
         T: Timer,
     {
         #[pin]
-        inner: F,
-        #[pin]
-        clock: Clock<T>,
+        timed: Timed<F, T>,
     }
 }
 
@@ -197,17 +200,13 @@ where
     type Output = Result<R, Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        this.clock.poll_response(this.inner, cx)
+        self.project().timed.poll(cx)
     }
 }
 
 impl<F: fmt::Debug, T: Timer> fmt::Debug for ResponseFuture<F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture")
-            .field("inner", &self.inner)
-            .field("clock", &self.clock)
-            .finish()
+        self.timed.debug(f, "ResponseFuture")
     }
 }
 
@@ -246,8 +245,12 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
 /// The clock starts when readiness is first pending, or at the call if that comes first, and what is left
 /// at the call is left for the response. When the time is over and the inner service is still not ready,
 /// this service reports itself ready, and the next call fails with [`Elapsed`] at once; the request does not
-/// reach the inner service. (An error from `poll_ready` would say that the service is dead, which it is
-/// not.) That call ends the deadline; the next request has one of its own. A clone has one of its own too.
+/// reach the inner service, and a handle that waited in a line of the inner service's leaves it. (An error from
+/// `poll_ready` would say that the service is dead, which it is not.) That call ends the deadline; the next request has one
+/// of its own. A clone has one of its own too.
+///
+/// Behind a [`Buffer`](crate::buffer), and in all else of this crate that waits for one request after another, a request that
+/// is given up takes its clock along.
 ///
 /// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, starts
 /// no clock.
@@ -255,8 +258,7 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
 /// # Cancel safety
 ///
 /// A caller that stops waiting for readiness and comes back later with the same handle finds the clock
-/// still running. Drop the handle and use a clone instead. After a failure with [`Elapsed`] the handle may
-/// still be in a queue of the inner service's; it leaves that when it is dropped.
+/// still running. Drop the handle and use a clone instead.
 ///
 /// # Examples
 ///
@@ -276,7 +278,7 @@ pub struct Deadline<S, T: Timer> {
     limit: Duration,
     timer: T,
     phase: Phase,
-    // Kept from request to request, and set in place.
+    // There while readiness is waited for.
     alarm: Option<T::Alarm>,
 }
 
@@ -320,18 +322,12 @@ impl<S, T: Timer> Deadline<S, T> {
         let now = self.timer.now();
         let deadline = match self.phase {
             Phase::Waiting(deadline) => deadline,
-            Phase::Idle | Phase::Lapsed => {
-                let deadline = now.saturating_add(self.limit);
-                if now < deadline {
-                    match &mut self.alarm {
-                        Some(alarm) => self.timer.reset(alarm, deadline),
-                        None => self.alarm = Some(self.timer.alarm_until(deadline)),
-                    }
-                }
-                self.phase = Phase::Waiting(deadline);
-                deadline
-            }
+            Phase::Idle | Phase::Lapsed => now.saturating_add(self.limit),
         };
+        self.phase = Phase::Waiting(deadline);
+        if now < deadline && self.alarm.is_none() {
+            self.alarm = Some(self.timer.alarm_until(deadline));
+        }
         // The clock decides, as in a `Clock`; the alarm is there to wake the task.
         let over = now >= deadline
             || self
@@ -339,6 +335,12 @@ impl<S, T: Timer> Deadline<S, T> {
                 .as_mut()
                 .is_some_and(|alarm| Pin::new(alarm).poll(cx).is_ready());
         if over { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Ends the wait for readiness, and gives how far it was.
+    fn end_wait(&mut self, phase: Phase) -> Phase {
+        self.alarm = None;
+        replace(&mut self.phase, phase)
     }
 }
 
@@ -369,25 +371,39 @@ where
     type Future = DeadlineFuture<S::Future, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if let Phase::Lapsed = self.phase {
+        let mark = mark(cx);
+        if mark == Some(Mark::Drive) {
+            self.end_wait(Phase::Idle);
+        } else if let Phase::Lapsed = self.phase {
             return Poll::Ready(Ok(()));
         }
         match self.inner.poll_ready(cx) {
-            Poll::Ready(result) => Poll::Ready(result.map_err(Error::Service)),
-            Poll::Pending if is_attempt(cx) => Poll::Pending,
-            Poll::Pending => self.poll_lapsed(cx).map(|()| {
-                self.phase = Phase::Lapsed;
-                Ok(())
-            }),
+            Poll::Ready(result) => {
+                self.alarm = None;
+                Poll::Ready(result.map_err(Error::Service))
+            }
+            Poll::Pending if mark.is_some() => Poll::Pending,
+            Poll::Pending => {
+                ready!(self.poll_lapsed(cx));
+                self.end_wait(Phase::Lapsed);
+                // This handle waits no more. What it waited for is for others.
+                let withdrawn = withdraw(|cx| self.inner.poll_ready(cx));
+                if let Poll::Ready(Err(error)) = withdrawn {
+                    return Poll::Ready(Err(Error::Service(error)));
+                }
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let clock = match core::mem::replace(&mut self.phase, Phase::Idle) {
+        let clock = match self.end_wait(Phase::Idle) {
             Phase::Lapsed => {
                 return DeadlineFuture {
-                    inner: None,
-                    clock: Clock::until(Instant::MAX, self.timer.clone()),
+                    timed: Timed {
+                        inner: None,
+                        clock: Clock::until(Instant::MAX, self.timer.clone()),
+                    },
                 };
             }
             Phase::Waiting(deadline) => Clock::until(deadline, self.timer.clone()),
@@ -400,8 +416,10 @@ where
             ),
         };
         DeadlineFuture {
-            inner: Some(self.inner.call(request)),
-            clock,
+            timed: Timed {
+                inner: Some(self.inner.call(request)),
+                clock,
+            },
         }
     }
 }
@@ -417,11 +435,8 @@ pin_project! {
     where
         T: Timer,
     {
-        // `None`: the time was over before the inner service was ready.
         #[pin]
-        inner: Option<F>,
-        #[pin]
-        clock: Clock<T>,
+        timed: Timed<F, T>,
     }
 }
 
@@ -433,20 +448,13 @@ where
     type Output = Result<R, Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let Some(inner) = this.inner.as_pin_mut() else {
-            return Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
-        };
-        this.clock.poll_response(inner, cx)
+        self.project().timed.poll(cx)
     }
 }
 
 impl<F: fmt::Debug, T: Timer> fmt::Debug for DeadlineFuture<F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeadlineFuture")
-            .field("inner", &self.inner)
-            .field("clock", &self.clock)
-            .finish()
+        self.timed.debug(f, "DeadlineFuture")
     }
 }
 
@@ -474,6 +482,49 @@ pub mod future {
 /// The failures of this middleware, at the path where tower has them.
 pub mod error {
     pub use super::Elapsed;
+}
+
+pin_project! {
+    /// A response, and what is left of its time.
+    struct Timed<F, T>
+    where
+        T: Timer,
+    {
+        // `None`: the time was over.
+        #[pin]
+        inner: Option<F>,
+        #[pin]
+        clock: Clock<T>,
+    }
+}
+
+impl<F, T: Timer> Timed<F, T> {
+    /// The response, or the failure that it was not there in time.
+    fn poll<R, E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R, Error<E>>>
+    where
+        F: Future<Output = Result<R, E>>,
+    {
+        let mut this = self.project();
+        if let Some(inner) = this.inner.as_mut().as_pin_mut() {
+            // A response that is there wins over a limit that has passed.
+            if let Poll::Ready(result) = inner.poll(cx) {
+                return Poll::Ready(result.map_err(Error::Service));
+            }
+            ready!(this.clock.poll_elapsed(cx));
+            this.inner.set(None);
+        }
+        Poll::Ready(Err(Error::Elapsed(Elapsed::new())))
+    }
+
+    fn debug(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result
+    where
+        F: fmt::Debug,
+    {
+        f.debug_struct(name)
+            .field("inner", &self.inner)
+            .field("clock", &self.clock)
+            .finish()
+    }
 }
 
 pin_project! {
@@ -516,25 +567,8 @@ impl<T: Timer> Clock<T> {
         }
     }
 
-    /// The response, or the failure that it was not there in time.
-    fn poll_response<F, R, E>(
-        self: Pin<&mut Self>,
-        response: Pin<&mut F>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<R, Error<E>>>
-    where
-        F: Future<Output = Result<R, E>>,
-    {
-        // A response that is there wins over a limit that has passed.
-        if let Poll::Ready(result) = response.poll(cx) {
-            return Poll::Ready(result.map_err(Error::Service));
-        }
-        self.poll_elapsed(cx)
-            .map(|elapsed| Err(Error::Elapsed(elapsed)))
-    }
-
     /// Ready when the time is over. To be polled while the response is pending.
-    fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Elapsed> {
+    fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         if *this.nanos == NEVER {
             return Poll::Pending;
@@ -551,7 +585,7 @@ impl<T: Timer> Clock<T> {
             // Whoever keeps this future keeps no wait, which a shared timer may have woken to see to the others.
             *this.nanos = NEVER;
             this.wait.set(Wait::Until);
-            return Poll::Ready(Elapsed::new());
+            return Poll::Ready(());
         }
         if let Wait::After | Wait::Until = *this.wait {
             *this.nanos = deadline;
@@ -562,7 +596,7 @@ impl<T: Timer> Clock<T> {
             this.wait.set(Wait::Armed { sleep });
         }
         match this.wait.project() {
-            WaitProj::Armed { sleep } => sleep.poll(cx).map(|()| Elapsed::new()),
+            WaitProj::Armed { sleep } => sleep.poll(cx),
             _ => Poll::Pending,
         }
     }

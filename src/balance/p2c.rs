@@ -54,7 +54,7 @@ use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
 use crate::util::rng::{HasherRng, Rng};
-use crate::{Layer, NoRuntime, Service, sync::is_attempt};
+use crate::{Layer, NoRuntime, Service, sync::is_try};
 
 pub use super::error::Error;
 
@@ -344,7 +344,7 @@ where
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let more = !self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?;
-        if is_attempt(cx) {
+        if is_try(cx) {
             return self.try_all(cx);
         }
         // As a rule nothing has happened but a call, and the one that was called is ready, and the one that is chosen.

@@ -64,7 +64,7 @@ use pin_project_lite::pin_project;
 use crate::load::{Classify, Load, OnError, Outcome};
 use crate::retry::backoff::{Delays, ExponentialBackoffMaker, Jitter, MakeBackoff};
 use crate::util::rng::HasherRng;
-use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+use crate::{Instant, Layer, Service, Timer, sync::is_try};
 
 /// A layer of [`Quarantine`].
 #[derive(Clone)]
@@ -359,7 +359,7 @@ where
         // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
         // up, whatever the time.
         if self.timer.now() < until {
-            if is_attempt(cx) || until == Instant::MAX {
+            if is_try(cx) || until == Instant::MAX {
                 return Poll::Pending;
             }
             let alarm = match &mut self.alarm {

@@ -108,8 +108,11 @@ where
                     message,
                     mut response,
                 } => {
-                    if let Some(response) = response.as_mut().as_pin_mut() {
-                        return response.try_poll(cx).map_err(Q::Error::from);
+                    if let Some(polled) = response.as_mut().as_pin_mut() {
+                        let result = ready!(polled.try_poll(cx)).map_err(Q::Error::from);
+                        // Gone before the caller learns of the result.
+                        response.set(None);
+                        return Poll::Ready(result);
                     }
                     let ticket = &mut message.ticket;
                     match ready!(message.queue.poll_answer(ticket, response, cx)) {

@@ -15,13 +15,15 @@
 //! A handle that is called without having been polled ready waits for room in the response future, too. A request
 //! keeps its room until the service was called with it.
 //!
-//! A service that was polled ready for a request which is then cancelled stays ready, and keeps what it reserved
-//! for that, until the next request: nothing but dropping a service takes readiness back.
+//! When the request is cancelled that the service was polled for, the worker has the service give up what it has reserved
+//! for that: permits, tokens, places in line, clocks. So an idle buffer holds nothing that others could use, and the next
+//! request inherits nothing. Middleware of this crate does that; a service that reserves something itself keeps it until
+//! the next request, for nothing but dropping it takes that back.
 //!
-//! While no request waits, the worker does not ask the service whether it is ready, unless the service has woken it:
-//! so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
-//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time. Without the feature `std` it
-//! cannot tell who has woken it, and asks an idle service only to make it ready.
+//! While no request waits, the service is polled when it has woken the worker, to go on with work of its own and to reserve
+//! nothing: so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
+//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time. Without the feature `std` the worker
+//! cannot tell who has woken it, and polls the service whenever it is woken and finds no request.
 //!
 //! # Without an allocator
 //!
@@ -115,6 +117,7 @@ use core::task::{Context, Poll, ready};
 use futures_core::TryFuture;
 
 use crate::sync::gate::Place;
+use crate::sync::is_drive;
 use crate::sync::queue::{Channel, End, Refusal};
 #[cfg(feature = "std")]
 use crate::{Executor, Layer};
@@ -487,7 +490,8 @@ where
     type Future = ResponseFuture<Request, F, Q>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let reserved = if self.unreserved {
+        let reserved = if self.unreserved || is_drive(cx) {
+            self.queue.unreserve(&mut self.place);
             self.queue.end().map_or(Ok(()), |end| Err(end.into()))
         } else {
             ready!(self.queue.poll_reserve(&mut self.place, cx))

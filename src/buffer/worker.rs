@@ -12,6 +12,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
+use crate::sync::{drive, withdraw};
 
 /// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
 /// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
@@ -100,6 +101,8 @@ where
 struct Driven<S> {
     service: S,
     bell: Bell,
+    // It was asked for readiness since it was last called, and may have reserved something.
+    is_asked: bool,
     // It was ready when it was last asked, and was not called since.
     is_ready: bool,
 }
@@ -109,6 +112,7 @@ impl<S> Driven<S> {
         Self {
             service,
             bell: Bell::new(),
+            is_asked: false,
             is_ready: false,
         }
     }
@@ -123,11 +127,34 @@ impl<S> Driven<S> {
         let mut has_rung = self.bell.has_rung();
         let mut work = queue.next(cx);
         for _ in 0..REQUESTS_PER_POLL {
-            let request = match work {
-                Work::Message { message, is_last } => Some((message, is_last)),
-                // Without a request the service is not asked, since its readiness may reserve what others wait
-                // for. But if it has asked to be polled, it has something to go on with.
-                Work::None { keep_ready } if has_rung || keep_ready && !self.is_ready => None,
+            let (mut request, is_last) = match work {
+                Work::Message {
+                    message,
+                    is_last,
+                    is_same,
+                } => {
+                    // The request that the service was asked for is gone. This one inherits nothing of it.
+                    if self.is_asked && !self.is_ready && !is_same {
+                        self.is_asked = false;
+                        if let Poll::Ready(Err(error)) =
+                            withdraw(|cx| self.service.poll_ready(cx))
+                        {
+                            return Poll::Ready(End::Failed(queue.share(error)));
+                        }
+                    }
+                    (Some(message), is_last)
+                }
+                Work::None { keep_ready: true } if has_rung || !self.is_ready => (None, true),
+                Work::None { keep_ready: false } if has_rung || self.is_asked => {
+                    has_rung = false;
+                    self.is_asked = false;
+                    self.is_ready = false;
+                    if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
+                        return Poll::Ready(End::Failed(queue.share(error)));
+                    }
+                    work = queue.next(cx);
+                    continue;
+                }
                 Work::None { .. } => {
                     self.bell.listen(cx);
                     return Poll::Pending;
@@ -135,18 +162,26 @@ impl<S> Driven<S> {
                 Work::Ended => return Poll::Ready(End::Closed),
             };
             has_rung = false;
+            self.is_asked = true;
             self.is_ready = false;
             match self.bell.poll_ready(&mut self.service, cx) {
                 // A request waits in the queue for the service, and can be cancelled there.
                 Poll::Pending => {
-                    let request = request.map(|(request, _)| request);
-                    return queue.put_back(request, cx).map(|()| End::Closed);
+                    let polled = queue.put_back(&mut request, cx);
+                    if request.is_none() || polled.is_ready() {
+                        return polled.map(|()| End::Closed);
+                    }
+                    // It was, just now.
+                    drop(request);
+                    work = queue.next(cx);
+                    continue;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(queue.share(error))),
                 Poll::Ready(Ok(())) => self.is_ready = true,
             }
             work = match request {
-                Some((request, is_last)) => {
+                Some(request) => {
+                    self.is_asked = false;
                     self.is_ready = false;
                     let mut response = Some(self.service.call(request));
                     queue.answer(&mut response, is_last, cx)
@@ -156,9 +191,9 @@ impl<S> Driven<S> {
         }
         cx.waker().wake_by_ref();
         match work {
-            Work::Message { message, .. } => {
-                queue.put_back(Some(message), cx).map(|()| End::Closed)
-            }
+            Work::Message { message, .. } => queue
+                .put_back(&mut Some(message), cx)
+                .map(|()| End::Closed),
             Work::None { .. } | Work::Ended => Poll::Pending,
         }
     }
@@ -219,33 +254,62 @@ impl Bell {
         }
         polled
     }
+
+    /// Polls the service for nobody.
+    #[cold]
+    fn drive<S, Request>(
+        &mut self,
+        service: &mut S,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        drive(&self.waker, |cx| service.poll_ready(cx))
+    }
 }
 
-/// Without an allocator there is one waker for both, and the service is asked only for a request, or to be kept ready.
+/// Without an allocator there is one waker for both: a worker that is woken and finds no request takes it that the
+/// service was.
 #[cfg(not(feature = "std"))]
-struct Bell;
+struct Bell {
+    is_used: bool,
+}
 
 #[cfg(not(feature = "std"))]
 impl Bell {
     const fn new() -> Self {
-        Self
+        Self { is_used: false }
     }
 
     fn has_rung(&self) -> bool {
-        false
+        self.is_used
     }
 
     fn listen(&self, _: &mut Context<'_>) {}
 
     fn poll_ready<S, Request>(
-        &self,
+        &mut self,
         service: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), S::Error>>
     where
         S: Service<Request>,
     {
+        self.is_used = true;
         service.poll_ready(cx)
+    }
+
+    /// Polls the service for nobody.
+    fn drive<S, Request>(
+        &mut self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        drive(cx.waker(), |cx| service.poll_ready(cx))
     }
 }
 

@@ -42,7 +42,7 @@ use core::task::{Context, Poll};
 use std::collections::HashMap;
 
 use crate::Service;
-use crate::sync::{is_attempt, wakes::Wakes};
+use crate::sync::{is_try, wakes::Wakes};
 
 mod ask;
 mod order;
@@ -255,7 +255,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
-        let tries = is_attempt(cx);
+        let tries = is_try(cx);
         if tries {
             self.try_due(cx)?;
         } else {
@@ -305,7 +305,7 @@ where
             return Ok(false);
         }
         self.order.settle();
-        if is_attempt(cx) {
+        if is_try(cx) {
             self.check_in(index, cx)
         } else {
             self.check(index)

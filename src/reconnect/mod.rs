@@ -78,7 +78,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::retry::backoff::{Delays, MakeBackoff};
-use crate::{Instant, Layer, Service, Timer, sync::is_attempt};
+use crate::{Instant, Layer, Service, Timer, sync::is_try};
 #[cfg(feature = "std")]
 use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
 
@@ -499,7 +499,7 @@ where
                     // task that has used up its share of a poll.
                     if self.timer.now() < *until {
                         // Who only tries, or is promised a call, does not wait.
-                        if is_attempt(cx) || self.refusal.is_some() {
+                        if is_try(cx) || self.refusal.is_some() {
                             return Poll::Pending;
                         }
                         let alarm = match &mut self.alarm {

@@ -55,7 +55,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use self::slot::{End, Order, Slot};
-use crate::{Executor, Layer, NoRuntime, Service, sync::is_attempt};
+use crate::{Executor, Layer, NoRuntime, Service, sync::is_try};
 
 /// A layer of [`SpawnReady`], whose tasks run on an `X`.
 #[must_use = "a layer does nothing unless it is applied to a service"]
@@ -226,7 +226,7 @@ where
                 }
                 Poll::Pending => {
                     *is_ready = false;
-                    if is_attempt(cx) {
+                    if is_try(cx) {
                         return Poll::Pending;
                     }
                     self.hand_over();

@@ -2,7 +2,7 @@ use core::mem::{replace, swap};
 use core::task::{Context, Poll, Waker};
 
 use super::Gone;
-use crate::sync::is_attempt;
+use crate::sync::is_try;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
 
@@ -91,7 +91,7 @@ impl<S, E> Slot<S, E> {
                 step => state.step = step,
             }
             // Who only tries does not wait.
-            if is_attempt(cx) || register(&mut state.handle, cx, &mut fresh) {
+            if is_try(cx) || register(&mut state.handle, cx, &mut fresh) {
                 drop(state);
                 return Poll::Pending;
             }

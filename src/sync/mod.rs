@@ -1,5 +1,5 @@
 //! Building blocks of the middleware: readiness that is only tried, a gate with a line, and on top of
-//! it the semaphore and the queue. No runtime, no allocator, no unsafe code.
+//! it the semaphore and the queue. No runtime, no allocator, and unsafe code in `mark` alone.
 //!
 //! The state machines know neither lock nor storage. `gate` and `queue` are plain values over a `slab`, whose
 //! nodes are on the heap or in place; a `lock` lends them to one at a time. What belongs to the user (wakers,
@@ -10,6 +10,7 @@ pub(crate) mod credits;
 pub(crate) mod gate;
 pub(crate) mod heap;
 pub(crate) mod lock;
+mod mark;
 #[cfg(all(test, loom))]
 pub(crate) mod models;
 pub(crate) mod primitives;
@@ -24,24 +25,10 @@ pub(crate) mod word;
 
 use core::mem::swap;
 use core::task::{Context, Waker};
+#[cfg(feature = "std")]
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// The waker of a poll that does not wait: it wakes nobody, so there is no use in remembering it.
-///
-/// A static of this crate's, because `Waker::noop()` may give another address in each crate that
-/// calls it, and `will_wake` compares addresses.
-static NOBODY: &Waker = Waker::noop();
-
-/// Polls once, without waiting: a limiter that is not free then enqueues no waiter.
-pub(crate) fn attempt<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    poll(&mut Context::from_waker(NOBODY))
-}
-
-/// Whether this poll is an [`attempt`].
-#[inline]
-pub(crate) fn is_attempt(cx: &Context<'_>) -> bool {
-    // Its data says nothing, so that the functions are enough to tell.
-    core::ptr::eq(cx.waker().vtable(), NOBODY.vtable())
-}
+pub(crate) use self::mark::{Mark, drive, is_drive, is_try, mark, try_poll, withdraw};
 
 /// Polls under a lock, and where that needs a waker of its own once more with a clone of the task's.
 ///
@@ -84,9 +71,43 @@ impl Drop for Late {
     }
 }
 
+/// Wakes several when it is dropped, as [`Late`] does one.
+pub(crate) struct LateAll<const N: usize>(pub(crate) [Option<Waker>; N]);
+
+impl<const N: usize> Drop for LateAll<N> {
+    fn drop(&mut self) {
+        wake_all(self.0.iter_mut().filter_map(Option::take));
+    }
+}
+
 /// Wakes who is next, outside the lock.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }
+}
+
+/// Wakes all, outside the lock. A waker that panics keeps no other from being woken: the first panic goes on at the end.
+#[cfg(feature = "std")]
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    let mut panicked = None;
+    for waker in wakers {
+        // A waker is not used again, so that nothing is seen in a state that it was left in.
+        let woken = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        match (woken, &panicked) {
+            (Ok(()), _) => {}
+            (Err(panic), None) => panicked = Some(panic),
+            // To drop what a panic holds may panic again.
+            (Err(panic), Some(_)) => core::mem::forget(panic),
+        }
+    }
+    if let Some(panic) = panicked {
+        resume_unwind(panic);
+    }
+}
+
+/// Wakes all, outside the lock. Without std a panic ends the program.
+#[cfg(not(feature = "std"))]
+pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    wakers.into_iter().for_each(Waker::wake);
 }

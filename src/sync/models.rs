@@ -17,7 +17,7 @@ use core::time::Duration;
 use loom::sync::Notify;
 use loom::thread::{self, JoinHandle};
 
-use super::attempt;
+use super::try_poll;
 use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
 use super::semaphore::Permit;
 use super::wakes::Wakes;
@@ -133,7 +133,7 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
                 let mut permit = Permit::new(semaphore);
-                let _ = attempt(|cx| permit.poll_acquire(cx));
+                let _ = try_poll(|cx| permit.poll_acquire(cx));
             })
         };
         let waits = {
@@ -609,7 +609,7 @@ impl Timer for Still {
 fn take_token(limiter: &Arc<Limiter>, spend: bool) -> bool {
     let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
     let mut limit = RateLimit::with_limiter(inner, limiter.clone(), Still);
-    let is_ready = attempt(|cx| limit.poll_ready(cx)).is_ready();
+    let is_ready = try_poll(|cx| limit.poll_ready(cx)).is_ready();
     if is_ready && spend {
         drop(limit.call(()));
     }

@@ -51,7 +51,7 @@ use std::sync::{Mutex, PoisonError};
 use pin_project_lite::pin_project;
 
 use super::Sim;
-use crate::sync::is_attempt;
+use crate::sync::is_try;
 use crate::util::rng::{Rng, SplitMix64};
 use crate::{Instant, Layer, Service, Timer};
 
@@ -249,7 +249,7 @@ where
             Readiness::Never => return Poll::Pending,
             Readiness::Paused { alarm, until } => {
                 if self.faults.timer.now() < *until {
-                    if is_attempt(cx) {
+                    if is_try(cx) {
                         return Poll::Pending;
                     }
                     ready!(Pin::new(alarm).poll(cx));

@@ -49,7 +49,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
 
-use crate::sync::{attempt, is_attempt};
+use crate::sync::{is_try, try_poll};
 use crate::{BoxError, Layer, Service};
 
 /// A mock in a [`Spawn`], and its handle.
@@ -135,7 +135,7 @@ impl<T, U, E: From<Closed>> Service<T> for Mock<T, U, E> {
     type Future = ResponseFuture<U, E>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        let waker = (!is_attempt(cx)).then(|| cx.waker().clone());
+        let waker = (!is_try(cx)).then(|| cx.waker().clone());
         let mut state = self.shared.lock();
         if state.is_closed {
             drop(state);
@@ -263,7 +263,7 @@ impl<T, U, E> Handle<T, U, E> {
 
     /// The next request, if it is there. Nobody is woken when one comes.
     pub fn poll_request(&mut self) -> Poll<Option<(T, SendResponse<U, E>)>> {
-        attempt(|cx| Pin::new(&mut self.requests).poll_next(cx))
+        try_poll(|cx| Pin::new(&mut self.requests).poll_next(cx))
     }
 
     /// Is ready for `num` requests more, and for no other until this is called again. At first there is no

@@ -4,7 +4,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
 use super::{Claim, Permits};
-use crate::sync::is_attempt;
+use crate::sync::is_try;
 
 /// A claim to a permit of an `async_lock::Semaphore`. Waiting for one allocates; taking one does not.
 pub struct AsyncLockPermit {
@@ -40,7 +40,7 @@ impl Claim for AsyncLockPermit {
         if let AsyncLockState::Idle = self.state {
             match self.semaphore.try_acquire_arc() {
                 Some(guard) => self.state = AsyncLockState::Held(guard),
-                None if is_attempt(cx) => return Poll::Pending,
+                None if is_try(cx) => return Poll::Pending,
                 None => {
                     let acquire = self.semaphore.acquire_arc();
                     self.state = AsyncLockState::Waiting(Box::pin(acquire));
@@ -48,7 +48,7 @@ impl Claim for AsyncLockPermit {
             }
         }
         if let AsyncLockState::Waiting(acquire) = &mut self.state {
-            if is_attempt(cx) {
+            if is_try(cx) {
                 // A poll would put the waker of nobody in the place of the one that waits.
                 let Some(guard) = self.semaphore.try_acquire_arc() else {
                     return Poll::Pending;

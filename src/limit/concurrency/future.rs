@@ -71,8 +71,9 @@ where
 pin_project! {
     #[derive(Debug)]
     pub(super) struct Limited<F, C> {
+        // Dropped before the permit goes back. `None`: it has ended.
         #[pin]
-        pub(super) inner: F,
+        pub(super) inner: Option<F>,
         pub(super) claim: C,
     }
 }
@@ -82,10 +83,19 @@ where
     F: Future<Output = Result<T, E>>,
     C: Claim,
 {
-    /// Waits for the permit first, where it was not had at the call.
+    /// Waits for the permit first, where it was not had at the call. When this is ready, the inner future is gone: whoever
+    /// gets the permit next finds nothing of this request alive.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, C::Error<E>>> {
-        let this = self.project();
-        ready!(this.claim.poll_acquire::<E>(cx))?;
-        this.inner.poll(cx).map_err(C::Error::from)
+        let mut this = self.project();
+        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+            // Polled again after its end.
+            return Poll::Pending;
+        };
+        let result = match ready!(this.claim.poll_acquire::<E>(cx)) {
+            Ok(()) => ready!(inner.poll(cx)).map_err(C::Error::from),
+            Err(refused) => Err(refused),
+        };
+        this.inner.set(None);
+        Poll::Ready(result)
     }
 }

@@ -67,7 +67,7 @@ use core::task::{Context, Poll};
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::{Layer, Service, load::Load};
+use crate::{Layer, Service, load::Load, sync::is_drive};
 
 #[cfg(feature = "async-lock")]
 mod async_lock;
@@ -278,25 +278,24 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
 
     accessors!(S);
 
-    fn poll_inner_ready<Request>(
+    /// The inner service is asked first: who holds a permit can go on with it.
+    fn poll_limited<Request>(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), C::Error<S::Error>>>
     where
         S: Service<Request>,
     {
+        let polled = self.inner.poll_ready(cx);
+        if !matches!(polled, Poll::Ready(Ok(()))) || is_drive(cx) {
+            self.claim.release();
+            return polled.map_err(C::Error::from);
+        }
         // Refused, a claim is made again by the response future, whose error is the request's alone.
         if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
             return Poll::Pending;
         }
-        let polled = self.inner.poll_ready(cx);
-        // A service that failed has no use for the permit, and who only tried does not come back for it.
-        if matches!(polled, Poll::Ready(Err(_)))
-            || polled.is_pending() && crate::sync::is_attempt(cx)
-        {
-            self.claim.release();
-        }
-        polled.map_err(C::Error::from)
+        Poll::Ready(Ok(()))
     }
 
     fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
@@ -307,7 +306,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         // Out of the service first: if the call panics, the permit goes with this claim.
         let claim = replace(&mut self.claim, next);
         Limited {
-            inner: self.inner.call(request),
+            inner: Some(self.inner.call(request)),
             claim,
         }
     }
@@ -323,7 +322,7 @@ where
     type Future = ResponseFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.poll_inner_ready(cx)
+        self.poll_limited(cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
@@ -359,9 +358,18 @@ impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
 
 /// A [`ConcurrencyLimit`] that gives the permit along with the response:
 /// see [`with_permit`](ConcurrencyLimit::with_permit).
-#[derive(Clone, Debug)]
-pub struct WithPermit<S, C: Claim = Permit> {
+#[derive(Debug)]
+pub struct WithPermit<S, C = Permit> {
     limit: ConcurrencyLimit<S, C>,
+}
+
+// As fresh as the limit's clone is.
+impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            limit: self.limit.clone(),
+        }
+    }
 }
 
 impl<S, Request, C> Service<Request> for WithPermit<S, C>
@@ -374,7 +382,7 @@ where
     type Future = PermittedFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.limit.poll_inner_ready(cx)
+        self.limit.poll_limited(cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {

@@ -78,7 +78,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::runtime::saturating_nanos;
-use crate::sync::is_attempt;
+use crate::sync::is_try;
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod limiter;
@@ -254,7 +254,7 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
     fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let is_too_long = match self.wait {
             Wait::Refused(_) => true,
-            _ if is_attempt(cx) => return Poll::Pending,
+            _ if is_try(cx) => return Poll::Pending,
             Wait::Not | Wait::Since(_) => {
                 let since = match self.wait {
                     Wait::Since(since) => since,

@@ -8,7 +8,7 @@ use core::task::{Context, Poll, Waker, ready};
 use ::tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::limit::concurrency::{Claim, Permits};
-use crate::sync::is_attempt;
+use crate::sync::is_try;
 
 impl Permits for Arc<Semaphore> {
     type Claim = SemaphorePermit;
@@ -68,7 +68,7 @@ impl Claim for SemaphorePermit {
                     Err(TryAcquireError::Closed) => {
                         return Poll::Ready(Err(SemaphoreError::Closed(SemaphoreClosed::new())));
                     }
-                    Err(TryAcquireError::NoPermits) if is_attempt(cx) => return Poll::Pending,
+                    Err(TryAcquireError::NoPermits) if is_try(cx) => return Poll::Pending,
                     Err(TryAcquireError::NoPermits) => {
                         self.state = State::Waiting {
                             acquire: Box::pin(Arc::clone(&self.semaphore).acquire_owned()),
@@ -78,7 +78,7 @@ impl Claim for SemaphorePermit {
                 },
                 State::Waiting { acquire, waker } => {
                     // A try is made with the waker of the one who waits, whose place the one of nobody would take.
-                    if !is_attempt(cx) {
+                    if !is_try(cx) {
                         waker.clone_from(cx.waker());
                     }
                     let acquired = ready!(acquire.as_mut().poll(&mut Context::from_waker(waker)));

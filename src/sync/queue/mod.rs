@@ -370,11 +370,12 @@ pub trait Channel: Clone {
                     );
                 }
             }
+            // The worker waits on its behalf, and may have waited for nothing but this.
+            let is_awaited = state.put_back == Some(index);
             let removed = state.remove(index);
-            // The worker may have waited for nothing but this.
             let is_over = removed.message.is_some() && state.is_done();
-            let worker = is_over.then(|| state.worker.take()).flatten();
-            (removed, worker)
+            let worker = (is_awaited || is_over).then(|| state.worker.take());
+            (removed, worker.flatten())
         });
         let _worker = Late(worker);
         wake(removed.next);
@@ -434,12 +435,13 @@ pub trait Channel: Clone {
     }
 
     /// Puts the message that was taken last back, since the service is not ready for it, and has the worker woken when
-    /// there is nothing left to be ready for; or says that this is so.
-    fn put_back(&self, mut message: Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
+    /// there is nothing left to be ready for; or says that this is so. A message that nobody wants any more stays in
+    /// `message`.
+    fn put_back(&self, message: &mut Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
         let mut next = Late(None);
         with_waker(cx, |waker| {
             self.with(|state| {
-                next.0 = state.put_back(&mut message).or(next.0.take());
+                next.0 = state.put_back(message).or(next.0.take());
                 if state.is_done() {
                     return Some(Poll::Ready(()));
                 }

@@ -6,7 +6,7 @@ use core::task::{Context, Waker};
 use crate::sync::gate::Gate;
 use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
 use crate::sync::storage::{Growing, Storage, Waiters};
-use crate::sync::{Late, register, wake};
+use crate::sync::{LateAll, register, wake};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
 ///
@@ -27,6 +27,8 @@ pub struct State<T, R, P, S: Storage> {
     pub(super) keep_ready: bool,
     /// What the worker is busy with.
     pub(super) taken: Option<Index>,
+    /// The first in line, if the worker has put it back: its service waits for readiness on its behalf.
+    pub(super) put_back: Option<Index>,
     pub(super) phase: Phase<P>,
     /// Closed until the worker has ended.
     pub(super) end: Gate<Waiters<Growing>>,
@@ -107,6 +109,8 @@ pub enum Work<T> {
         message: T,
         /// There is no other in line.
         is_last: bool,
+        /// It is the one that was put back last.
+        is_same: bool,
     },
     /// There is none. The worker will be woken.
     None {
@@ -133,6 +137,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             worker_is_idle: false,
             keep_ready: false,
             taken: None,
+            put_back: None,
             phase: Phase::Open,
             end: Gate::new(0, Slab::new()),
         }
@@ -162,6 +167,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         let sender = slot.sender.take();
         if message.is_some() {
             self.line.unlink(&mut self.slots, index);
+            self.put_back.take_if(|first| *first == index);
         }
         self.slots.release(index);
         let makes_room = message.is_some() || S::View::FIXED;
@@ -185,8 +191,11 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn next(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work<T>> {
         if let Some(message) = self.take() {
-            let is_last = self.line.is_empty();
-            return Some(Work::Message { message, is_last });
+            return Some(Work::Message {
+                message,
+                is_last: self.line.is_empty(),
+                is_same: self.put_back.take() == self.taken,
+            });
         }
         if !matches!(self.phase, Phase::Open) {
             return Some(Work::Ended);
@@ -209,6 +218,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
         swap(&mut slot.message, message);
         self.line.push_front(&mut self.slots, index);
+        self.put_back = Some(index);
         None
     }
 
@@ -277,8 +287,7 @@ impl Answered {
     }
 
     fn finish_all<R>(self, unwanted: &mut Option<R>) {
-        let _next = Late(self.next);
-        let _sender = Late(self.sender);
+        let _wakes = LateAll([self.next, self.sender]);
         *unwanted = None;
     }
 }

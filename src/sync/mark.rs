@@ -1,0 +1,172 @@
+//! Marks on a poll for readiness: that it only tries, or that it only drives.
+//!
+//! A service learns what a poll is for from the waker in its [`Context`], since nothing else reaches it through the
+//! middleware and the boxes in between. Who uses a mark: [`LoadShed`](crate::load_shed) tries; an idle
+//! [`Buffer`](crate::buffer), a [`Deadline`](crate::timeout::Deadline) that has elapsed and a
+//! [`SpawnReady`](crate::spawn_ready) that was only tried drive. Who heeds them: all middleware that reserves something, or
+//! that polls its parts with wakers of its own.
+//!
+//! This is the one file of the crate with unsafe code. A waker's address can tell nothing (`Waker::noop()` and the tables
+//! of `Wake` are constants, which the compiler may merge or duplicate); a `static` table has an address of its own, and a
+//! waker with a table needs `unsafe`. A service that does not know the marks sees a waker like any other.
+#![allow(unsafe_code)]
+
+use core::mem::ManuallyDrop;
+use core::ptr;
+use core::task::{Context, RawWaker, RawWakerVTable, Waker};
+
+/// What a poll for readiness is for, where it is not to wait for readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The caller takes readiness if it is there, and does not come back if it is not: no waker, no timer and no place
+    /// in line is left behind.
+    Try,
+    /// Nobody waits for readiness any more. The service gives up whatever it has reserved for a request (permit, token,
+    /// room, place in line, clock, alarm, refusal), reserves nothing, and goes on with work of its own: connecting,
+    /// following discovery. The waker is woken when there is more of that to do. `Ready(Ok(()))` means that there is
+    /// none, and not that the service may be called.
+    Drive,
+}
+
+/// What the waker of a marked poll points to.
+struct Marked<'a> {
+    mark: Mark,
+    waker: &'a Waker,
+}
+
+/// The table by which marked wakers are known. A `static`, so that no other table has its address.
+static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, ignore);
+
+/// The mark of a poll, if it has one.
+#[inline]
+pub(crate) fn mark(cx: &Context<'_>) -> Option<Mark> {
+    let waker = cx.waker();
+    if !ptr::eq(waker.vtable(), &TABLE) {
+        return None;
+    }
+    // SAFETY: only `marked` makes wakers with this table, from a `Marked` that outlives them.
+    Some(unsafe { Marked::from_data(waker.data()) }.mark)
+}
+
+/// Whether this poll only tries.
+#[inline]
+pub(crate) fn is_try(cx: &Context<'_>) -> bool {
+    mark(cx) == Some(Mark::Try)
+}
+
+/// Whether this poll only drives.
+#[inline]
+pub(crate) fn is_drive(cx: &Context<'_>) -> bool {
+    mark(cx) == Some(Mark::Drive)
+}
+
+/// Polls once, without waiting: see [`Mark::Try`].
+pub(crate) fn try_poll<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    marked(Mark::Try, Waker::noop(), poll)
+}
+
+/// Polls for nobody, and has `waker` woken when there is more to drive: see [`Mark::Drive`].
+pub(crate) fn drive<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    marked(Mark::Drive, waker, poll)
+}
+
+/// Has a service give up what it has reserved, and wakes nobody for it.
+pub(crate) fn withdraw<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    drive(Waker::noop(), poll)
+}
+
+fn marked<T>(mark: Mark, waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    let marked = Marked { mark, waker };
+    let data = ptr::from_ref(&marked).cast();
+    // SAFETY: the functions of `TABLE` keep the contract of a waker. They may be called from any thread, since `Marked`
+    // is `Sync`, and are not called after `marked` is gone: the waker is lent to `poll` for a lifetime that `poll` cannot
+    // name, and so it keeps neither the waker nor a reference; a clone is a clone of `marked.waker`.
+    let waker = unsafe { Waker::new(data, &TABLE) };
+    poll(&mut Context::from_waker(&waker))
+}
+
+impl Marked<'_> {
+    /// # Safety
+    ///
+    /// `data` is that of a waker which `marked` has made, and that waker is alive for `'a`.
+    #[inline]
+    unsafe fn from_data<'a>(data: *const ()) -> &'a Self {
+        // SAFETY: `marked` made it of a reference to a `Marked` that outlives the waker.
+        unsafe { &*data.cast() }
+    }
+}
+
+/// A clone has no mark: it is what is kept, to be woken.
+unsafe fn clone(data: *const ()) -> RawWaker {
+    // SAFETY: of this table's functions only this waker's are called with `data`, while it is alive.
+    let marked = unsafe { Marked::from_data(data) };
+    let waker = ManuallyDrop::new(marked.waker.clone());
+    RawWaker::new(waker.data(), waker.vtable())
+}
+
+unsafe fn wake(data: *const ()) {
+    // SAFETY: as in `clone`.
+    unsafe { Marked::from_data(data) }.waker.wake_by_ref();
+}
+
+/// The waker that is marked belongs to the caller.
+unsafe fn ignore(_: *const ()) {}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::task::Wake;
+    use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn marks_are_told_apart() {
+        assert_eq!(try_poll(|cx| mark(cx)), Some(Mark::Try));
+        assert_eq!(withdraw(|cx| mark(cx)), Some(Mark::Drive));
+        assert!(try_poll(|cx| is_try(cx) && !is_drive(cx)));
+        assert!(withdraw(|cx| is_drive(cx) && !is_try(cx)));
+    }
+
+    #[test]
+    fn foreign_waker_has_no_mark() {
+        let foreign = [Waker::noop().clone(), Arc::new(Wakes::default()).into()];
+        for waker in foreign {
+            assert_eq!(mark(&Context::from_waker(&waker)), None);
+        }
+    }
+
+    #[test]
+    fn marked_waker_wakes_the_waker_beneath() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let clone = drive(&waker, |cx| {
+            cx.waker().wake_by_ref();
+            cx.waker().clone()
+        });
+        assert_eq!(mark(&Context::from_waker(&clone)), None);
+        assert!(clone.will_wake(&waker));
+        clone.wake();
+        assert_eq!(wakes.0.load(SeqCst), 2);
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1);
+    }
+
+    #[test]
+    fn marks_nest() {
+        let marks = try_poll(|outer| {
+            let inner = drive(outer.waker(), |cx| mark(cx));
+            (mark(outer), inner)
+        });
+        assert_eq!(marks, (Some(Mark::Try), Some(Mark::Drive)));
+    }
+}

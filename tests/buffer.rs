@@ -509,18 +509,22 @@ fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
 }
 
 #[test]
-fn a_request_given_up_before_others_does_not_wake_the_worker() {
+fn giving_up_wakes_the_worker_that_asks_for_it() {
     let (mut buffer, worker, handle) = mock_pair(2);
     handle.set_ready(false);
     let mut worker = spawn(worker);
-    let [first, _second] = [1, 2].map(|n| {
+    let [first, second] = [1, 2].map(|n| {
         make_ready(&mut buffer);
         buffer.call(n)
     });
     let _shutdown = buffer.shutdown();
     assert!(worker.poll().is_pending());
-    drop(first);
+    // The service is not asked on behalf of the second.
+    drop(second);
     assert!(!worker.is_woken());
+    drop(first);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_ready());
 }
 
 #[test]

@@ -853,12 +853,14 @@ fn policies_of_retries() {
             for moment in MOMENTS {
                 let timer = at(moment);
                 let after = move |_: &Result<u32, u32>| Action::RetryAfter(hint);
-                let policy = StandardPolicy::with_timer(timer).total_time(total);
+                let policy = StandardPolicy::with_timer(timer)
+                    .max_retry_after(Duration::MAX)
+                    .total_time(total);
                 let mut policy = policy.classify(after);
                 Policy::<u32, u32, u32>::clone_request(&mut policy, &1);
                 let retry = Policy::<u32, u32, u32>::retry(&mut policy, &mut 1, &mut Err(2));
                 // The backoff is from 0 to 50 ms.
-                let longest = hint.max(Duration::from_millis(50));
+                let longest = hint.saturating_add(Duration::from_millis(50));
                 let [waits_until, over] =
                     [hint, total].map(|time| moment.saturating_add(nanos(time)));
                 if waits_until > over {

@@ -449,7 +449,8 @@ mod in_a_static {
 
     type Future = <Sensor as Service<u64>>::Future;
 
-    static QUEUE: StaticQueue<u64, Future, 3> = StaticQueue::new();
+    // A client may wait for a permit with room in the queue, while the request that it gave up last is still there.
+    static QUEUE: StaticQueue<u64, Future, 8> = StaticQueue::new();
     static PERMITS: StaticSemaphore<4> = StaticSemaphore::new(2);
 
     #[derive(Clone)]

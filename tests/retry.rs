@@ -289,14 +289,114 @@ fn no_wait_ends_past_the_total_time() {
 }
 
 #[test]
-fn a_longer_hint_overrides_the_backoff_and_a_shorter_does_not() {
-    for (hint, expected) in [(5, 5), (0, 1)] {
+fn backoff_goes_on_top_of_a_retry_after() {
+    for (hint, expected) in [(5, 6), (0, 1)] {
         let clock = Clock::default();
         let mut policy = every_second(&clock)
             .classify(move |_: &Result<u32, &str>| Action::RetryAfter(Duration::from_secs(hint)));
         let wait = one(&mut policy).unwrap();
         assert_eq!(wait.1, Instant::from_nanos(expected * 1_000_000_000));
     }
+}
+
+#[test]
+fn clients_told_the_same_time_spread_out() {
+    let hint = Duration::from_secs(5);
+    let policy = StandardPolicy::with_rng(SplitMix64::new(1), Clock::default())
+        .classify(move |_: &Result<u32, &str>| Action::RetryAfter(hint));
+    let mut ends: Vec<_> = (0..100)
+        .map(|_| one(&mut policy.clone()).unwrap().1)
+        .collect();
+    let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+    assert!(*first >= Instant::from_nanos(0).saturating_add(hint));
+    assert!(last.saturating_duration_since(*first) > Duration::from_millis(40));
+    ends.sort_unstable();
+    ends.dedup();
+    assert_eq!(ends.len(), 100);
+}
+
+#[test]
+fn retry_after_is_bounded() {
+    let told = |hint| {
+        every_second(&Clock::default())
+            .classify(move |_: &Result<u32, &str>| Action::RetryAfter(hint))
+    };
+    let minute = Duration::from_secs(60);
+    let more = minute + Duration::from_nanos(1);
+    assert!(one(&mut told(minute)).is_some());
+    assert!(one(&mut told(more)).is_none());
+    assert!(one(&mut told(more).max_retry_after(more)).is_some());
+    assert!(one(&mut told(minute).max_retry_after(Duration::ZERO)).is_none());
+    assert!(one(&mut told(Duration::MAX).max_retry_after(Duration::MAX)).is_some());
+}
+
+/// Retries what fails, at once and without end.
+#[derive(Clone)]
+struct AtOnce;
+
+impl<E> Policy<u32, u32, E> for AtOnce {
+    type Future = Ready<()>;
+
+    fn retry(&mut self, _: &mut u32, result: &mut Result<u32, E>) -> Option<Ready<()>> {
+        result.is_err().then(|| ready(()))
+    }
+
+    fn clone_request(&mut self, request: &u32) -> Option<u32> {
+        Some(*request)
+    }
+}
+
+#[test]
+fn retry_lets_others_run() {
+    let calls = Rc::new(Cell::new(0));
+    let count = calls.clone();
+    let failing = campanile::service_fn(move |n: u32| {
+        count.set(count.get() + 1);
+        ready(if count.get() < 1_000 { Err("not yet") } else { Ok(n) })
+    });
+    let mut retry = Retry::new(AtOnce, failing);
+    let mut response = spawn(ready_call(&mut retry));
+    loop {
+        let before = calls.get();
+        let polled = response.poll();
+        assert!(calls.get() - before <= 32);
+        if polled.is_ready() {
+            break;
+        }
+        assert!(response.is_woken());
+    }
+    assert_eq!(calls.get(), 1_000);
+}
+
+#[test]
+fn timeout_around_a_retry_at_once_fires() {
+    let clock = Clock::default();
+    let time = clock.clone();
+    let failing = campanile::service_fn(move |_: u32| {
+        time.advance(Duration::from_millis(1));
+        ready(Err::<u32, _>("never"))
+    });
+    let retry = Retry::new(AtOnce, failing);
+    let limit = Duration::from_millis(50);
+    let mut service = campanile::timeout::Timeout::with_timer(retry, limit, clock.clone());
+    let mut response = spawn(ready_call(&mut service));
+    while response.poll().is_pending() {
+        assert!(clock.now() < Instant::from_nanos(200_000_000));
+    }
+}
+
+/// The same on a runtime that interrupts nobody: another task runs meanwhile.
+async fn retry_at_once_lets_tasks_run<H: Host>(rt: On<H>) {
+    let stop = Arc::new(AtomicUsize::new(0));
+    let stopped = stop.clone();
+    let failing = campanile::service_fn(move |n: u32| {
+        let stopped = stopped.load(SeqCst) > 0;
+        ready(if stopped { Ok(n) } else { Err("go on") })
+    });
+    let answer = rt.start(Retry::new(AtOnce, failing).oneshot(7));
+    yield_now().await;
+    stop.store(1, SeqCst);
+    assert_eq!(answer.await.unwrap(), Ok(7));
 }
 
 #[test]
@@ -641,4 +741,7 @@ async fn an_attempt_waits_for_its_backoff_and_for_readiness<H: Host>(rt: On<H>) 
     assert_eq!(call.finish().await, Ok(8));
 }
 
-on_every_runtime! { an_attempt_waits_for_its_backoff_and_for_readiness }
+on_every_runtime! {
+    an_attempt_waits_for_its_backoff_and_for_readiness,
+    retry_at_once_lets_tasks_run,
+}

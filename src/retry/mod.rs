@@ -8,6 +8,9 @@
 //! is polled ready for it when the wait is over and no earlier. The policy is cloned for each request,
 //! so what it counts, it counts for that request.
 //!
+//! Where services, policies and readiness answer at once, one poll makes at most 32 attempts, and then lets other tasks run:
+//! a timeout around a retry fires, whatever is inside.
+//!
 //! When the clone's readiness fails, no further attempt can be made. The caller then gets the error
 //! of the last attempt that was answered, as the policy left it, and not the error of the readiness:
 //! it is the one that says what became of the request. A *response* that the policy wanted to retry
@@ -76,6 +79,10 @@ mod standard;
 pub use standard::{
     Action, Classify, CloneByClone, CloneByFn, CloneRequest, OnError, StandardPolicy,
 };
+
+/// After so many attempts in one poll other tasks run: no runtime but tokio would interrupt them. As many as a buffer's
+/// worker serves, and for the same reason.
+const ATTEMPTS_PER_POLL: u32 = 32;
 
 /// Decides which requests are sent again, and when.
 ///
@@ -210,6 +217,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut attempts = 0;
         loop {
             match this.state.as_mut().project() {
                 StateProj::Called { attempt, copy } => {
@@ -233,6 +241,11 @@ where
                     if let Some(unfinished) = wait.as_mut().as_pin_mut() {
                         ready!(unfinished.poll(cx));
                         wait.set(None);
+                    }
+                    attempts += 1;
+                    if attempts == ATTEMPTS_PER_POLL {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
                     let polled = ready!(this.service.poll_ready(cx));
                     if let StateOwned::Waiting { request, error, .. } =

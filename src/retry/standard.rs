@@ -16,6 +16,7 @@ use crate::{Instant, Timer};
 /// |---|---|---|
 /// | [`max_retries`](Self::max_retries) | 2, so three attempts in all | a passing failure is mostly over by then, and the load at most triples |
 /// | the backoff | 50 ms doubling to 5 s, full jitter | see [`ExponentialBackoffMaker::standard`] |
+/// | [`max_retry_after`](Self::max_retry_after) | 1 minute | a [`RetryAfter`](Action::RetryAfter) of a quota per minute is within it, and few callers wait longer |
 /// | [`total_time`](Self::total_time) | no bound | nothing is known about what the caller can wait |
 /// | [`budget`](Self::budget) | none | it is to be shared, and only the application knows with whom |
 /// | [`classify`](Self::classify) | errors are retried | what a response means is not known |
@@ -68,9 +69,12 @@ pub struct StandardPolicy<T, M: MakeBackoff, C = OnError, B = Unlimited, K = Clo
     budget: B,
     clone_request: K,
     max_retries: u32,
+    max_retry_after: Duration,
     total_time: Option<Duration>,
     request: PerRequest<M::Backoff>,
 }
+
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// What a policy knows of the one request that it was cloned for.
 struct PerRequest<B> {
@@ -137,6 +141,7 @@ impl<T, M: MakeBackoff> StandardPolicy<T, M> {
             budget: Unlimited,
             clone_request: CloneByClone,
             max_retries: 2,
+            max_retry_after: MAX_RETRY_AFTER,
             total_time: None,
             request: PerRequest::new(),
         }
@@ -148,6 +153,14 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
+        self
+    }
+
+    /// Lets a result pass that is to be retried after more than `time`: an hour's `Retry-After` is for the caller to wait
+    /// for, or to give up on. [`Duration::MAX`]: waits for whatever it is told.
+    #[must_use]
+    pub fn max_retry_after(mut self, time: Duration) -> Self {
+        self.max_retry_after = time;
         self
     }
 
@@ -172,6 +185,7 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
             budget: self.budget,
             clone_request: self.clone_request,
             max_retries: self.max_retries,
+            max_retry_after: self.max_retry_after,
             total_time: self.total_time,
             request: self.request,
         }
@@ -188,6 +202,7 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
             budget,
             clone_request: self.clone_request,
             max_retries: self.max_retries,
+            max_retry_after: self.max_retry_after,
             total_time: self.total_time,
             request: self.request,
         }
@@ -206,6 +221,7 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
             budget: self.budget,
             clone_request: CloneByFn(f),
             max_retries: self.max_retries,
+            max_retry_after: self.max_retry_after,
             total_time: self.total_time,
             request: self.request,
         }
@@ -232,8 +248,12 @@ where
         let Self { maker, request, .. } = self;
         let backoff = request.backoff.get_or_insert_with(|| maker.make_backoff());
         let mut wait = backoff.next_delay();
-        if let Action::RetryAfter(at_least) = action {
-            wait = wait.max(at_least);
+        if let Action::RetryAfter(time) = action {
+            if time > self.max_retry_after {
+                return None;
+            }
+            // On top: many are told the same time, and are not to come back all at once.
+            wait = wait.saturating_add(time);
         }
         if self.total_time.is_some() {
             let end = self.timer.now().saturating_add(wait);
@@ -289,6 +309,7 @@ where
             budget: self.budget.clone(),
             clone_request: self.clone_request.clone(),
             max_retries: self.max_retries,
+            max_retry_after: self.max_retry_after,
             total_time: self.total_time,
             request: PerRequest::new(),
         }
@@ -304,6 +325,7 @@ impl<T, M: MakeBackoff + fmt::Debug, C, B: fmt::Debug, K> fmt::Debug
             .field("classify", &format_args!("{}", type_name::<C>()))
             .field("budget", &self.budget)
             .field("max_retries", &self.max_retries)
+            .field("max_retry_after", &self.max_retry_after)
             .field("total_time", &self.total_time)
             .field("retries", &self.request.retries)
             .finish_non_exhaustive()
@@ -317,8 +339,9 @@ pub enum Action {
     Return,
     /// The request is sent again after the backoff.
     Retry,
-    /// The request is sent again after the backoff, but no earlier than after this time: what a
-    /// `Retry-After` header says.
+    /// The request is sent again after this time and the backoff together: what a `Retry-After` header says, and the jitter
+    /// that keeps all who were told the same from coming back at the same moment. The result passes where the time is longer
+    /// than [`max_retry_after`](StandardPolicy::max_retry_after).
     RetryAfter(Duration),
 }
 

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use campanile::Service;
@@ -255,4 +255,95 @@ fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
     panics(|| buffer.close());
     assert_eq!(wakes.get(), 1, "asleep");
     drop(worker);
+}
+
+/// Polls with a waker that panics, and has to wait.
+fn wait_badly<S: Service<u32>>(service: &mut S) {
+    let polled = service.poll_ready(&mut Context::from_waker(&bad_waker()));
+    assert!(polled.is_pending());
+}
+
+/// Several wakers panic, and still everybody who waits for room hears of the end.
+#[test]
+fn wakers_that_panic_cost_no_other_its_wake_up() {
+    type Close = fn(Buffer<u32, Answer>, Box<dyn std::any::Any>);
+    let ends: [Close; 2] = [|buffer, _| buffer.close(), |_, worker| drop(worker)];
+    for end in ends {
+        let service = Calls(|n: u32| Answer { n, is_bomb: false });
+        let (mut buffer, worker) = buffer::pair(service, 1);
+        make_ready(&mut buffer);
+        let mut handles: [Buffer<_, _>; 6] = std::array::from_fn(|_| buffer.clone());
+        let wakes = WakeCount::new();
+        for (n, handle) in handles.iter_mut().enumerate() {
+            if n % 3 < 2 {
+                wait_badly(handle);
+            } else {
+                assert!(wakes.poll_ready(handle).is_pending());
+            }
+        }
+        panics(|| end(buffer.clone(), Box::new(worker)));
+        assert_eq!(wakes.get(), 2);
+    }
+}
+
+/// A request that panics when it is dropped.
+struct Bomb(bool);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(!self.0, "dropped");
+    }
+}
+
+/// Requests that panic when the queue ends, and wakers of others that do.
+#[test]
+fn requests_that_panic_cost_no_other_its_answer() {
+    let service = campanile::service_fn(|bomb: Bomb| {
+        std::mem::forget(bomb);
+        std::future::ready(Ok::<_, Failure>(()))
+    });
+    let (mut buffer, worker) = buffer::pair(service, 8);
+    let mut responses: Vec<_> = (0..8)
+        .map(|n| {
+            ready(WakeCount::new().poll_ready(&mut buffer)).unwrap();
+            spawn(buffer.call(Bomb(n % 3 < 2)))
+        })
+        .collect();
+    assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
+    panics(|| drop(worker));
+    for response in &mut responses {
+        assert!(response.is_woken());
+        assert!(matches!(ready(response.poll()), Err(Error::Closed(_))));
+    }
+}
+
+/// What was given up is dropped before its room is given to another.
+#[test]
+fn room_is_given_away_after_the_request_is_gone() {
+    /// Notes whether the request is alive when it is woken.
+    struct Look {
+        request: Weak<()>,
+        was_alive: Mutex<Option<bool>>,
+    }
+
+    impl Wake for Look {
+        fn wake(self: Arc<Self>) {
+            *self.was_alive.lock().unwrap() = Some(self.request.strong_count() > 0);
+        }
+    }
+
+    let service = campanile::service_fn(|_: Arc<()>| std::future::ready(Ok::<_, Failure>(())));
+    let (mut buffer, _worker) = buffer::pair(service, 1);
+    ready(WakeCount::new().poll_ready(&mut buffer)).unwrap();
+    let request = Arc::new(());
+    let look = Arc::new(Look {
+        request: Arc::downgrade(&request),
+        was_alive: Mutex::new(None),
+    });
+    let response = buffer.call(request);
+    let waker = Waker::from(look.clone());
+    let mut other = buffer.clone();
+    assert!(other.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+    drop(response);
+    assert_eq!(*look.was_alive.lock().unwrap(), Some(false));
 }

@@ -87,17 +87,21 @@ pub(crate) fn wake(waker: Option<Waker>) {
     }
 }
 
-/// Wakes all, outside the lock. A waker that panics keeps no other from being woken: the first panic goes on at the end.
-#[cfg(feature = "std")]
+/// Wakes all, outside the lock. A waker that panics keeps no other from being woken.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
+    for_all(wakers, Waker::wake);
+}
+
+/// Does `f` to all, outside the lock. One that panics keeps no other from its turn: the first panic goes on at the end.
+#[cfg(feature = "std")]
+pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, mut f: impl FnMut(T)) {
     let mut panicked = None;
-    for waker in wakers {
-        // A waker is not used again, so that nothing is seen in a state that it was left in.
-        let woken = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        match (woken, &panicked) {
+    for item in items {
+        // What panics is not used again, so that nothing is seen in the state that it was left in.
+        match (catch_unwind(AssertUnwindSafe(|| f(item))), &panicked) {
             (Ok(()), _) => {}
             (Err(panic), None) => panicked = Some(panic),
-            // To drop what a panic holds may panic again.
+            // To drop what a panic carries may panic again.
             (Err(panic), Some(_)) => core::mem::forget(panic),
         }
     }
@@ -106,8 +110,25 @@ pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     }
 }
 
-/// Wakes all, outside the lock. Without std a panic ends the program.
+/// Does `f` to all, outside the lock. One that panics keeps no other from its turn.
 #[cfg(not(feature = "std"))]
-pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
-    wakers.into_iter().for_each(Waker::wake);
+pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, f: impl FnMut(T)) {
+    struct Rest<I: Iterator, F: FnMut(I::Item)> {
+        items: I,
+        f: F,
+    }
+
+    impl<I: Iterator, F: FnMut(I::Item)> Drop for Rest<I, F> {
+        fn drop(&mut self) {
+            for item in &mut self.items {
+                (self.f)(item);
+            }
+        }
+    }
+
+    let items = items.into_iter();
+    let mut rest = Rest { items, f };
+    while let Some(item) = rest.items.next() {
+        (rest.f)(item);
+    }
 }

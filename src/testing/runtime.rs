@@ -20,6 +20,7 @@ use super::sim::JoinHandle;
 use super::stuck::{Deadlock, Livelock, Stuck, TaskInfo};
 use super::trace::{Event, Trace, What};
 use crate::Instant;
+use crate::sync::wake_all;
 use crate::util::rng::{Rng, SplitMix64};
 
 /// So many polls without time moving are a livelock, unless [`Runtime::polls_per_moment`] says otherwise.
@@ -341,7 +342,7 @@ impl Shared {
             let moment = state.now.saturating_add(duration);
             state.jump(moment)
         };
-        due.into_values().for_each(Waker::wake);
+        wake_all(due.into_values());
     }
 
     /// Everybody waits: wakes those who waited for that, or else jumps to the next deadline. `false` if there
@@ -353,7 +354,7 @@ impl Shared {
             take(&mut state.idle)
         };
         if !idle.is_empty() {
-            idle.into_iter().for_each(Waker::wake);
+            wake_all(idle);
             return true;
         }
         let due = {
@@ -363,7 +364,7 @@ impl Shared {
             };
             state.jump(deadline)
         };
-        due.into_values().for_each(Waker::wake);
+        wake_all(due.into_values());
         true
     }
 }

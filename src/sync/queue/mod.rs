@@ -2,22 +2,23 @@
 
 use core::cell::RefCell;
 use core::fmt;
+use core::iter::{from_fn, once};
 use core::mem::{swap, take};
 use core::pin::Pin;
-use core::task::{Context, Poll, ready};
+use core::task::{Context, Poll, Waker, ready};
 
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
 use futures_core::TryFuture;
 
-use self::state::{Phase, Removed};
+use self::state::{Phase, Refused, Removed};
 use crate::sync::credits::Credits;
 use crate::sync::gate::{Full, Place};
 use crate::sync::heap::{Heap, Shared};
 use crate::sync::lock::Lock;
 use crate::sync::slab::{Index, Slab};
 use crate::sync::storage::{Growing, Inline, Storage};
-use crate::sync::{Late, register, wake, with_waker};
+use crate::sync::{Late, LateAll, for_all, register, wake, wake_all, with_waker};
 
 mod state;
 
@@ -221,8 +222,9 @@ pub trait Channel: Clone {
             }
             (state.worker.take(), farewell)
         });
-        let _worker = Late(worker);
-        farewell.finish();
+        let (next, left) = farewell.into_parts();
+        let _wakes = LateAll([next, worker]);
+        drop(left);
     }
 
     /// Why nothing is accepted any more, if that is so.
@@ -377,9 +379,9 @@ pub trait Channel: Clone {
             let worker = (is_awaited || is_over).then(|| state.worker.take());
             (removed, worker.flatten())
         });
-        let _worker = Late(worker);
-        wake(removed.next);
-        drop((removed.message, removed.sender));
+        // Who gets its room finds it gone.
+        let _wakes = LateAll([removed.next, worker]);
+        drop((removed.message, answer, removed.sender));
     }
 
     /// Has the worker keep its service ready while there is no message.
@@ -400,10 +402,7 @@ pub trait Channel: Clone {
             })
         });
         if let Some(worker) = worker {
-            // Once more, for who is left when the first time ends in a panic.
-            let _rest = Rest(|| self.refuse_room());
-            let _room = Rest(|| self.refuse_room());
-            wake(worker);
+            wake_all(worker.into_iter().chain(self.refused_room()));
         }
     }
 
@@ -482,49 +481,24 @@ pub trait Channel: Clone {
         let Some((sender, worker)) = ended else {
             return;
         };
-        // Once more, for what is left when the first time ends in a panic.
-        let _rest = Rest(|| self.refuse_all());
-        let _all = Rest(|| self.refuse_all());
-        let _sender = Late(sender);
-        drop(worker);
+        // The slots stay for their senders, who take the reason from them.
+        let first = Refused {
+            waiter: sender,
+            worker,
+            ..Refused::default()
+        };
+        let rest = from_fn(|| self.with(State::refuse));
+        for_all(once(first).chain(rest), |refused| {
+            let _waiter = Late(refused.waiter);
+            drop((refused.message, refused.worker));
+        });
     }
 
-    /// Drops all messages, and wakes all who wait.
-    fn refuse_all(&self) {
-        // The slot stays for its sender, who takes the reason from it.
-        while let Some((message, sender)) = self.with(|state| {
-            let index = state.line.pop_front(&mut state.slots)?;
-            let slot = state.slots.get_mut(index)?;
-            Some((slot.message.take(), slot.sender.take()))
-        }) {
-            wake(sender);
-            drop(message);
-        }
-        while let Some(waker) = self.with(|state| {
-            let room = Self::Storage::view(&mut state.room).release();
-            room.or_else(|| state.end.release())
-        }) {
-            waker.wake();
-        }
-    }
-
-    /// Wakes all who wait for room, since there will be none.
-    fn refuse_room(&self) {
-        while let Some(waker) = self.with(|state| Self::Storage::view(&mut state.room).release()) {
-            waker.wake();
-        }
+    /// Those who wait for room, since there will be none.
+    fn refused_room(&self) -> impl Iterator<Item = Waker> {
+        from_fn(|| self.with(|state| Self::Storage::view(&mut state.room).release()))
     }
 }
-
-/// Goes on with refusing where a message panicked when it was dropped.
-struct Rest<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for Rest<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use alloc::format;

@@ -241,11 +241,45 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
+    /// Takes out a message that is in line, or somebody who waits for room or for the end: there is none of it any more.
+    pub(super) fn refuse(&mut self) -> Option<Refused<T>> {
+        let mut refused = Refused::default();
+        if let Some(index) = self.line.pop_front(&mut self.slots) {
+            let slot = self.slots.get_mut(index)?;
+            refused.message = slot.message.take();
+            refused.waiter = slot.sender.take();
+            return Some(refused);
+        }
+        let room = S::view(&mut self.room).release();
+        refused.waiter = Some(room.or_else(|| self.end.release())?);
+        Some(refused)
+    }
+
     /// Gives away the room of a message that was taken, where the slot does not keep it.
     fn make_room(&mut self) -> Option<Waker> {
         (!S::View::FIXED)
             .then(|| S::view(&mut self.room).release())
             .flatten()
+    }
+}
+
+/// What the end of a queue leaves to be done outside the lock.
+#[must_use = "the waiter is to be woken outside the lock"]
+pub(super) struct Refused<T> {
+    pub(super) message: Option<T>,
+    /// The worker's waker, which is to be dropped.
+    pub(super) worker: Option<Waker>,
+    /// Who is to learn of it.
+    pub(super) waiter: Option<Waker>,
+}
+
+impl<T> Default for Refused<T> {
+    fn default() -> Self {
+        Self {
+            message: None,
+            worker: None,
+            waiter: None,
+        }
     }
 }
 

@@ -343,7 +343,11 @@ fn room_is_given_away_after_the_request_is_gone() {
     let response = buffer.call(request);
     let waker = Waker::from(look.clone());
     let mut other = buffer.clone();
-    assert!(other.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+    assert!(
+        other
+            .poll_ready(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
     drop(response);
     assert_eq!(*look.was_alive.lock().unwrap(), Some(false));
 }

@@ -3,17 +3,21 @@
 
 mod common;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use campanile::limit::concurrency::{InvalidLimit, Semaphore};
 use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
 use campanile::load_shed::{self, LoadShed};
+use campanile::timeout::{Deadline, Timeout};
 use campanile::{Layer, Service, ServiceExt, service_fn};
 
 use common::{
-    Failure, Host, On, WakeCount, mock, on_every_runtime, panics_at, ready, spawn, yield_now,
+    Failure, Host, ManualTimer, On, WakeCount, mock, on_every_runtime, panics_at, ready, spawn,
+    yield_now,
 };
 
 #[track_caller]
@@ -71,6 +75,146 @@ fn a_permit_can_go_with_the_response() {
     handle.try_next().unwrap().1.fail(Failure("no"));
     assert!(ready(response.poll()).is_err());
     assert_eq!(semaphore.available_permits(), 1);
+}
+
+/// Notes how many of a service's futures are alive, and the most that ever were.
+#[derive(Clone, Default)]
+struct Alive(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Alive {
+    fn enter(&self) -> Self {
+        let alive = self.0.0.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.1.fetch_max(alive, Ordering::SeqCst);
+        self.clone()
+    }
+
+    fn leave(&self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn most(&self) -> usize {
+        self.0.1.load(Ordering::SeqCst)
+    }
+}
+
+/// Alive from its first poll until it is dropped. It is ready at once, or never.
+struct Response(Alive, Option<Alive>, bool);
+
+impl Future for Response {
+    type Output = Result<u32, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.1.is_none() {
+            self.1 = Some(self.0.enter());
+        }
+        if self.2 {
+            Poll::Ready(Ok(1))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        if let Some(alive) = &self.1 {
+            alive.leave();
+        }
+    }
+}
+
+fn counted(
+    alive: &Alive,
+) -> impl Service<u32, Response = u32, Error = Failure, Future = Response> + Clone + use<> {
+    let alive = alive.clone();
+    service_fn(move |n: u32| Response(alive.clone(), None, n > 0))
+}
+
+#[test]
+fn permit_is_free_when_the_future_inside_is_gone() {
+    let alive = Alive::default();
+    let limit = ConcurrencyLimit::new(counted(&alive), 1);
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut handle = limit.clone();
+        make_ready(&mut handle);
+        let mut response = spawn(handle.call(1));
+        assert_eq!(ready(response.poll()), Ok(1));
+        kept.push(response);
+    }
+    let mut kept_with_permit = Vec::new();
+    for _ in 0..3 {
+        let mut handle = limit.clone().with_permit();
+        make_ready(&mut handle);
+        let mut response = spawn(handle.call(1));
+        drop(ready(response.poll()).unwrap().into_parts().1);
+        kept_with_permit.push(response);
+    }
+    assert_eq!(alive.most(), 1);
+}
+
+#[test]
+fn limit_counts_what_a_timeout_gave_up() {
+    let alive = Alive::default();
+    let timer = ManualTimer::new();
+    let second = Duration::from_secs(1);
+    let inner = Timeout::with_timer(counted(&alive), second, timer.clone());
+    let limit = ConcurrencyLimit::new(inner, 1);
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut handle = limit.clone();
+        make_ready(&mut handle);
+        let mut response = spawn(handle.call(0));
+        assert!(response.poll().is_pending());
+        timer.advance(second);
+        assert!(ready(response.poll()).is_err());
+        kept.push(response);
+    }
+    assert_eq!(alive.most(), 1);
+}
+
+#[test]
+fn unready_service_takes_no_permit() {
+    let (service, handle) = mock::<u32, u32>();
+    let (other, _other_handle) = mock::<u32, u32>();
+    let semaphore = Semaphore::new(1);
+    let mut stuck = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+    let mut other = ConcurrencyLimit::with_semaphore(other, semaphore.clone());
+    handle.set_ready(false);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut stuck).is_pending());
+    make_ready(&mut other);
+    let response = other.call(1);
+    // It is ready now, and waits for the permit.
+    handle.set_ready(true);
+    assert!(wakes.poll_ready(&mut stuck).is_pending());
+    // And it is not when it is given the permit, which is for whoever can go on.
+    handle.set_ready(false);
+    drop(response);
+    assert!(wakes.poll_ready(&mut stuck).is_pending());
+    assert_eq!(semaphore.available_permits(), 1);
+    make_ready(&mut other);
+}
+
+#[test]
+fn deadline_that_elapsed_leaves_the_line() {
+    let (service, _handle) = mock::<u32, u32>();
+    let timer = ManualTimer::new();
+    let second = Duration::from_secs(1);
+    let mut first = ConcurrencyLimit::new(service, 1);
+    let mut late = Deadline::with_timer(first.clone(), second, timer.clone());
+    let mut last = first.clone();
+    make_ready(&mut first);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut late).is_pending());
+    assert!(wakes.poll_ready(&mut last).is_pending());
+    timer.advance(second);
+    make_ready(&mut late);
+    // Before its request is refused, and though the handle is kept.
+    drop(first);
+    make_ready(&mut last);
+    assert!(ready(spawn(late.call(1)).poll()).is_err());
+    assert_eq!(timer.armed(), 0);
 }
 
 #[test]
@@ -483,7 +627,34 @@ async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
     }
 }
 
-on_every_runtime! { never_more_than_the_limit, who_gives_up_leaves_the_permit_to_the_next }
+/// Requests time out, and their futures are kept: by then nothing of them is alive.
+async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
+    let alive = Alive::default();
+    let second = Duration::from_secs(1);
+    let inner = Timeout::with_timer(counted(&alive), second, rt.clone());
+    let limit = ConcurrencyLimit::new(inner, 1);
+    let elapsed = (0..10).map(|_| {
+        let mut limit = limit.clone();
+        rt.start(async move {
+            std::future::poll_fn(|cx| limit.poll_ready(cx))
+                .await
+                .unwrap();
+            let mut response = Box::pin(limit.call(0));
+            response.as_mut().await.unwrap_err();
+            response
+        })
+    });
+    // All of them are kept.
+    let elapsed = futures::future::join_all(elapsed);
+    rt.advance_until(second / 4, elapsed).await;
+    assert_eq!(alive.most(), 1);
+}
+
+on_every_runtime! {
+    limit_counts_what_is_alive,
+    never_more_than_the_limit,
+    who_gives_up_leaves_the_permit_to_the_next,
+}
 
 /// Waits and calls are given up at random, on several threads; at the end all permits are there.
 #[test]

@@ -23,7 +23,7 @@ use campanile::retry::{CloneByClone, Retry, StandardPolicy};
 use campanile::steer::Steer;
 use campanile::testing::buffer::Buffer;
 use campanile::testing::spawn_ready::SpawnReady;
-use campanile::testing::{Probe, Runtime, Sim, idle};
+use campanile::testing::{Probe, Runtime, Sim, idle, sleep};
 use campanile::timeout::{Deadline, Timeout};
 use campanile::util::{Either, Optional, UnsyncBoxCloneService, UnsyncBoxService};
 use campanile::{BoxError, Instant, Layer, Service, ServiceExt, Timer, service_fn};
@@ -360,6 +360,70 @@ fn readiness_stays_until_the_call() {
             idle().await;
             assert_eq!(semaphore.available_permits(), 1, "{name}");
             assert_eq!((probe.calls(), probe.reserved()), (1, 0), "{name}");
+        });
+    }
+}
+
+/// A request that is given up takes along what its service had reserved, or waited for, in an idle buffer.
+#[test]
+fn idle_buffer_holds_nothing() {
+    for (name, room) in rooms() {
+        let runtime = Runtime::new(1);
+        let result = runtime.block_on(async {
+            let probe = Probe::new();
+            let (inner, semaphore) = one_at_a_time(&probe);
+            let buffer = Buffer::new(room(inner.clone()), 1);
+            // It is used, so that it is connected, and so on.
+            assert_eq!(buffer.clone().oneshot(0).await.unwrap(), 0, "{name}");
+            sleep(10 * SECOND).await;
+            let mut first = inner.clone();
+            first.ready().await.unwrap();
+
+            let mut given_up = Box::pin(buffer.clone().oneshot(1));
+            let polled = given_up.as_mut().now_or_never();
+            idle().await;
+            assert!(polled.is_none(), "{name}");
+            drop(given_up);
+            idle().await;
+            drop(first);
+            idle().await;
+            // Nobody asks the buffer for anything, and so the permit is there for others.
+            assert_eq!(semaphore.available_permits(), 1, "{name}");
+            // The next request finds it, and inherits nothing, however late it comes.
+            sleep(1_000 * SECOND).await;
+            assert_eq!(semaphore.available_permits(), 1, "{name}");
+            assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2, "{name}");
+            sleep(SECOND).await;
+            assert_eq!(semaphore.available_permits(), 1, "{name}");
+            buffer
+        });
+        let buffer = result.unwrap_or_else(|stuck| panic!("{name}: {stuck}"));
+        assert_eq!(runtime.deadlines(), 0, "{name}");
+        drop(buffer);
+    }
+}
+
+/// Whoever is given an answer finds nothing of the request alive: neither by a future that is kept, nor otherwise.
+#[test]
+fn answered_request_is_gone() {
+    for (name, room) in rooms() {
+        run(name, async {
+            let alive = Rc::new(());
+            let guard = alive.clone();
+            let inner = service_fn(move |n: u32| {
+                let guard = guard.clone();
+                // Held until it is dropped, and not until it is ready.
+                std::future::poll_fn(move |_| {
+                    let _ = &guard;
+                    Poll::Ready(Ok::<_, BoxError>(n))
+                })
+            });
+            let mut service = ConcurrencyLimit::new(room(boxed(inner)), 1);
+            service.ready().await.unwrap();
+            let handles = Rc::strong_count(&alive);
+            let mut response = Box::pin(service.call(1));
+            assert_eq!(response.as_mut().await.unwrap(), 1, "{name}");
+            assert!(Rc::strong_count(&alive) <= handles, "{name}");
         });
     }
 }

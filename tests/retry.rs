@@ -352,7 +352,11 @@ fn retry_lets_others_run() {
     let count = calls.clone();
     let failing = campanile::service_fn(move |n: u32| {
         count.set(count.get() + 1);
-        ready(if count.get() < 1_000 { Err("not yet") } else { Ok(n) })
+        ready(if count.get() < 1_000 {
+            Err("not yet")
+        } else {
+            Ok(n)
+        })
     });
     let mut retry = Retry::new(AtOnce, failing);
     let mut response = spawn(ready_call(&mut retry));

@@ -136,8 +136,7 @@ impl<S> Driven<S> {
                     // The request that the service was asked for is gone. This one inherits nothing of it.
                     if self.is_asked && !self.is_ready && !is_same {
                         self.is_asked = false;
-                        if let Poll::Ready(Err(error)) =
-                            withdraw(|cx| self.service.poll_ready(cx))
+                        if let Poll::Ready(Err(error)) = withdraw(|cx| self.service.poll_ready(cx))
                         {
                             return Poll::Ready(End::Failed(queue.share(error)));
                         }
@@ -191,9 +190,9 @@ impl<S> Driven<S> {
         }
         cx.waker().wake_by_ref();
         match work {
-            Work::Message { message, .. } => queue
-                .put_back(&mut Some(message), cx)
-                .map(|()| End::Closed),
+            Work::Message { message, .. } => {
+                queue.put_back(&mut Some(message), cx).map(|()| End::Closed)
+            }
             Work::None { .. } | Work::Ended => Poll::Pending,
         }
     }

@@ -17,9 +17,9 @@ use core::time::Duration;
 use loom::sync::Notify;
 use loom::thread::{self, JoinHandle};
 
-use super::try_poll;
 use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
 use super::semaphore::Permit;
+use super::try_poll;
 use super::wakes::Wakes;
 use super::word::Word;
 use crate::buffer::{self, Buffer, Error};

@@ -1,0 +1,254 @@
+//! A buffer that nobody waits for holds nothing that others could use, and a request inherits nothing of one that was
+//! given up before it.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::convert::Infallible;
+use std::future::{Ready, ready as done};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use campanile::buffer::{self, Buffer};
+use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
+use campanile::limit::rate::{Rate, RateLimit};
+use campanile::timeout::{self, Deadline};
+use campanile::{Service, ServiceExt, service_fn};
+use common::{Host, ManualTimer, On, WakeCount, on_every_runtime, ready, spawn, yield_now};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn echo()
+-> impl Service<u32, Response = u32, Error = Infallible, Future = Ready<Result<u32, Infallible>>> + Clone
+{
+    service_fn(|n: u32| done(Ok(n)))
+}
+
+fn make_ready<S: Service<u32, Error: std::fmt::Debug>>(service: &mut S) {
+    ready(WakeCount::new().poll_ready(service)).unwrap();
+}
+
+/// A limit of one, and a handle that has its permit.
+fn busy() -> (
+    impl Service<u32, Response = u32, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    Semaphore,
+) {
+    let semaphore = Semaphore::new(1);
+    (
+        ConcurrencyLimit::with_semaphore(echo(), semaphore.clone()),
+        semaphore,
+    )
+}
+
+#[test]
+fn request_given_up_takes_its_place_along() {
+    let (limit, semaphore) = busy();
+    let (mut first, mut last) = (limit.clone(), limit.clone());
+    make_ready(&mut first);
+    let (buffer, worker) = buffer::pair(limit, 4);
+    let mut worker = spawn(worker);
+    let mut response = spawn(buffer.clone().oneshot(1));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut last).is_pending());
+    drop(response);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    drop(first);
+    assert_eq!(wakes.get(), 1);
+    make_ready(&mut last);
+    drop(last);
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn permit_of_a_request_given_up_goes_to_others() {
+    let (limit, semaphore) = busy();
+    let mut first = limit.clone();
+    make_ready(&mut first);
+    let (buffer, worker) = buffer::pair(limit, 4);
+    let mut worker = spawn(worker);
+    let mut response = spawn(buffer.clone().oneshot(1));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    // The permit is granted, and the request is given up before the worker learns of it.
+    drop(first);
+    assert_eq!(semaphore.available_permits(), 0);
+    drop(response);
+    assert!(worker.poll().is_pending());
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn queued_request_has_a_clock_of_its_own() {
+    let timer = ManualTimer::new();
+    let (limit, _semaphore) = busy();
+    let mut first = limit.clone();
+    make_ready(&mut first);
+    let deadline = Deadline::with_timer(limit, SECOND, timer.clone());
+    let (buffer, worker) = buffer::pair(deadline, 4);
+    let mut worker = spawn(worker);
+    let mut given_up = spawn(buffer.clone().oneshot(1));
+    assert!(given_up.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    timer.advance(SECOND * 9 / 10);
+    let mut queued = spawn(buffer.clone().oneshot(2));
+    assert!(queued.poll().is_pending());
+    drop(given_up);
+    assert!(worker.poll().is_pending());
+    // A second of the first one's.
+    timer.advance(SECOND / 2);
+    assert!(worker.poll().is_pending());
+    assert!(queued.poll().is_pending());
+    drop(first);
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(queued.poll()).unwrap(), 2);
+    assert_eq!(timer.armed(), 0);
+}
+
+#[test]
+fn queued_request_waits_for_its_own_second() {
+    let timer = ManualTimer::new();
+    let (limit, _semaphore) = busy();
+    let mut first = limit.clone();
+    make_ready(&mut first);
+    let deadline = Deadline::with_timer(limit, SECOND, timer.clone());
+    let (buffer, worker) = buffer::pair(deadline, 4);
+    let mut worker = spawn(worker);
+    let [mut given_up, mut queued] = [1, 2].map(|n| spawn(buffer.clone().oneshot(n)));
+    assert!(given_up.poll().is_pending());
+    assert!(queued.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    timer.advance(SECOND / 2);
+    drop(given_up);
+    assert!(worker.poll().is_pending());
+    timer.advance(SECOND * 9 / 10);
+    assert!(worker.poll().is_pending());
+    assert!(queued.poll().is_pending());
+    timer.advance(SECOND / 10);
+    assert!(worker.poll().is_pending());
+    let error = ready(queued.poll()).unwrap_err();
+    assert!(matches!(
+        error.into_service(),
+        Some(timeout::Error::Elapsed(_))
+    ));
+}
+
+/// Counts its polls, asks for another each time that it is told to, and reserves nothing.
+struct Busy {
+    polls: std::rc::Rc<std::cell::Cell<u32>>,
+    waker: std::rc::Rc<std::cell::RefCell<Option<Waker>>>,
+}
+
+impl Service<u32> for Busy {
+    type Response = u32;
+    type Error = Infallible;
+    type Future = Ready<Result<u32, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.polls.set(self.polls.get() + 1);
+        self.waker.replace(Some(cx.waker().clone()));
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        done(Ok(n))
+    }
+}
+
+#[test]
+fn idle_service_is_polled_once_per_wake_up() {
+    let (polls, waker) = Default::default();
+    let service = Busy { polls, waker };
+    let (polls, waker) = (service.polls.clone(), service.waker.clone());
+    let (buffer, worker) = buffer::pair(service, 4);
+    let mut worker = spawn(worker);
+    let mut response = spawn(buffer.clone().oneshot(1));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()), Ok(1));
+    // Called, and so it holds nothing to be given up.
+    assert!(worker.poll().is_pending());
+    assert_eq!(polls.get(), 1);
+    for n in 2..5 {
+        waker.borrow().as_ref().unwrap().wake_by_ref();
+        assert!(worker.is_woken());
+        assert!(worker.poll().is_pending());
+        assert!(worker.poll().is_pending());
+        assert_eq!(polls.get(), n);
+        assert!(!worker.is_woken());
+    }
+}
+
+#[test]
+fn idle_buffer_holds_no_token() {
+    let timer = ManualTimer::new();
+    let (limit, _semaphore) = busy();
+    let mut first = limit.clone();
+    make_ready(&mut first);
+    let rate = RateLimit::with_timer(echo(), Rate::new(1, SECOND), timer.clone());
+    let mut other = rate.clone();
+    let (buffer, worker) = buffer::pair(rate, 4);
+    let mut worker = spawn(worker);
+    // The only token goes.
+    make_ready(&mut other);
+    assert_eq!(ready(spawn(other.call(0)).poll()).unwrap(), 0);
+    let mut given_up = spawn(buffer.clone().oneshot(1));
+    assert!(given_up.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(timer.armed(), 1);
+    drop(given_up);
+    assert!(worker.poll().is_pending());
+    assert_eq!(timer.armed(), 0);
+    timer.advance(SECOND);
+    make_ready(&mut other);
+}
+
+/// The permit that a request waited for goes to who is there, and the request's clock with it.
+async fn idle_buffer_holds_no_permit<H: Host>(rt: On<H>) {
+    let (limit, semaphore) = busy();
+    let deadline = Deadline::with_timer(limit.clone(), SECOND, rt.clone());
+    let buffer = Buffer::with_executor(deadline, 4, &rt);
+    for _ in 0..5 {
+        let mut first = limit.clone();
+        first.ready().await.unwrap();
+        let (given_up, give_up) = futures::future::abortable(buffer.clone().oneshot(1));
+        let given_up = rt.start(given_up);
+        yield_now().await;
+        give_up.abort();
+        given_up.await.unwrap().unwrap_err();
+        drop(first);
+        common::until(|| semaphore.available_permits() == 1).await;
+        // No alarm of before has the service take it again.
+        rt.advance(3600 * SECOND).await;
+        yield_now().await;
+        assert_eq!(semaphore.available_permits(), 1);
+        // And what comes an hour later has a second of its own.
+        assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
+    }
+}
+
+/// The alarm of a deadline is off once its request is answered.
+async fn answered_request_leaves_no_alarm<H: Host>(rt: On<H>) {
+    let (limit, semaphore) = busy();
+    let deadline = Deadline::with_timer(limit.clone(), SECOND, rt.clone());
+    let buffer = Buffer::with_executor(deadline, 4, &rt);
+    let mut first = limit.clone();
+    first.ready().await.unwrap();
+    let answer = rt.start(buffer.clone().oneshot(1));
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    drop(first);
+    assert_eq!(answer.await.unwrap().unwrap(), 1);
+    for _ in 0..10 {
+        rt.advance(SECOND / 2).await;
+        assert_eq!(semaphore.available_permits(), 1);
+    }
+}
+
+on_every_runtime! {
+    answered_request_leaves_no_alarm,
+    idle_buffer_holds_no_permit,
+}

@@ -51,6 +51,10 @@ impl Service<bool> for Inner {
     }
 }
 
+fn elapsed() -> Poll<Result<u32, Error<&'static str>>> {
+    Poll::Ready(Err(Error::Elapsed(Elapsed::new())))
+}
+
 fn poll_ready<S: Service<bool>>(service: &mut S) -> Poll<Result<(), S::Error>> {
     poll(pin!(poll_fn(|cx| service.poll_ready(cx))))
 }
@@ -77,8 +81,7 @@ fn the_clock_starts_at_the_first_pending_poll() {
     assert!(response.as_mut().poll(&mut cx).is_pending());
     timer.advance(Duration::from_nanos(1));
     assert!(wakes.get() > 0);
-    let elapsed = Error::Elapsed(Elapsed::new());
-    assert_eq!(response.as_mut().poll(&mut cx), Poll::Ready(Err(elapsed)));
+    assert_eq!(response.as_mut().poll(&mut cx), elapsed());
     assert_eq!(timer.asked()[1], 1, "one sleep, armed once");
 }
 
@@ -161,7 +164,6 @@ fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = Deadline::with_timer(inner.clone(), Duration::ZERO, timer.clone());
-    let elapsed = || Poll::Ready(Err(Error::Elapsed(Elapsed::new())));
 
     assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
     assert_eq!(poll(pin!(service.call(true))), elapsed());
@@ -183,8 +185,7 @@ fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
         assert!(poll_ready(&mut service).is_pending(), "round {round}");
         timer.advance(10 * MS);
         assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
-        let elapsed = Error::Elapsed(Elapsed::new());
-        assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Err(elapsed)));
+        assert_eq!(poll(pin!(service.call(true))), elapsed());
     }
     assert_eq!(inner.calls.get(), 0);
     assert_eq!(timer.armed(), 0, "no alarm is armed without a request");
@@ -192,6 +193,56 @@ fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
     inner.ready.set(true);
     assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
     assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
+}
+
+/// A service whose futures hold what they are given until they are dropped.
+fn holds(held: &Rc<()>) -> impl Service<bool, Response = u32, Error = &'static str> + use<> {
+    let held = held.clone();
+    service_fn(move |_: bool| {
+        let held = held.clone();
+        async move {
+            pending::<()>().await;
+            drop(held);
+            Ok(1)
+        }
+    })
+}
+
+#[test]
+fn what_is_inside_is_gone_before_the_answer() {
+    let held = Rc::new(());
+    let timer = ManualTimer::new();
+    let mut timeout = Timeout::with_timer(holds(&held), 10 * MS, timer.clone());
+    let mut deadline = Deadline::with_timer(holds(&held), 10 * MS, timer.clone());
+    let mut responses = (spawn(timeout.call(true)), spawn(deadline.call(true)));
+    assert!(responses.0.poll().is_pending() && responses.1.poll().is_pending());
+    assert_eq!(Rc::strong_count(&held), 5);
+    timer.advance(10 * MS);
+    assert_eq!(responses.0.poll(), elapsed());
+    assert_eq!(responses.1.poll(), elapsed());
+    assert_eq!(Rc::strong_count(&held), 3);
+    // Polled again, they say the same.
+    assert_eq!(responses.0.poll(), elapsed());
+    assert_eq!(timer.armed(), 0);
+}
+
+#[test]
+fn ready_handle_keeps_no_alarm() {
+    let timer = ManualTimer::new();
+    let inner = Inner::default();
+    let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
+    assert!(poll_ready(&mut service).is_pending());
+    assert_eq!(timer.armed(), 1);
+    inner.ready.set(true);
+    assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(timer.armed(), 0);
+    // Its clock goes on, also where the service is not ready any more.
+    inner.ready.set(false);
+    timer.advance(5 * MS);
+    assert!(poll_ready(&mut service).is_pending());
+    timer.advance(5 * MS);
+    assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(poll(pin!(service.call(true))), elapsed());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::wakes::Wakes;
 use super::word::Word;
 use crate::buffer::{self, Buffer, Error};
 use crate::limit::RateLimit;
-use crate::limit::concurrency::Semaphore;
+use crate::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use crate::limit::rate::{Limiter, Rate};
 use crate::retry::budget::{Budget, TpsBudget};
 use crate::spawn_ready::SpawnReady;
@@ -457,6 +457,29 @@ fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
         let response = buffer.call(Request::new(&alive));
         drop(buffer);
         let _ = poll_once(response);
+        join([worker]);
+        assert_eq!(alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn permit_of_a_request_given_up_goes_to_others() {
+    loom::model(|| {
+        let alive = Arc::default();
+        let semaphore = Semaphore::new(1);
+        let mut held = Permit::new(semaphore.clone());
+        assert!(poll_once(acquire(&mut held)).is_ready());
+        let service = service_fn(|request| ready(Ok::<_, Infallible>(request)));
+        let limit = ConcurrencyLimit::with_semaphore(service, semaphore);
+        let (mut buffer, worker) = buffer::pair(limit, 1);
+        let worker = thread::spawn(|| block_on(worker));
+        let given_up = buffer.call(Request::new(&alive));
+        let gives_up = thread::spawn(move || drop(given_up));
+        held.release();
+        // In line before the service, or behind it: the idle worker keeps neither the permit nor the place.
+        block_on(acquire(&mut held));
+        join([gives_up]);
+        drop(buffer);
         join([worker]);
         assert_eq!(alive.load(SeqCst), 0);
     });

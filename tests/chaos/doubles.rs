@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -238,6 +239,36 @@ impl Gauge {
 impl Drop for Inside {
     fn drop(&mut self) {
         self.0.inside.set(self.0.inside.get() - 1);
+    }
+}
+
+/// A future that is inside from its first poll until it is dropped, whether it has ended or not.
+pub(super) struct Held {
+    future: LocalBoxFuture<'static, Result<u64, BoxError>>,
+    gauge: Rc<Gauge>,
+    inside: Option<Inside>,
+}
+
+impl Held {
+    pub(super) fn new(
+        future: impl Future<Output = Result<u64, BoxError>> + 'static,
+        gauge: &Rc<Gauge>,
+    ) -> Self {
+        Self {
+            future: Box::pin(future),
+            gauge: Rc::clone(gauge),
+            inside: None,
+        }
+    }
+}
+
+impl Future for Held {
+    type Output = Result<u64, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.inside.get_or_insert_with(|| this.gauge.enter());
+        this.future.as_mut().poll(cx)
     }
 }
 

@@ -163,6 +163,8 @@ struct Client {
 impl Client {
     async fn work(mut self) {
         let mut kept = self.stack.clone();
+        // Futures that have ended, and are not dropped: nothing of a request is to live on in them.
+        let mut ended = Vec::new();
         for _ in 0..self.dice.number(1..12) {
             if self.dice.chance(0.5) {
                 sleep(self.dice.millis(0..60)).await;
@@ -172,7 +174,7 @@ impl Client {
                 true => Some(self.dice.millis(0..80)),
                 false => is_hasty.then_some(5 * SECOND),
             };
-            let kind = self.dice.number(0..5);
+            let kind = self.dice.number(0..6);
             let pause = self.dice.millis(0..20);
             let request = self.run.number();
             let outcome = match kind {
@@ -207,6 +209,22 @@ impl Client {
                         None => spawn_named("moved", waiting).await,
                     };
                     Some(result)
+                }
+                3 => {
+                    let mut stack = self.stack.clone();
+                    let readiness = within(patience, stack.ready()).await;
+                    match readiness.map(|ready| ready.map(|_| ())) {
+                        None => None,
+                        Some(Err(error)) => Some(Err(error)),
+                        Some(Ok(())) => {
+                            let mut response = stack.call(request);
+                            let result = within(patience, &mut response).await;
+                            if result.is_some() {
+                                ended.push(response);
+                            }
+                            result
+                        }
+                    }
                 }
                 _ => within(patience, self.stack.clone().oneshot(request)).await,
             };
@@ -273,6 +291,11 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
         client.await;
     }
     idle().await;
+    // Nobody asks for anything: what is idle holds no permit. But endpoints that are ready, and what is told to be so.
+    let holds = ["balance", "kept ready"].map(|room| run.about.borrow().contains(room));
+    if holds == [false; 2] {
+        run.check_permits();
+    }
 
     // Budgets are full again, and nobody is there: a few requests pass, one by one.
     sleep(HOUR).await;

@@ -31,8 +31,8 @@ use campanile::{BoxError, Layer, Service, ServiceExt, Timer, service_fn};
 use futures::future::LocalBoxFuture;
 
 use super::doubles::{
-    Account, Admission, Attempts, Dice, Gauge, Log, Mortal, RateBound, Refused, Rejected, Remade,
-    Single,
+    Account, Admission, Attempts, Dice, Gauge, Held, Log, Mortal, RateBound, Refused, Rejected,
+    Remade, Single,
 };
 use super::{Run, Stack};
 
@@ -41,10 +41,6 @@ use super::{Run, Stack};
 struct Beneath {
     /// A handle that is ready keeps others from getting ready.
     reserves: bool,
-    /// A handle may be refused while it is in line, and keeps its place.
-    refuses: bool,
-    /// A retry may have to wait for what handles reserve.
-    retries: bool,
     /// A response that is not polled may hold a permit.
     holds: bool,
     /// A worker may panic, and all is over then.
@@ -96,10 +92,6 @@ impl<'a> Builder<'a> {
     ///
     /// In some stacks a request can wait for what is kept for nobody, as is documented where it is so:
     ///
-    /// - A worker's service keeps what it reserved for a request that was cancelled: a retry beneath the buffer may
-    ///   need it.
-    /// - A handle whose request was refused while it was in line keeps its place there: a retry above goes on with a
-    ///   clone of that handle, and may wait for what it holds.
     /// - The endpoints of a balancer that are ready, and are not chosen, keep what they reserve from each other.
     /// - An unreserved limit calls before there is a permit: what the call holds, others may need.
     ///
@@ -107,17 +99,13 @@ impl<'a> Builder<'a> {
     fn room(&mut self, inner: Stack) -> Stack {
         let Beneath {
             reserves,
-            refuses,
-            retries,
             holds,
             panics,
         } = self.beneath;
         let kind = self.dice.number(0..14);
         let waits_for_itself = match kind {
-            0 => retries,
             1 => reserves,
             2 => holds,
-            6 => refuses,
             _ => false,
         };
         if waits_for_itself && self.dice.chance(0.8) {
@@ -139,7 +127,6 @@ impl<'a> Builder<'a> {
             12 if !reserves => self.steer(inner),
             3 => {
                 let refusing = self.dice.chance(0.3);
-                self.beneath.refuses |= refusing && reserves;
                 let inner = self.probed(inner, None);
                 self.rate_limit(inner, refusing)
             }
@@ -148,17 +135,13 @@ impl<'a> Builder<'a> {
                 self.timeout(inner)
             }
             5 => {
-                self.beneath.refuses |= reserves;
                 let inner = self.probed(inner, None);
                 self.deadline(inner)
             }
             6 => self.retry(inner),
             7 => self.hedge(inner),
             8 => self.spawn_ready(inner),
-            9 => {
-                self.beneath.refuses |= reserves;
-                self.reconnect(inner)
-            }
+            9 => self.reconnect(inner),
             _ => {
                 self.run.say(format_args!("load_shed"));
                 self.run.may_fail("Overloaded");
@@ -267,8 +250,6 @@ impl<'a> Builder<'a> {
         self.run.wavers.set(false);
         self.beneath = Beneath {
             reserves: !unreserved,
-            refuses: false,
-            retries: false,
             ..self.beneath
         };
         boxed(buffer)
@@ -360,7 +341,10 @@ impl<'a> Builder<'a> {
     fn concurrency_limit(&mut self, inner: Stack) -> Stack {
         let max = self.dice.size(1..5);
         self.run.say(format_args!("concurrency_limit {max}"));
-        let inner = self.probed(inner, Some(max));
+        let gauge = self.gauge(max);
+        let inner = self
+            .probed(inner, Some(max))
+            .map_future(move |future| Held::new(future, &gauge));
         self.beneath.reserves = true;
         self.beneath.holds = true;
         boxed(ConcurrencyLimit::with_semaphore(inner, self.semaphore(max)))
@@ -371,16 +355,18 @@ impl<'a> Builder<'a> {
         let max = self.dice.size(1..5);
         self.run
             .say(format_args!("unreserved concurrency_limit {max}"));
+        let gauge = self.gauge(max);
+        let inner = self
+            .probed(inner, None)
+            .map_future(move |future| Held::new(future, &gauge));
+        boxed(ConcurrencyLimit::with_semaphore(inner, self.semaphore(max)).unreserved())
+    }
+
+    /// The books of the futures that are alive at a limit.
+    fn gauge(&self, max: usize) -> Rc<Gauge> {
         let gauge = Rc::new(Gauge::default());
         self.run.gauges.borrow_mut().push((gauge.clone(), max));
-        let inner = self.probed(inner, None).map_future(move |future| {
-            let gauge = Rc::clone(&gauge);
-            async move {
-                let _inside = gauge.enter();
-                future.await
-            }
-        });
-        boxed(ConcurrencyLimit::with_semaphore(inner, self.semaphore(max)).unreserved())
+        gauge
     }
 
     fn semaphore(&self, max: usize) -> Semaphore {
@@ -473,7 +459,6 @@ impl<'a> Builder<'a> {
         let left = self.dice.number(1..3);
         let wait = self.dice.millis(0..50);
         self.run.multiply_attempts(left + 1);
-        self.beneath.retries |= self.beneath.reserves;
         let inner = self.probed(inner, None);
         if self.dice.chance(0.5) {
             self.run.say(format_args!("retry {left}"));

@@ -1,15 +1,17 @@
-//! Limits how many requests are under way at once.
+//! Limits how many requests are in flight at once.
 //!
-//! A request needs a permit, which it has until its response is ready. Permits come from a
+//! A request needs a permit, which it has until its response is ready and its future is gone: the future inside is dropped
+//! before the permit goes back, so that the limit counts what is alive. Permits come from a
 //! [`Semaphore`] that is a service's own ([`ConcurrencyLimitLayer`]), that all services of a layer share
 //! ([`GlobalConcurrencyLimitLayer`]), or that the user brings ([`ConcurrencyLimit::with_semaphore`]); with the
 //! feature `async-lock` it can be an `Arc<async_lock::Semaphore>` that the rest of an application uses too.
 //!
 //! # Readiness
 //!
-//! By default `poll_ready` takes the permit, as tower's does: a handle that was polled ready keeps its
-//! permit until it calls or is dropped, and handles that idle in that state can keep the others
-//! waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
+//! By default `poll_ready` takes the permit, as tower's does, but asks the inner service first: a permit is only taken for
+//! a request that can go on, and is given back when the inner service is not ready any more. So a caller of a service that
+//! is never ready starves no other caller on the same semaphore. A handle that was polled ready keeps its permit until it
+//! calls or is dropped, and handles that idle in that state can keep the others waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
 //! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
 //!
@@ -40,6 +42,7 @@
 //! # Differences from tower
 //!
 //! - The permit is free as soon as the response is ready, and not when its future is dropped.
+//! - The inner service is asked before the permit is taken, and not after.
 //! - A response can take the permit along, for as long as its body goes on:
 //!   [`with_permit`](ConcurrencyLimit::with_permit).
 //! - Readiness that is only tried, as by [`LoadShed`](crate::load_shed), leaves no one in the line.

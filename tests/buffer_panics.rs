@@ -317,29 +317,62 @@ fn requests_that_panic_cost_no_other_its_answer() {
     }
 }
 
+/// Notes whether something is alive when it is woken.
+struct Look {
+    at: Weak<()>,
+    was_alive: Mutex<Option<bool>>,
+}
+
+impl Look {
+    fn new(at: &Arc<()>) -> Arc<Self> {
+        Arc::new(Self {
+            at: Arc::downgrade(at),
+            was_alive: Mutex::new(None),
+        })
+    }
+
+    #[track_caller]
+    fn assert_gone(&self) {
+        assert_eq!(*self.was_alive.lock().unwrap(), Some(false));
+    }
+}
+
+impl Wake for Look {
+    fn wake(self: Arc<Self>) {
+        *self.was_alive.lock().unwrap() = Some(self.at.strong_count() > 0);
+    }
+}
+
+/// Whoever hears of the panic finds the service gone, though the worker is kept.
+#[test]
+fn service_that_panicked_is_gone_before_others_learn() {
+    let service = Arc::new(());
+    let look = Look::new(&service);
+    let calls = Calls(move |_| {
+        let _ = &service;
+        panic!("called")
+    });
+    let (mut buffer, worker) = buffer::pair(calls, 1);
+    make_ready(&mut buffer);
+    let mut response = Box::pin(buffer.call(1));
+    let waker = Waker::from(look.clone());
+    let mut cx = Context::from_waker(&waker);
+    assert!(response.as_mut().poll(&mut cx).is_pending());
+    let mut worker = spawn(worker);
+    panics(|| _ = worker.poll());
+    look.assert_gone();
+    let answer = ready(response.as_mut().poll(&mut cx));
+    assert!(matches!(answer, Err(Error::Panicked(_))));
+}
+
 /// What was given up is dropped before its room is given to another.
 #[test]
 fn room_is_given_away_after_the_request_is_gone() {
-    /// Notes whether the request is alive when it is woken.
-    struct Look {
-        request: Weak<()>,
-        was_alive: Mutex<Option<bool>>,
-    }
-
-    impl Wake for Look {
-        fn wake(self: Arc<Self>) {
-            *self.was_alive.lock().unwrap() = Some(self.request.strong_count() > 0);
-        }
-    }
-
     let service = campanile::service_fn(|_: Arc<()>| std::future::ready(Ok::<_, Failure>(())));
     let (mut buffer, _worker) = buffer::pair(service, 1);
     ready(WakeCount::new().poll_ready(&mut buffer)).unwrap();
     let request = Arc::new(());
-    let look = Arc::new(Look {
-        request: Arc::downgrade(&request),
-        was_alive: Mutex::new(None),
-    });
+    let look = Look::new(&request);
     let response = buffer.call(request);
     let waker = Waker::from(look.clone());
     let mut other = buffer.clone();
@@ -349,5 +382,5 @@ fn room_is_given_away_after_the_request_is_gone() {
             .is_pending()
     );
     drop(response);
-    assert_eq!(*look.was_alive.lock().unwrap(), Some(false));
+    look.assert_gone();
 }

@@ -2,6 +2,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::forget;
 use core::pin::Pin;
 #[cfg(feature = "std")]
 use core::task::Waker;
@@ -59,17 +60,18 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { driven, closer, .. } = &mut *self;
-        let Some(service) = driven else {
-            return Poll::Ready(());
-        };
+        let queue = &closer.queue;
         // Not left to the worker's drop: whoever catches the panic may keep the worker.
-        let panicked = Panicking(&closer.queue);
-        let polled = service.work(&closer.queue, cx).map(|end| {
-            // The service goes first: who learns of the end may rely on it.
-            *driven = None;
-            closer.queue.close(end);
-        });
-        core::mem::forget(panicked);
+        let panicking = Panicking { driven, queue };
+        let polled = match &mut *panicking.driven {
+            Some(service) => service.work(queue, cx).map(|end| {
+                // The service goes first: who learns of the end may rely on it.
+                *panicking.driven = None;
+                queue.close(end);
+            }),
+            None => Poll::Ready(()),
+        };
+        forget(panicking);
         polled
     }
 }
@@ -323,11 +325,15 @@ impl<Q: Queue> Drop for Closer<Q> {
     }
 }
 
-/// Closes the queue when it is dropped by a panic that passes.
-struct Panicking<'a, Q: Queue>(&'a Q);
+/// Drops the service, and closes the queue, when it is dropped by a panic that passes.
+struct Panicking<'a, S, Q: Queue> {
+    driven: &'a mut Option<Driven<S>>,
+    queue: &'a Q,
+}
 
-impl<Q: Queue> Drop for Panicking<'_, Q> {
+impl<S, Q: Queue> Drop for Panicking<'_, S, Q> {
     fn drop(&mut self) {
-        self.0.close(End::Panicked);
+        *self.driven = None;
+        self.queue.close(End::Panicked);
     }
 }

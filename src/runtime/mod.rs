@@ -9,7 +9,7 @@
 //! | tokio | `tokio` | `campanile::tokio` | `Tokio`, `TokioLocal`, `Handle`, `LocalSet` | `Tokio`, `TokioLocal`, `Handle` |
 //! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
-//! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
+//! | embassy | `embassy`, `embassy-executor` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
 //! | a JavaScript host | `wasm` | `campanile::wasm`, on `wasm32-unknown-unknown` | `Wasm` | `Wasm` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |

@@ -26,7 +26,7 @@ use crate::util::{
 };
 #[cfg(feature = "alloc")]
 use crate::util::{BoxCloneService, BoxCloneSyncService, BoxService};
-use crate::{Layer, NoRuntime, Service, Timer};
+use crate::{Layer, NoRuntime, Service, Timer, runtime::Parts};
 #[cfg(feature = "std")]
 use crate::{
     buffer::BufferLayer,
@@ -36,8 +36,8 @@ use crate::{
 
 /// Builds a stack of middleware around a service.
 ///
-/// The first layer named is the outermost: it sees a request first. `R` is the runtime, of which
-/// layers that need a timer or an executor get a clone. The alias at the root of this crate has none;
+/// The first layer named is the outermost: it sees a request first. `R` is the runtime, from whose
+/// [`Parts`] layers get a timer or an executor. The alias at the root of this crate has none;
 /// each runtime's module has one with that runtime ([`campanile::smol::ServiceBuilder`](crate::smol::ServiceBuilder), …);
 /// [`with_runtime`](ServiceBuilder::with_runtime) takes any other as a value.
 ///
@@ -92,7 +92,8 @@ impl<R: Default> Default for ServiceBuilder<Identity, R> {
 }
 
 impl ServiceBuilder<Identity, NoRuntime> {
-    /// A builder on `runtime`: an executor, a timer, or both in one.
+    /// A builder on `runtime`: an executor and a timer in one, a timer alone, a pair of both
+    /// ([`Runtime`](crate::Runtime)), or one of the executors that [`Parts`] names.
     ///
     /// ```
     /// # #[cfg(feature = "tokio")]
@@ -108,7 +109,7 @@ impl ServiceBuilder<Identity, NoRuntime> {
     /// # });
     /// ```
     #[must_use]
-    pub fn with_runtime<R>(runtime: R) -> ServiceBuilder<Identity, R> {
+    pub fn with_runtime<R: Parts>(runtime: R) -> ServiceBuilder<Identity, R> {
         ServiceBuilder {
             layer: Identity::new(),
             runtime,
@@ -119,7 +120,7 @@ impl ServiceBuilder<Identity, NoRuntime> {
 impl<L, R> ServiceBuilder<L, R> {
     /// Changes the runtime for the layers that follow.
     #[must_use]
-    pub fn runtime<Q>(self, runtime: Q) -> ServiceBuilder<L, Q> {
+    pub fn runtime<Q: Parts>(self, runtime: Q) -> ServiceBuilder<L, Q> {
         ServiceBuilder {
             layer: self.layer,
             runtime,
@@ -157,11 +158,11 @@ impl<L, R> ServiceBuilder<L, R> {
     pub fn buffer<Request>(
         self,
         bound: usize,
-    ) -> ServiceBuilder<Stack<BufferLayer<Request, R>, L>, R>
+    ) -> ServiceBuilder<Stack<BufferLayer<Request, R::Executor>, L>, R>
     where
-        R: crate::Executor<core::future::Ready<()>> + Clone,
+        R: Parts<Executor: crate::Executor<core::future::Ready<()>>>,
     {
-        let layer = BufferLayer::with_executor(bound, self.runtime.clone());
+        let layer = BufferLayer::with_executor(bound, self.runtime.executor());
         self.layer(layer)
     }
 
@@ -211,12 +212,12 @@ impl<L, R> ServiceBuilder<L, R> {
         min_data_points: u64,
         latency_percentile: f32,
         period: Duration,
-    ) -> ServiceBuilder<Stack<HedgeLayer<P, R>, L>, R>
+    ) -> ServiceBuilder<Stack<HedgeLayer<P, R::Timer>, L>, R>
     where
-        R: Timer + Clone,
+        R: Parts<Timer: Timer>,
     {
         let delay = Delay::percentile(min_data_points, latency_percentile, period);
-        let layer = HedgeLayer::with_timer(policy, delay, self.runtime.clone());
+        let layer = HedgeLayer::with_timer(policy, delay, self.runtime.timer());
         self.layer(layer)
     }
 
@@ -242,11 +243,11 @@ impl<L, R> ServiceBuilder<L, R> {
         self,
         num: u64,
         per: Duration,
-    ) -> ServiceBuilder<Stack<RateLimitLayer<R>, L>, R>
+    ) -> ServiceBuilder<Stack<RateLimitLayer<R::Timer>, L>, R>
     where
-        R: Timer + Clone,
+        R: Parts<Timer: Timer>,
     {
-        let layer = RateLimitLayer::with_timer(Rate::new(num, per), self.runtime.clone());
+        let layer = RateLimitLayer::with_timer(Rate::new(num, per), self.runtime.timer());
         self.layer(layer)
     }
 
@@ -257,29 +258,31 @@ impl<L, R> ServiceBuilder<L, R> {
 
     /// Drives readiness in the background: see [`spawn_ready`](crate::spawn_ready).
     #[cfg(feature = "std")]
-    pub fn spawn_ready<Request>(self) -> ServiceBuilder<Stack<SpawnReadyLayer<Request, R>, L>, R>
+    pub fn spawn_ready<Request>(
+        self,
+    ) -> ServiceBuilder<Stack<SpawnReadyLayer<Request, R::Executor>, L>, R>
     where
-        R: crate::Executor<core::future::Ready<()>> + Clone,
+        R: Parts<Executor: crate::Executor<core::future::Ready<()>>>,
     {
-        let layer = SpawnReadyLayer::with_executor(self.runtime.clone());
+        let layer = SpawnReadyLayer::with_executor(self.runtime.executor());
         self.layer(layer)
     }
 
     /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).
-    pub fn timeout(self, limit: Duration) -> ServiceBuilder<Stack<TimeoutLayer<R>, L>, R>
+    pub fn timeout(self, limit: Duration) -> ServiceBuilder<Stack<TimeoutLayer<R::Timer>, L>, R>
     where
-        R: Timer + Clone,
+        R: Parts<Timer: Timer>,
     {
-        let layer = TimeoutLayer::with_timer(limit, self.runtime.clone());
+        let layer = TimeoutLayer::with_timer(limit, self.runtime.timer());
         self.layer(layer)
     }
 
     /// Like [`timeout`](Self::timeout), over the wait for readiness and the response together.
-    pub fn deadline(self, limit: Duration) -> ServiceBuilder<Stack<DeadlineLayer<R>, L>, R>
+    pub fn deadline(self, limit: Duration) -> ServiceBuilder<Stack<DeadlineLayer<R::Timer>, L>, R>
     where
-        R: Timer + Clone,
+        R: Parts<Timer: Timer>,
     {
-        let layer = DeadlineLayer::with_timer(limit, self.runtime.clone());
+        let layer = DeadlineLayer::with_timer(limit, self.runtime.timer());
         self.layer(layer)
     }
 

@@ -28,7 +28,7 @@ mod own {
         fn layer(&self, inner: S) -> Self::Service;
     }
 
-    impl<T, S> Layer<S> for &T
+    impl<'a, T, S> Layer<S> for &'a T
     where
         T: ?Sized + Layer<S>,
     {
@@ -110,7 +110,8 @@ mod own {
     }
 
     /// A layer that applies `f`.
-    pub const fn layer_fn<F>(f: F) -> LayerFn<F> {
+    // Not `const`, as tower-layer's is not: code that compiles with fewer features compiles with more.
+    pub fn layer_fn<F>(f: F) -> LayerFn<F> {
         LayerFn { f }
     }
 

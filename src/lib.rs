@@ -71,7 +71,8 @@
 //!   whose state is on the heap, behind a lock.
 //! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
 //!   `Arc`.
-//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each.
+//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each; `embassy-executor` adds
+//!   embassy's tasks to the timer of `embassy`.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
 //!   processors that have no atomics for it; the application brings the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.

@@ -1,5 +1,5 @@
 //! The stack on embassy's executor and clock, as they are on the host.
-#![cfg(feature = "embassy")]
+#![cfg(feature = "embassy-executor")]
 
 mod common;
 

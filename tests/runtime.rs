@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use campanile::async_std::AsyncStd;
 use campanile::futures_timer::FuturesTimer;
-use campanile::runtime::SharedTimer;
+use campanile::runtime::{Parts, SharedTimer};
 use campanile::smol::Smol;
 use campanile::tokio::{Tokio, TokioLocal};
-use campanile::{Executor, Instant, Runtime, Timer};
+use campanile::{Executor, Instant, NoRuntime, Runtime, Timer};
 use common::{Host, ManualTimer, On, Threads, on_every_runtime, ready, spawn, until};
 use futures::channel::oneshot;
 
@@ -86,8 +86,6 @@ fn a_past_deadline_is_ready_at_the_first_poll() {
     a_past_deadline_is_ready(runtime.handle());
     a_past_deadline_is_ready(&Smol);
     a_past_deadline_is_ready(&AsyncStd);
-    a_past_deadline_is_ready(&smol::Executor::new());
-    a_past_deadline_is_ready(&smol::LocalExecutor::new());
     a_past_deadline_is_ready(&ManualTimer::new());
     a_past_deadline_is_ready(&SharedTimer::new(Smol));
     a_past_deadline_is_ready(&SharedTimer::new(runtime.handle().clone()));
@@ -131,16 +129,28 @@ async fn executes_local<E: Executor<core::pin::Pin<Box<dyn Future<Output = ()>>>
 }
 
 /// `&`, `Rc` and `Arc` of a runtime are that runtime.
-async fn forwards<R: Executor<Task> + Timer>(runtime: R) {
-    executes(&&runtime).await;
-    timer_contract(&&runtime).await;
-    let runtime = Rc::new(runtime);
-    executes(&runtime).await;
-    timer_contract(&runtime).await;
-    let runtime = Arc::new(Rc::into_inner(runtime).unwrap());
-    executes(&runtime).await;
-    timer_contract(&runtime).await;
-    wakes_up(&runtime).await;
+async fn forwards<R: Executor<Task> + Timer + Clone>(runtime: R) {
+    forwards_executor(runtime.clone()).await;
+    forwards_timer(runtime).await;
+}
+
+async fn forwards_executor(executor: impl Executor<Task>) {
+    executes(&&executor).await;
+    let executor = Rc::new(executor);
+    executes(&executor).await;
+    executes(&Rc::downgrade(&executor)).await;
+    let executor = Arc::new(Rc::into_inner(executor).unwrap());
+    executes(&executor).await;
+    executes(&Arc::downgrade(&executor)).await;
+}
+
+async fn forwards_timer(timer: impl Timer) {
+    timer_contract(&&timer).await;
+    let timer = Rc::new(timer);
+    timer_contract(&timer).await;
+    let timer = Arc::new(Rc::into_inner(timer).unwrap());
+    timer_contract(&timer).await;
+    wakes_up(&timer).await;
 }
 
 #[test]
@@ -150,31 +160,38 @@ fn every_adapter_forwards_through_pointers() {
     runtime.block_on(forwards(runtime.handle().clone()));
     smol::block_on(forwards(Smol));
     async_std::task::block_on(forwards(AsyncStd));
-    futures::executor::block_on(forwards(Runtime::new(Threads, FuturesTimer)));
+    futures::executor::block_on(forwards_timer(FuturesTimer));
     let executor = smol::Executor::new();
-    smol::block_on(executor.run(forwards(&executor)));
+    smol::block_on(executor.run(forwards_executor(&executor)));
+}
+
+/// What a builder takes of a runtime runs tasks and tells the time, while the runtime is being run.
+async fn halves<R: Parts<Executor: Executor<Task>, Timer: Timer>>(runtime: R) {
+    forwards_executor(runtime.executor()).await;
+    forwards_timer(runtime.timer()).await;
 }
 
 #[test]
 fn halves_of_different_runtimes_make_one() {
-    current_thread().block_on(forwards(Runtime::new(Tokio, Smol)));
-    current_thread().block_on(forwards(Runtime::new(Smol, Tokio)));
-    smol::block_on(forwards(Runtime::new(AsyncStd, FuturesTimer)));
-    let timer = ManualTimer::new();
-    smol::block_on(executes(&Runtime::new(Smol, timer.clone())));
-    smol::block_on(timer_contract(&Runtime::new((), timer)));
+    current_thread().block_on(halves(Runtime::new(Tokio, Smol)));
+    current_thread().block_on(halves(Runtime::new(Smol, Tokio)));
+    smol::block_on(halves(Runtime::new(AsyncStd, FuturesTimer)));
+    futures::executor::block_on(halves(Runtime::new(Threads, FuturesTimer)));
+    smol::block_on(executes(&Runtime::new(Smol, NoRuntime).executor()));
+    smol::block_on(timer_contract(
+        &Runtime::new(NoRuntime, ManualTimer::new()).timer(),
+    ));
 }
 
 #[test]
 fn every_timer_can_be_shared() {
-    current_thread().block_on(forwards(Runtime::new(Tokio, SharedTimer::new(Tokio))));
+    current_thread().block_on(forwards_timer(SharedTimer::new(Tokio)));
     let runtime = current_thread();
     let handle = runtime.handle().clone();
-    runtime.block_on(forwards(Runtime::new(Tokio, SharedTimer::new(handle))));
-    smol::block_on(forwards(Runtime::new(Smol, SharedTimer::new(Smol))));
-    async_std::task::block_on(forwards(Runtime::new(Smol, SharedTimer::new(AsyncStd))));
-    let threads = Runtime::new(Threads, SharedTimer::new(FuturesTimer));
-    futures::executor::block_on(forwards(threads));
+    runtime.block_on(forwards_timer(SharedTimer::new(handle)));
+    smol::block_on(forwards_timer(SharedTimer::new(Smol)));
+    async_std::task::block_on(forwards_timer(SharedTimer::new(AsyncStd)));
+    futures::executor::block_on(forwards_timer(SharedTimer::new(FuturesTimer)));
     // Shared, and shared once more.
     let timer = SharedTimer::new(SharedTimer::new(Rc::new(Smol)));
     smol::block_on(timer_contract(&timer));
@@ -182,14 +199,16 @@ fn every_timer_can_be_shared() {
 }
 
 #[test]
-fn smols_executors_run_tasks_behind_pointers() {
+fn smols_executors_are_runtimes_behind_pointers() {
     let executor = Arc::new(smol::Executor::new());
-    smol::block_on(executor.run(forwards(executor.clone())));
+    smol::block_on(executor.run(halves(executor.clone())));
+    smol::block_on(executor.run(executes(&&*executor)));
 
     let local = Rc::new(smol::LocalExecutor::new());
     smol::block_on(local.run(executes_local(&local)));
+    smol::block_on(local.run(executes_local(&local.executor())));
     smol::block_on(local.run(executes_local(&&*local)));
-    smol::block_on(timer_contract(&local));
+    smol::block_on(local.run(timer_contract(&local.timer())));
 }
 
 #[test]
@@ -201,9 +220,11 @@ fn tokios_local_sets_run_tasks_that_are_not_send() {
         timer_contract(&TokioLocal).await;
     });
     set.block_on(&runtime, executes_local(&set));
-    set.block_on(&runtime, executes_local(&Runtime::new(&set, Tokio)));
+    set.block_on(&runtime, executes_local(&(&set).executor()));
+    set.block_on(&runtime, timer_contract(&(&set).timer()));
     let set = Rc::new(set);
     set.block_on(&runtime, executes_local(&set));
+    set.block_on(&runtime, executes_local(&set.executor()));
 }
 
 #[test]

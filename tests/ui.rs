@@ -4,7 +4,7 @@
 //! release that the `.stderr` files were written with; `cargo test` leaves it out (`test = false`). To write
 //! the files anew: `TRYBUILD=overwrite cargo test --all-features --test ui`.
 
-#![cfg(all(feature = "tower", feature = "tokio"))]
+#![cfg(all(feature = "tower", feature = "tokio", feature = "smol"))]
 
 #[test]
 fn mistakes_are_compile_errors() {

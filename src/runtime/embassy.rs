@@ -7,7 +7,9 @@
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`Embassy`] | | embassy-time |
-//! | [`Spawn`] | in a static `TaskPool`, by an embassy `Spawner` or `SendSpawner` | |
+//! | [`Spawn`], feature `embassy-executor` | in a static `TaskPool`, by a `Spawner` or `SendSpawner` of embassy-executor 0.9 | |
+//!
+//! A program can link one version of embassy-executor only. The timer works with any of them.
 //!
 //! embassy allocates nothing, and so a task has to have its place from the beginning. The worker of a buffer is run by a
 //! task of yours, with [`buffer::try_pair_in`](crate::buffer::try_pair_in):
@@ -68,13 +70,11 @@
 //!
 //! embassy-time's clock is the one of the board's support crate; it has to have one, or the program does not link.
 
-use core::fmt;
-
-use embassy_executor::raw::TaskPool;
-use embassy_executor::{SendSpawner, Spawner};
 use embassy_time::TICK_HZ;
 
-use crate::{Executor, Instant, Timer};
+#[cfg(feature = "embassy-executor")]
+pub use self::spawn::Spawn;
+use crate::{Instant, Timer};
 
 /// embassy-time's clock and timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,54 +129,64 @@ impl Timer for Embassy {
     }
 }
 
-/// Runs tasks of the type `F` in a static pool that has room for `N` at a time, by a `Spawner`, or by a
-/// `SendSpawner` from another executor's tasks and from interrupts.
-///
-/// A task for which there is no room is dropped, as the contract of [`Executor`] has it.
-pub struct Spawn<S, F: Future + 'static, const N: usize = 1> {
-    spawner: S,
-    pool: &'static TaskPool<F, N>,
-}
-
-impl<S, F: Future + 'static, const N: usize> Spawn<S, F, N> {
-    /// Runs tasks in `pool`, by `spawner`.
-    pub const fn new(spawner: S, pool: &'static TaskPool<F, N>) -> Self {
-        Self { spawner, pool }
-    }
-}
-
-impl<F, const N: usize> Executor<F> for Spawn<Spawner, F, N>
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, future: F) {
-        // Where there is no room the future has been dropped, and there is nobody to tell.
-        let _ = self.spawner.spawn(self.pool.spawn(|| future));
-    }
-}
-
-impl<F, const N: usize> Executor<F> for Spawn<SendSpawner, F, N>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let _ = self.spawner.spawn(self.pool.spawn(|| future));
-    }
-}
-
-impl<S: Clone, F: Future + 'static, const N: usize> Clone for Spawn<S, F, N> {
-    fn clone(&self) -> Self {
-        Self::new(self.spawner.clone(), self.pool)
-    }
-}
-
-impl<S, F: Future + 'static, const N: usize> fmt::Debug for Spawn<S, F, N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawn")
-            .field("room", &N)
-            .finish_non_exhaustive()
-    }
-}
-
 /// [`ServiceBuilder`](crate::builder::ServiceBuilder) on this runtime.
 pub type ServiceBuilder<L = crate::layer::Identity> = crate::builder::ServiceBuilder<L, Embassy>;
+
+#[cfg(feature = "embassy-executor")]
+mod spawn {
+    use core::fmt;
+
+    use embassy_executor::raw::TaskPool;
+    use embassy_executor::{SendSpawner, Spawner};
+
+    use crate::Executor;
+
+    /// Runs tasks of the type `F` in a static pool that has room for `N` at a time, by a `Spawner`, or by a
+    /// `SendSpawner` from another executor's tasks and from interrupts.
+    ///
+    /// A task for which there is no room is dropped, as the contract of [`Executor`] has it.
+    pub struct Spawn<S, F: Future + 'static, const N: usize = 1> {
+        spawner: S,
+        pool: &'static TaskPool<F, N>,
+    }
+
+    impl<S, F: Future + 'static, const N: usize> Spawn<S, F, N> {
+        /// Runs tasks in `pool`, by `spawner`.
+        pub const fn new(spawner: S, pool: &'static TaskPool<F, N>) -> Self {
+            Self { spawner, pool }
+        }
+    }
+
+    impl<F, const N: usize> Executor<F> for Spawn<Spawner, F, N>
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        fn execute(&self, future: F) {
+            // Where there is no room the future has been dropped, and there is nobody to tell.
+            let _ = self.spawner.spawn(self.pool.spawn(|| future));
+        }
+    }
+
+    impl<F, const N: usize> Executor<F> for Spawn<SendSpawner, F, N>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        fn execute(&self, future: F) {
+            let _ = self.spawner.spawn(self.pool.spawn(|| future));
+        }
+    }
+
+    impl<S: Clone, F: Future + 'static, const N: usize> Clone for Spawn<S, F, N> {
+        fn clone(&self) -> Self {
+            Self::new(self.spawner.clone(), self.pool)
+        }
+    }
+
+    impl<S, F: Future + 'static, const N: usize> fmt::Debug for Spawn<S, F, N> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Spawn")
+                .field("room", &N)
+                .finish_non_exhaustive()
+        }
+    }
+}

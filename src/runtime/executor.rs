@@ -8,6 +8,8 @@
 /// - `execute` returns at once. There is no handle: middleware talks to its tasks over channels.
 /// - An executor that cannot run the future, or stops before it has ended, drops it. Middleware
 ///   learns of that because its end of the channel closes.
+/// - A task does not keep its executor alive. Behind an `Rc` or an `Arc`, one that stops when its last owner drops it is
+///   handed to what may end up in its tasks as a `Weak`, as [`Parts`](super::Parts) does it.
 /// - A panic in the future stays in its task.
 ///
 /// ```
@@ -37,17 +39,30 @@ pub trait Executor<F> {
 }
 
 macro_rules! forward {
-    ($($pointer:ty),*) => {$(
+    ($pointer:ty) => {
         impl<E: Executor<F> + ?Sized, F> Executor<F> for $pointer {
             #[track_caller]
             fn execute(&self, future: F) {
                 (**self).execute(future);
             }
         }
-    )*};
+    };
+    ($pointer:ty, $weak:ty) => {
+        forward!($pointer);
+
+        /// Drops a future when the executor is gone.
+        impl<E: Executor<F> + ?Sized, F> Executor<F> for $weak {
+            #[track_caller]
+            fn execute(&self, future: F) {
+                if let Some(executor) = self.upgrade() {
+                    executor.execute(future);
+                }
+            }
+        }
+    };
 }
 forward!(&E);
 #[cfg(feature = "alloc")]
-forward!(alloc::rc::Rc<E>);
+forward!(alloc::rc::Rc<E>, alloc::rc::Weak<E>);
 #[cfg(feature = "std")]
-forward!(alloc::sync::Arc<E>);
+forward!(alloc::sync::Arc<E>, alloc::sync::Weak<E>);

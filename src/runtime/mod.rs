@@ -7,14 +7,15 @@
 //! | runtime | feature | module | executors | timers |
 //! |---|---|---|---|---|
 //! | tokio | `tokio` | `campanile::tokio` | `Tokio`, `TokioLocal`, `Handle`, `LocalSet` | `Tokio`, `TokioLocal`, `Handle` |
-//! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` and both executors |
+//! | smol | `smol` | `campanile::smol` | `Smol`, `smol::Executor`, `smol::LocalExecutor` | `Smol` |
 //! | async-std | `async-std` | `campanile::async_std` | `AsyncStd` | `AsyncStd` |
-//! | embassy | `embassy` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
+//! | embassy | `embassy`, `embassy-executor` | `campanile::embassy` | `Spawn`, over a static pool | `Embassy` |
 //! | a JavaScript host | `wasm` | `campanile::wasm`, on `wasm32-unknown-unknown` | `Wasm` | `Wasm` |
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
-//! Each of these works behind `&` and `Rc`, and behind `Arc`. [`Runtime`] puts an executor and a timer of different
+//! Each of these works behind `&` and `Rc`, and behind `Arc`. A builder takes a runtime apart, by [`Parts`]: layers get the
+//! executor or the timer, so that no task keeps alive what runs it. [`Runtime`] puts an executor and a timer of different
 //! origin together. [`SharedTimer`] lets all waits share one alarm of a timer, for services that set many which hardly
 //! ever ring.
 //!
@@ -113,6 +114,7 @@
 //! [`ServiceBuilder::with_runtime`]: crate::builder::ServiceBuilder::with_runtime
 
 mod executor;
+mod parts;
 #[cfg(feature = "std")]
 mod shared_timer;
 #[cfg(any(
@@ -150,48 +152,8 @@ pub mod tokio;
 pub mod wasm;
 
 pub use executor::Executor;
+pub use parts::{NoRuntime, Parts, Runtime};
 #[cfg(feature = "std")]
 pub use shared_timer::{SharedSleep, SharedTimer};
 pub use timer::{Instant, Timer};
-pub(crate) use timer::{forward_timer, saturating_nanos};
-
-/// No runtime: what the builder at the crate's root carries. It is neither an executor nor a timer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NoRuntime;
-
-/// An executor and a timer as one runtime.
-///
-/// ```
-/// # #[cfg(all(feature = "tokio", feature = "smol"))] {
-/// use campanile::{Runtime, ServiceBuilder, smol::Smol, tokio::Tokio};
-///
-/// // Tasks on tokio, time from async-io.
-/// let builder = ServiceBuilder::with_runtime(Runtime::new(Tokio, Smol));
-/// # let _ = builder;
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Runtime<E, T> {
-    /// What runs tasks.
-    pub executor: E,
-    /// What tells the time.
-    pub timer: T,
-}
-
-impl<E, T> Runtime<E, T> {
-    /// Puts the two together.
-    pub const fn new(executor: E, timer: T) -> Self {
-        Self { executor, timer }
-    }
-}
-
-impl<E: Executor<F>, T, F> Executor<F> for Runtime<E, T> {
-    #[track_caller]
-    fn execute(&self, future: F) {
-        self.executor.execute(future);
-    }
-}
-
-impl<E, T: Timer> Timer for Runtime<E, T> {
-    forward_timer!(self => &self.timer, T);
-}
+pub(crate) use timer::saturating_nanos;

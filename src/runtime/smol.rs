@@ -5,14 +5,17 @@
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`Smol`] | [`smol::spawn`], on smol's global executor | async-io |
-//! | [`smol::Executor`] | its `spawn` | async-io |
-//! | [`smol::LocalExecutor`] | its `spawn`; `!Send` tasks too | async-io |
+//! | [`smol::Executor`], behind `&` or `Arc` | its `spawn` | async-io |
+//! | [`smol::LocalExecutor`], behind `&` or `Rc` | its `spawn`; `!Send` tasks too | async-io |
 //!
 //! Each wait is entered with async-io's reactor and taken out again. Where many begin that are hardly ever over, such as
 //! timeouts, one alarm for all of them costs less: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
 //! [`SharedTimer`](crate::runtime::SharedTimer).
 //!
-//! An executor is handed over as it is, or behind `&`, `Rc` or `Arc`:
+//! An executor is handed over behind an `Rc` or an `Arc`, of which layers get a `Weak`: who runs the executor keeps it, and
+//! when it is dropped, so are its tasks with their services. It can be a reference too, such as the one that
+//! `#[apply(main!)]` of smol-macros gives, as long as nothing inside of a buffer starts tasks of its own: a task may not
+//! borrow its executor, and `spawn_ready` inside of a buffer does not compile then.
 //!
 //! ```
 //! use campanile::{ServiceBuilder, ServiceExt};
@@ -40,7 +43,7 @@ use core::time::Duration;
 use ::smol::{Executor as SmolExecutor, LocalExecutor};
 
 pub use super::async_io::Sleep;
-use super::{async_io::async_io_timer, std_clock};
+use super::{async_io::async_io_timer, parts::shared_executor, std_clock};
 use crate::{Executor, Instant, Timer};
 
 /// smol's global executor, and async-io's timer.
@@ -69,9 +72,7 @@ where
     }
 }
 
-impl Timer for SmolExecutor<'_> {
-    async_io_timer!();
-}
+shared_executor!(SmolExecutor<'a>, Smol);
 
 impl<'a, F> Executor<F> for LocalExecutor<'a>
 where
@@ -82,8 +83,6 @@ where
     }
 }
 
-impl Timer for LocalExecutor<'_> {
-    async_io_timer!();
-}
+shared_executor!(LocalExecutor<'a>, Smol);
 
 mirror!(Smol);

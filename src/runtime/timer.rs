@@ -146,7 +146,8 @@ macro_rules! forward_timer {
         }
     };
 }
-pub(crate) use forward_timer;
+#[cfg(feature = "tokio")]
+pub(super) use forward_timer;
 
 impl<T: Timer + ?Sized> Timer for &T {
     forward_timer!(self => &**self, T);

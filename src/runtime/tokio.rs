@@ -7,7 +7,7 @@
 //! | [`Tokio`] | [`tokio::spawn`], on the runtime of the calling context | tokio's, paused or not |
 //! | [`TokioLocal`] | [`tokio::task::spawn_local`]; `!Send` tasks too; the tree is mirrored in [`local`] | the same |
 //! | [`Handle`] | its `spawn`, from anywhere | the same, from anywhere |
-//! | [`LocalSet`] | its `spawn_local` | none: combine it by [`Runtime`](crate::Runtime) |
+//! | [`LocalSet`], behind `&` or `Rc` | its `spawn_local` | the same |
 //!
 //! [`Tokio`] and [`TokioLocal`] are values of no size that ask for the context when they are used:
 //! when a buffer is made, or when a timeout's future is first pending. Outside of a runtime tokio
@@ -31,7 +31,7 @@ use ::tokio::task::{self, LocalSet};
 use ::tokio::time::{self, Sleep};
 
 pub use self::semaphore::{SemaphoreClosed, SemaphoreError, SemaphorePermit};
-use super::{forward_timer, std_clock};
+use super::{parts::shared_executor, std_clock, timer::forward_timer};
 use crate::{Executor, Instant, Timer};
 
 /// The tokio runtime of the calling context.
@@ -151,6 +151,8 @@ where
         drop(self.spawn_local(future));
     }
 }
+
+shared_executor!(LocalSet, Tokio);
 
 mirror!(Tokio);
 

@@ -66,9 +66,10 @@ mod place {
     /// A value on the heap, where there is no heap.
     pub(crate) type Shared<T> = Nowhere<T>;
 
-    /// A pointer that nobody has.
+    /// A pointer that nobody has. It promises no more than one to the heap would: neither `Send` nor `Sync`, so that
+    /// nothing relies on what std takes away.
     #[derive(Debug)]
-    pub struct Nowhere<T>(Infallible, PhantomData<fn() -> T>);
+    pub struct Nowhere<T>(Infallible, PhantomData<*const T>);
 
     impl<T> Nowhere<T> {
         pub(crate) fn credits(&self) -> &Credits {

@@ -6,7 +6,8 @@
 //!
 //! Services that are not ready are asked all together, each of them on its own account; a service that is ready
 //! is not asked again before it was called. With more than 64 services, the next 64 are asked when those before
-//! them are ready.
+//! them are ready. Where readiness is tried in vain, as by a [`LoadShed`] around the `Steer`, those that are ready give up
+//! what they have reserved.
 //!
 //! When the readiness of one service fails, so does that of the `Steer`, for good: [`Failed`] says so from then
 //! on, and no service is asked again. Where a service may fail and come back, put a
@@ -49,12 +50,14 @@
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::replace;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
 use crate::Service;
+use crate::sync::{Mark, mark, withdraw};
 
 /// Picks the service that a request is for.
 ///
@@ -231,26 +234,75 @@ impl Readiness {
         if services.is_empty() {
             return Poll::Ready(Err(Error::Empty(Empty::new())));
         }
-        match self.phase {
-            Phase::Unready => {}
-            Phase::Ready => return Poll::Ready(Ok(())),
+        let mark = mark(cx);
+        let polled = match self.phase {
             Phase::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
-        }
-        let polled = match services.get_mut(self.start) {
-            // After a call there is one to ask.
-            Some(called) if self.start == self.end => ready!(called.poll_ready(cx)),
-            _ => ready!(self.poll_windows(services, cx)),
+            _ if mark == Some(Mark::Drive) => self.drive(services, cx),
+            Phase::Ready => return Poll::Ready(Ok(())),
+            Phase::Unready => match self.poll_unready(services, cx) {
+                Poll::Pending if mark == Some(Mark::Try) => self.withdraw(services),
+                polled => polled,
+            },
         };
-        Poll::Ready(match polled {
-            Ok(()) => {
-                self.phase = Phase::Ready;
-                Ok(())
-            }
-            Err(error) => {
-                self.phase = Phase::Failed;
-                Err(Error::Service(error))
-            }
+        polled.map_err(|error| {
+            self.phase = Phase::Failed;
+            Error::Service(error)
         })
+    }
+
+    fn poll_unready<S: Service<Req>, Req>(
+        &mut self,
+        services: &mut [S],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>> {
+        ready!(match services.get_mut(self.start) {
+            // After a call there is one to ask.
+            Some(called) if self.start == self.end => called.poll_ready(cx),
+            _ => self.poll_windows(services, cx),
+        })?;
+        self.phase = Phase::Ready;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Drives all: whether they were ready or not, they are not known to be afterwards.
+    #[cold]
+    fn drive<S: Service<Req>, Req>(
+        &mut self,
+        services: &mut [S],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>> {
+        *self = Self::UNKNOWN;
+        let mut polled = Poll::Ready(Ok(()));
+        for service in services {
+            if service.poll_ready(cx)?.is_pending() {
+                polled = Poll::Pending;
+            }
+        }
+        polled
+    }
+
+    /// Some are not ready, and whoever tried does not come back: what the others have reserved is for others.
+    #[cold]
+    fn withdraw<S: Service<Req>, Req>(&mut self, services: &mut [S]) -> Poll<Result<(), S::Error>> {
+        let known = replace(self, Self::UNKNOWN);
+        for (index, service) in services.iter_mut().enumerate() {
+            if known.is_ready(index) {
+                // What it has to do otherwise it does when it is asked next.
+                let _ = withdraw(|cx| service.poll_ready(cx))?;
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether the service at `index` is known to be ready.
+    fn is_ready(&self, index: usize) -> bool {
+        match index.checked_sub(self.start) {
+            None => true,
+            Some(offset) if offset < u64::BITS as usize && self.bits != 0 => {
+                self.bits >> offset & 1 == 0
+            }
+            Some(_) => index >= self.end,
+        }
     }
 
     fn poll_windows<S: Service<Req>, Req>(
@@ -411,3 +463,159 @@ impl fmt::Display for OutOfRange {
 }
 
 impl core::error::Error for OutOfRange {}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use alloc::rc::Rc;
+    use core::cell::Cell;
+    use core::future::{Ready, ready};
+    use core::task::Waker;
+
+    use super::*;
+    use crate::sync::{drive, is_drive, try_poll};
+
+    /// Has a place that is reserved when it is ready, and given up when it is driven.
+    #[derive(Clone, Default)]
+    struct Place(Rc<Shared>);
+
+    #[derive(Default)]
+    struct Shared {
+        is_taken: Cell<bool>,
+        is_broken: Cell<bool>,
+        is_reserved: Cell<bool>,
+        drives: Cell<u32>,
+    }
+
+    impl Service<usize> for Place {
+        type Response = ();
+        type Error = ();
+        type Future = Ready<Result<(), ()>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+            let Shared {
+                is_taken,
+                is_broken,
+                is_reserved,
+                drives,
+            } = &*self.0;
+            is_reserved.set(!is_drive(cx) && !is_taken.get());
+            drives.set(drives.get() + u32::from(is_drive(cx)));
+            match is_taken.get() {
+                _ if is_broken.get() => Poll::Ready(Err(())),
+                true => Poll::Pending,
+                false => Poll::Ready(Ok(())),
+            }
+        }
+
+        fn call(&mut self, _: usize) -> Self::Future {
+            assert!(self.0.is_reserved.take());
+            ready(Ok(()))
+        }
+    }
+
+    struct Set<const N: usize> {
+        steer: Steer<Place, fn(&usize, &[Place]) -> usize, usize, [Place; N]>,
+        places: [Place; N],
+    }
+
+    impl<const N: usize> Set<N> {
+        fn new() -> Self {
+            let places = core::array::from_fn(|_| Place::default());
+            Self {
+                steer: Steer::with_services(places.clone(), |index, _| *index),
+                places,
+            }
+        }
+
+        fn poll(&mut self) -> Poll<Result<(), Error<()>>> {
+            let mut cx = Context::from_waker(Waker::noop());
+            self.steer.poll_ready(&mut cx)
+        }
+
+        fn drive(&mut self) -> Poll<Result<(), Error<()>>> {
+            drive(Waker::noop(), |cx| self.steer.poll_ready(cx))
+        }
+
+        fn reserved(&self) -> usize {
+            let reserved = self.places.iter().map(|place| &place.0.is_reserved);
+            reserved.filter(|reserved| reserved.get()).count()
+        }
+    }
+
+    #[test]
+    fn driven_it_gives_up_all_readiness() {
+        let mut set = Set::<3>::new();
+        assert!(set.poll().is_ready());
+        assert_eq!(set.reserved(), 3);
+        assert_eq!(set.drive(), Poll::Ready(Ok(())));
+        assert_eq!(set.reserved(), 0);
+        let refused = set.steer.call(0);
+        assert!(matches!(refused.state, State::NotReady));
+        // And all are asked again, not only the one that was called last.
+        assert!(set.poll().is_ready());
+        assert_eq!(set.reserved(), 3);
+        let _ = set.steer.call(1);
+        assert_eq!(set.drive(), Poll::Ready(Ok(())));
+        assert!(set.poll().is_ready());
+        assert_eq!(set.reserved(), 3);
+    }
+
+    #[test]
+    fn driven_it_marks_none_as_ready() {
+        let mut set = Set::<2>::new();
+        set.places[1].0.is_taken.set(true);
+        assert!(set.drive().is_pending());
+        set.places[1].0.is_taken.set(false);
+        assert_eq!(set.drive(), Poll::Ready(Ok(())));
+        let refused = set.steer.call(0);
+        assert!(matches!(refused.state, State::NotReady));
+        // One that is pending keeps none of the others from being driven.
+        assert!(set.places.iter().all(|place| place.0.drives.get() == 2));
+    }
+
+    #[test]
+    fn driven_it_can_fail() {
+        let mut set = Set::<2>::new();
+        assert!(set.poll().is_ready());
+        set.places[1].0.is_broken.set(true);
+        assert_eq!(set.drive(), Poll::Ready(Err(Error::Service(()))));
+        let failed = Error::Failed(Failed::new());
+        assert_eq!(set.drive(), Poll::Ready(Err(failed.clone())));
+        assert_eq!(set.poll(), Poll::Ready(Err(failed)));
+    }
+
+    #[test]
+    fn a_try_in_vain_keeps_nothing() {
+        // At its start, after a call, and in a window that is not the first.
+        let mut set = Set::<100>::new();
+        for taken in [0, 40, 99] {
+            let place = set.places[taken].clone();
+            place.0.drives.set(0);
+            place.0.is_taken.set(true);
+            for _ in 0..2 {
+                assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_pending());
+                assert_eq!(set.reserved(), 0);
+            }
+            // What was not reserved is not driven.
+            assert_eq!(place.0.drives.get(), 0);
+            place.0.is_taken.set(false);
+            assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_ready());
+            assert_eq!(set.reserved(), 100);
+            let _ = set.steer.call(taken);
+            place.0.is_taken.set(true);
+            assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_pending());
+            assert_eq!((set.reserved(), place.0.drives.get()), (0, 0));
+            place.0.is_taken.set(false);
+        }
+    }
+
+    #[test]
+    fn a_try_in_vain_can_fail() {
+        let mut set = Set::<2>::new();
+        set.places[1].0.is_taken.set(true);
+        assert!(set.poll().is_pending());
+        set.places[0].0.is_broken.set(true);
+        let failed = try_poll(|cx| set.steer.poll_ready(cx));
+        assert_eq!(failed, Poll::Ready(Err(Error::Service(()))));
+    }
+}

@@ -101,10 +101,6 @@ fn cloned<T: Clock>() -> Vec<Room<Cloned>> {
         ("rate_limit", |s| {
             boxed(RateLimit::<_, T>::new(s, Rate::new(1, SECOND)))
         }),
-        ("reconnect", |s| {
-            let connect = service_fn(move |()| ready(Ok::<_, BoxError>(s.clone())));
-            boxed(Reconnect::with_timer(connect, (), T::default()))
-        }),
         ("retry", |s| {
             let budget = Rc::new(TpsBudget::with_timer(SECOND, 1, 0.1, T::default()));
             let policy = StandardPolicy::with_timer(T::default()).total_time(SECOND);
@@ -134,6 +130,10 @@ fn single_ones<T: Clock>() -> Vec<Room<Single>> {
         ("balance", |s| {
             let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
             single(Balance::with_timer(endpoints, T::default()))
+        }),
+        ("reconnect", |s| {
+            let connect = service_fn(move |()| ready(Ok::<_, BoxError>(s.clone())));
+            single(Reconnect::with_timer(connect, (), T::default()))
         }),
         ("spawn_ready", |s| single(SpawnReady::<_, u32>::new(s))),
     ]

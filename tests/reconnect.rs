@@ -62,6 +62,15 @@ impl Set {
         self.wakes.poll_ready(&mut self.service)
     }
 
+    /// Has a request on `connection` answered, so that it has shown that it works.
+    #[track_caller]
+    fn answer(&mut self, connection: &mut Handle<u32, u32>) {
+        assert_eq!(self.poll(), Poll::Ready(Ok(())));
+        let response = self.service.call(7);
+        connection.try_next().expect("no request").1.send(8);
+        assert_eq!(response.now_or_never(), Some(Ok(8)));
+    }
+
     /// The response of a call, if it is there at once.
     fn call(&mut self) -> Option<Result<u32, Error<Failure, Failure>>> {
         self.service.call(7).now_or_never()
@@ -133,9 +142,9 @@ fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
         assert!(set.poll().is_pending());
         set.wait_for(wait * MS);
     }
-    // Once it is up, it begins anew.
-    let connection = set.accept();
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    // Once a connection has worked, it begins anew.
+    let mut connection = set.accept();
+    set.answer(&mut connection);
     connection.fail(DEAD);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -145,39 +154,27 @@ fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
 }
 
 #[test]
-fn an_error_is_not_reported_once_it_has_reconnected() {
+fn an_old_refusal_is_forgotten() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    // The caller goes away. What it was promised holds for the next one, until there is something better.
+    // The caller goes away. What it was promised holds for the next one, as long as the backoff runs.
+    set.timer.advance(100 * MS - Duration::from_nanos(1));
     for _ in 0..3 {
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
     }
     assert_eq!((set.connector.calls(), set.timer.armed()), (1, 0));
-    set.timer.advance(100 * MS);
-    let mut connection = set.accept();
-    assert_eq!(set.connector.calls(), 2);
+    // After that the attempt which is due is waited for.
+    set.timer.advance(Duration::from_nanos(1));
+    for _ in 0..3 {
+        assert!(set.poll().is_pending());
+    }
+    assert_eq!((set.connector.calls(), set.timer.armed()), (2, 0));
+    assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
+    let connection = mock();
+    set.connector.try_next().unwrap().1.send(connection.0);
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    let response = set.service.call(7);
-    connection.try_next().expect("a stale error").1.send(1);
-    assert_eq!(response.now_or_never(), Some(Ok(1)));
-}
-
-#[test]
-fn an_error_is_not_reported_while_the_new_connection_is_not_ready() {
-    let mut set = Set::new(ConnectErrors::InResponse);
-    set.refuse();
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    set.timer.advance(100 * MS);
-    // As long as it connects, the last error is the answer.
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    let connection = set.accept();
-    connection.set_ready(false);
-    assert!(set.poll().is_pending());
-    connection.set_ready(true);
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    assert_eq!(set.call(), None);
-    assert_eq!(connection.calls(), 1);
+    assert_eq!((set.call(), connection.1.calls()), (None, 1));
 }
 
 #[test]
@@ -186,16 +183,42 @@ fn the_latest_error_is_the_one_that_is_reported() {
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
     set.timer.advance(100 * MS);
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    let attempt = set.connector.try_next().unwrap().1;
-    attempt.fail(Failure("refused again"));
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert!(set.poll().is_pending());
     let error = Failure("refused again");
+    set.connector.try_next().unwrap().1.fail(error);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
     assert_eq!(set.call(), Some(Err(connect_error(error))));
     // It is reported once.
     assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
     assert!(set.poll().is_pending());
     set.wait_for(200 * MS);
+}
+
+#[test]
+fn an_old_loss_is_forgotten() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.accept().fail(DEAD);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.timer.advance(100 * MS);
+    let connection = set.accept();
+    connection.set_ready(false);
+    assert!(set.poll().is_pending());
+    connection.set_ready(true);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!((set.call(), connection.calls()), (None, 1));
+}
+
+#[test]
+fn a_try_forgets_an_old_refusal() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.timer.advance(100 * MS);
+    let mut service = LoadShed::new(set.service);
+    assert_eq!(set.wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
+    let shed = Err(load_shed::Error::Overloaded(load_shed::Overloaded::new()));
+    assert_eq!(service.call(1).now_or_never(), Some(shed));
+    assert_eq!((set.connector.calls(), set.timer.made()), (2, 0));
 }
 
 #[test]
@@ -257,10 +280,11 @@ fn a_connection_that_dies_before_it_was_ready_is_a_failed_attempt() {
 }
 
 #[test]
-fn a_connection_that_was_ready_and_dies_is_replaced_at_once() {
+fn a_connection_that_has_worked_is_replaced_at_once() {
     let mut set = Set::new(ConnectErrors::InResponse);
     let mut connection = set.accept();
     for n in 2..6 {
+        set.answer(&mut connection);
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
         // An error of a response is no error of the connection.
         let response = set.service.call(7);
@@ -282,6 +306,60 @@ fn a_connection_that_was_ready_and_dies_is_replaced_at_once() {
         connection = set.accept();
     }
     assert_eq!(set.timer.made(), 0);
+}
+
+#[test]
+fn errors_do_not_show_that_a_connection_works() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    for wait in [100, 200, 400] {
+        let mut connection = set.accept();
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        let response = set.service.call(7);
+        connection.try_next().unwrap().1.fail(DEAD);
+        assert_eq!(response.now_or_never(), Some(Err(Error::Service(DEAD))));
+        connection.fail(DEAD);
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        assert_eq!(set.call(), Some(Err(Error::Lost(Lost::new()))));
+        assert!(set.poll().is_pending());
+        set.wait_for(wait * MS);
+    }
+}
+
+#[test]
+fn a_late_answer_shows_that_a_connection_works() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    set.refuse();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.timer.advance(100 * MS);
+    let mut connection = set.accept();
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    let response = set.service.call(7);
+    connection.try_next().unwrap().1.send(8);
+    connection.fail(DEAD);
+    // Seen before the death is.
+    assert_eq!(response.now_or_never(), Some(Ok(8)));
+    assert!(set.poll().is_pending());
+    assert_eq!(set.connector.calls(), 3);
+    set.connector.try_next().unwrap().1.fail(REFUSED);
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), Some(Err(connect_error(REFUSED))));
+    assert!(set.poll().is_pending());
+    set.wait_for(100 * MS);
+}
+
+#[test]
+fn a_connection_that_has_lived_has_worked() {
+    for (lived, is_replaced_at_once) in [(4999, false), (5000, true)] {
+        let mut set = Set::new(ConnectErrors::InResponse);
+        let connection = set.accept();
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        set.timer.advance(lived * MS);
+        assert_eq!(set.poll(), Poll::Ready(Ok(())));
+        connection.fail(DEAD);
+        assert_eq!(set.poll().is_pending(), is_replaced_at_once);
+        let attempts = 1 + usize::from(is_replaced_at_once);
+        assert_eq!(set.connector.calls(), attempts);
+    }
 }
 
 #[test]
@@ -319,9 +397,9 @@ fn when_the_maker_fails_that_is_final_and_it_is_not_asked_again() {
 #[test]
 fn a_connection_outlives_the_maker() {
     let mut set = Set::new(ConnectErrors::InResponse);
-    let connection = set.accept();
+    let mut connection = set.accept();
     set.connector.fail(Failure("closed"));
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    set.answer(&mut connection);
     connection.fail(DEAD);
     let closed = connect_error(Failure("closed"));
     assert_eq!(set.poll(), Poll::Ready(Err(closed)));
@@ -481,25 +559,6 @@ fn it_starts_with_a_connection_that_may_be_dead() {
 }
 
 #[test]
-fn a_clone_has_no_connection_and_no_error() {
-    let mut set = Set::new(ConnectErrors::InResponse);
-    set.refuse();
-    assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    let mut clone = set.service.clone();
-    assert_eq!(
-        clone.call(1).now_or_never(),
-        Some(Err(Error::NotReady(NotReady::new())))
-    );
-    // Neither does it wait for the backoff of its original.
-    assert!(set.wakes.poll_ready(&mut clone).is_pending());
-    assert_eq!(set.connector.calls(), 2);
-    set.connector.try_next().unwrap().1.send(mock().0);
-    assert!(set.wakes.poll_ready(&mut clone).is_ready());
-    assert!(clone.is_connected() && !clone.clone().is_connected());
-    assert_eq!(set.call(), Some(Err(connect_error(REFUSED))));
-}
-
-#[test]
 fn a_caller_that_stops_waiting_leaves_the_wait_to_the_next() {
     let mut set = Set::new(ConnectErrors::Nowhere);
     set.refuse();
@@ -643,6 +702,153 @@ fn errors_flatten() {
     assert!(BoxError::from(error).is::<Lost>());
 }
 
+/// In virtual time: what a client can do to a server, and a stack around a `Reconnect`.
+#[cfg(feature = "testing")]
+mod virtual_time {
+    use super::*;
+    use campanile::testing::{self, Runtime, Sim, sleep};
+    use core::future::poll_fn;
+
+    /// How a peer that accepts hangs up.
+    #[derive(Clone, Copy, Debug)]
+    enum HangsUp {
+        /// Before anything else.
+        AtOnce,
+        /// Before the first response is there.
+        InResponse,
+        /// After it has answered so many requests, with an error.
+        After(u32),
+    }
+
+    struct Peer {
+        hangs_up: HangsUp,
+        answered: Rc<Cell<u32>>,
+    }
+
+    impl Service<u32> for Peer {
+        type Response = u32;
+        type Error = Failure;
+        type Future = core::pin::Pin<Box<dyn Future<Output = Result<u32, Failure>>>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            let is_dead = match self.hangs_up {
+                HangsUp::AtOnce => true,
+                HangsUp::InResponse => self.answered.get() > 0,
+                HangsUp::After(requests) => self.answered.get() > requests,
+            };
+            Poll::Ready(if is_dead { Err(DEAD) } else { Ok(()) })
+        }
+
+        fn call(&mut self, _: u32) -> Self::Future {
+            let answered = self.answered.clone();
+            let takes = match self.hangs_up {
+                HangsUp::InResponse => MS / 2,
+                _ => Duration::ZERO,
+            };
+            Box::pin(async move {
+                sleep(takes).await;
+                answered.set(answered.get() + 1);
+                Err(DEAD)
+            })
+        }
+    }
+
+    /// How many connections a client makes in a second that asks every millisecond.
+    fn connections(seed: u64, hangs_up: HangsUp, place: ConnectErrors) -> u32 {
+        let made = Rc::new(Cell::new(0));
+        let count = made.clone();
+        let connect = service_fn(move |()| {
+            count.set(count.get() + 1);
+            ready(Ok::<_, Failure>(Peer {
+                hangs_up,
+                answered: Rc::default(),
+            }))
+        });
+        let client = async move {
+            let backoff = ExponentialBackoffMaker::standard(SplitMix64::new(seed), Sim);
+            let mut service =
+                Reconnect::with_backoff(connect, (), backoff, Sim).connect_errors(place);
+            for _ in 0..1000 {
+                sleep(MS).await;
+                let polled = poll_fn(|cx| Poll::Ready(service.poll_ready(cx))).await;
+                if let Poll::Ready(Ok(())) = polled {
+                    let _ = service.call(1).await;
+                }
+            }
+        };
+        Runtime::new(seed).block_on(client).unwrap();
+        made.get()
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_is_not_stormed() {
+        use ConnectErrors::{InReadiness, InResponse, Nowhere};
+        use HangsUp::{After, AtOnce};
+        for hangs_up in [AtOnce, HangsUp::InResponse, After(0), After(3)] {
+            for place in [InResponse, InReadiness, Nowhere] {
+                for seed in 0..32 {
+                    let made = connections(seed, hangs_up, place);
+                    let range = 2..=20;
+                    assert!(
+                        range.contains(&made),
+                        "{made}: {hangs_up:?} {place:?} {seed}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_connection_serves_all_requests() {
+        let made = Rc::new(Cell::new(0));
+        let count = made.clone();
+        let connect = service_fn(move |()| {
+            count.set(count.get() + 1);
+            ready(Ok::<_, Failure>(service_fn(|n: u32| {
+                ready(Ok::<_, Failure>(n))
+            })))
+        });
+        let requests = async {
+            let service = testing::ServiceBuilder::new()
+                .filter(|n: u32| if n % 2 == 0 { Ok(n) } else { Err(REFUSED) })
+                .buffer(4)
+                .service(testing::reconnect::Reconnect::<_, _>::new(connect, ()));
+            for n in 0..10 {
+                let answer = service.clone().oneshot(n).await;
+                assert_eq!(answer.is_ok(), n % 2 == 0);
+            }
+        };
+        Runtime::new(1).block_on(requests).unwrap();
+        assert_eq!(made.get(), 1);
+    }
+
+    /// The next connection is made while nobody asks.
+    #[test]
+    fn an_idle_buffer_connects_again() {
+        let (maker, mut connector) = mock::<_, Connection>();
+        let scenario = async {
+            let reconnect = testing::reconnect::Reconnect::new(maker, "target");
+            let mut service = testing::buffer::Buffer::new(reconnect, 1);
+            let first = testing::spawn(service.clone().oneshot(1));
+            let (connection, mut handle) = mock();
+            connector.next().await.1.send(connection);
+            handle.next().await.1.send(2);
+            first.await.unwrap();
+            // A request finds that it is not ready, and is given up.
+            handle.set_ready(false);
+            service.ready().await.unwrap();
+            drop(service.call(1));
+            let given_up = testing::spawn(service.clone().oneshot(1));
+            testing::idle().await;
+            drop(given_up);
+            handle.fail(DEAD);
+            testing::idle().await;
+            assert_eq!(connector.calls(), 2);
+        };
+        Runtime::new(1).block_on(scenario).unwrap();
+    }
+}
+
 /// A server that refuses, then kills what it accepts, then serves.
 async fn it_gets_through_in_the_end<H: Host>(rt: On<H>) {
     let mut attempts = 0;
@@ -673,7 +879,7 @@ async fn it_gets_through_in_the_end<H: Host>(rt: On<H>) {
         assert!(wakes.poll_ready::<_, u32>(&mut service).is_pending());
         rt.advance(wait * MS).await;
     }
-    let lost = "connection lost before it was ready";
+    let lost = "connection lost soon after it was made";
     assert_eq!(errors, ["refused", "refused", lost, lost]);
     assert_eq!(service.ready().await.unwrap().call(1).await, Ok(2));
     assert!(rt.now().saturating_duration_since(start) >= 1500 * MS);

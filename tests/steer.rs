@@ -323,9 +323,33 @@ fn a_poll_that_only_tries_waits_with_nobody() {
     assert!(matches!(answer, Err(load_shed::Error::Overloaded(_))));
     all[1].turn_on();
     assert_eq!(wakes.get(), 0);
-    // What was ready for the first stays so.
+    // The one that was ready was asked to give that up, and is asked again.
     assert!(wakes.poll_ready(&mut service).is_ready());
-    assert_eq!(polls(&all), [1, 2]);
+    assert_eq!(polls(&all), [3, 2]);
+    assert_eq!(service.call(0).now_or_never(), Some(Ok(0)));
+}
+
+/// A permit that one service has and another lacks is for others.
+#[cfg(feature = "std")]
+#[test]
+fn a_shed_request_leaves_no_permit_behind() {
+    use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
+
+    let (free, taken) = (Semaphore::new(1), Semaphore::new(1));
+    let echo = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
+    let services =
+        [&free, &taken].map(|permits| ConcurrencyLimit::with_semaphore(echo, permits.clone()));
+    let wakes = WakeCount::new();
+    let mut other = services[1].clone();
+    assert!(wakes.poll_ready::<_, u32>(&mut other).is_ready());
+    let mut service = LoadShed::new(Steer::with_services(services, by_index));
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let shed = Err(load_shed::Error::Overloaded(load_shed::Overloaded::new()));
+    assert_eq!(service.call(0).now_or_never(), Some(shed));
+    assert_eq!(free.available_permits(), 1);
+    drop(other);
+    assert_eq!(taken.available_permits(), 1);
+    assert!(wakes.poll_ready(&mut service).is_ready());
     assert_eq!(service.call(0).now_or_never(), Some(Ok(0)));
 }
 

@@ -21,8 +21,7 @@ use smol::stream::StreamExt;
 use crate::AnyRuntime;
 use crate::backend::Backend;
 
-/// A connection that is made when there is none. It is `Clone`, as the quarantine wants it, and a clone
-/// connects anew.
+/// A connection that is made when there is none.
 pub(crate) type Endpoint<R> =
     Reconnect<Connect<R>, Arc<Backend>, R, ExponentialBackoffMaker<HasherRng, R>>;
 
@@ -31,13 +30,11 @@ pub(crate) type EndpointError = reconnect::Error<CallError, io::Error>;
 
 pub(crate) fn endpoint<R: AnyRuntime>(runtime: &R, backend: &Arc<Backend>) -> Endpoint<R> {
     Reconnect::with_timer(Connect(runtime.clone()), backend.clone(), runtime.clone())
-        // What cannot connect is not ready, and says so. The balancer's quarantine sets it aside for a while, and no
-        // request is spent on finding out.
-        .connect_errors(ConnectErrors::InReadiness)
+        // What cannot connect is not ready: the balancer sends requests elsewhere, and none is spent on finding out.
+        .connect_errors(ConnectErrors::Nowhere)
 }
 
 /// Makes connections: a service whose response is a service.
-#[derive(Clone)]
 pub(crate) struct Connect<R>(R);
 
 impl<R: AnyRuntime> Service<Arc<Backend>> for Connect<R> {

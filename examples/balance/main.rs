@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use campanile::balance::p2c::{self, Balance};
 use campanile::discover::{Changes, Discover, Sender, channel};
+use campanile::layer::Identity;
 use campanile::load::{
     CompleteOnResponse, Constant, Load, PeakEwmaDiscover, PendingRequestsDiscover,
 };
@@ -132,16 +133,16 @@ where
     R: AnyRuntime,
     D: Discover<Key = &'static str, Error = Infallible> + Send + Unpin + 'static,
     D::Service: Service<u64, Response = u64, Error = EndpointError, Future: Send>,
-    D::Service: Load + Clone + Send,
+    D::Service: Load + Send,
 {
     let mut backends = Vec::new();
     for _ in SCRIPT {
         backends.push(Backend::start(runtime).await?);
     }
     let (endpoints, found) = channel();
-    // An endpoint that fails when it is asked whether it is ready waits in quarantine, for a while.
+    // Endpoints back off by themselves, and so none is put in quarantine.
     let balance =
-        Balance::with_timer(with_load(found), runtime.clone()).seed(SplitMix64::new(SEED));
+        Balance::with_layer(with_load(found), Identity::new()).seed(SplitMix64::new(SEED));
     // Makes the balancer `Clone`: all clients share what is known of the loads, and one connection per backend.
     let (service, worker) = buffer::pair(balance, CLIENTS as usize);
     runtime.execute(Box::pin(worker));
@@ -245,7 +246,7 @@ fn outcome(id: u64, result: &Result<u64, Failure>) -> Outcome {
     match error {
         reconnect::Error::Service(CallError::Backend) => Outcome::Failed,
         reconnect::Error::Service(CallError::CutOff) => Outcome::CutOff,
-        // To connect fails when readiness is asked for, and that the quarantine keeps to itself.
+        // An endpoint that cannot connect is not ready, and is sent nothing.
         _ => Outcome::Unserved,
     }
 }

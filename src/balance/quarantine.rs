@@ -23,9 +23,10 @@
 //! counted, or where none are counted, a service that is ready again after it was called. A
 //! service that is ready and fails at its first request has not shown that it works.
 //!
-//! An endpoint that is a [`Reconnect`](crate::reconnect) has a backoff already. With
-//! [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) its readiness never fails, and its own backoff
-//! counts; with [`InReadiness`](crate::reconnect::ConnectErrors::InReadiness) this one does, since each clone starts anew.
+//! An endpoint that is a [`Reconnect`](crate::reconnect) has a backoff of its own, and no clone. It needs no quarantine:
+//! with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs off, and
+//! [`Identity`](crate::layer::Identity) is the layer to give to
+//! [`Balance::with_layer`](crate::balance::p2c::Balance::with_layer).
 //!
 //! # Examples
 //!

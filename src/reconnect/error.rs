@@ -11,7 +11,7 @@ use crate::error::AsError;
 pub enum Error<E, C> {
     /// The attempt to connect failed. As the error of readiness it may be the maker's own, which is final.
     Connect(C),
-    /// The connection was made, and failed before it was ready once.
+    /// The connection was made, and failed before it had shown that it works.
     Lost(Lost),
     /// The service that makes connections failed earlier.
     Failed(Failed),
@@ -83,8 +83,8 @@ impl<'a, E: Into<AnyBoxError<'a>>, C: Into<AnyBoxError<'a>>> From<Error<E, C>> f
 }
 
 leaf_error! {
-    /// A connection failed before it was ready once.
-    Lost, "connection lost before it was ready"
+    /// A connection failed before it had shown that it works.
+    Lost, "connection lost soon after it was made"
 }
 
 leaf_error! {

@@ -7,9 +7,13 @@
 //!
 //! # Backoff
 //!
-//! An attempt has failed when connecting fails, and just as well when the connection is made and fails before it
-//! was ready once. After that readiness is pending until the backoff lets the next attempt begin. A connection that
-//! was ready ends the backoff: when it dies, the next attempt begins at once.
+//! An attempt has failed when connecting fails, and just as well when the connection fails before it has shown that it
+//! works. It has shown that by its first successful response, or by having lived for five seconds, the longest wait of the
+//! default backoff. So a peer that accepts and hangs up is asked no more often than one that refuses. A connection that is
+//! [given](Reconnect::connected) is taken to work. Without an allocator, responses tell nothing, and time alone decides.
+//!
+//! After a failed attempt readiness is pending until the backoff lets the next attempt begin. When a connection dies that
+//! has worked, the next attempt begins at once, and the backoff starts anew.
 //!
 //! The default, where std has the random numbers for it, is
 //! [`ExponentialBackoffMaker::standard`](crate::retry::backoff::ExponentialBackoffMaker::standard): 50 ms doubling to 5 s, full jitter. A readiness that is tried and
@@ -27,8 +31,34 @@
 //!
 //! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and a
 //! stack above is torn down for a failure that the next attempt may not have. And pending for ever would hide from
-//! the caller that nobody listens at the other end. So each attempt that fails, fails one request. One that no
-//! request takes is forgotten when a connection is ready.
+//! the caller that nobody listens at the other end. So each attempt that fails, fails one request. An error that no
+//! request has taken by the end of the backoff is forgotten, and the next attempt begins.
+//!
+//! # Sharing a connection
+//!
+//! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. Where
+//! middleware wants clones, as [`Retry`](crate::retry), [`Hedge`](crate::hedge) and [`Filter`](crate::filter) do, or several
+//! tasks send requests, put a [`Buffer`](crate::buffer) around it, whose clones share the one connection:
+//!
+//! ```
+//! # #[cfg(feature = "tokio")]
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! use campanile::tokio::{ServiceBuilder, reconnect::Reconnect};
+//! use campanile::{ServiceExt, make::Shared, service_fn};
+//!
+//! let connector = Shared::new(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+//! let service = ServiceBuilder::new()
+//!     .filter(|n: i64| u32::try_from(n))
+//!     .buffer(16)
+//!     .service(Reconnect::new(connector, "localhost:4000"));
+//! assert_eq!(service.clone().oneshot(1).await.unwrap(), 1);
+//! assert!(service.oneshot(-1).await.is_err()); // and the connection stays
+//! # });
+//! ```
+//!
+//! A balancer's endpoints need no clones without a [quarantine](crate::balance::quarantine). Each `Reconnect` backs off by
+//! itself, so that [`Identity`](crate::layer::Identity) is the layer in `Balance::with_layer`, and [`ConnectErrors::Nowhere`]
+//! the place of its errors.
 //!
 //! # Differences from tower
 //!
@@ -37,7 +67,7 @@
 //! - The error of an earlier attempt does not come out of a connection that is up.
 //! - When the maker's readiness fails, this is final: the maker is not asked again, [`Failed`] says so.
 //! - Errors are an enum, [`Error`], and where they come out can be chosen.
-//! - There is a [layer](ReconnectLayer), and a clone, which starts without a connection.
+//! - There is a [layer](ReconnectLayer).
 //!
 //! # Examples
 //!
@@ -78,13 +108,18 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::retry::backoff::{Delays, MakeBackoff};
-use crate::{Instant, Layer, Service, Timer, sync::is_try};
+use crate::sync::{is_drive, is_try, own_work};
+use crate::{Instant, Layer, Service, Timer};
 #[cfg(feature = "std")]
 use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
 
 mod error;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
+mod trial;
 
 pub use self::error::{Error, Failed, Lost, NotReady};
+use self::trial::{Answered, Trial};
 
 /// Where the error of a failed attempt to connect comes out: see the [module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,8 +225,8 @@ where
 ///
 /// # Readiness
 ///
-/// When a connection dies after it was ready and before the call, or is made where the last attempt's error was
-/// to be the answer, readiness may be pending again until the connection is ready.
+/// When a connection dies after it was ready and before the call, or the backoff ends while an error was to be the answer,
+/// readiness may be pending again until there is a new connection that is ready.
 ///
 /// # Cancel safety
 ///
@@ -204,44 +239,37 @@ where
 {
     mk_service: M,
     target: Target,
-    state: State<M::Future, M::Response>,
-    // What the next call fails with, unless a connection is made before.
-    refusal: Option<Refusal<M::Error>>,
+    state: State<M::Future, M::Response, M::Error>,
     connect_errors: ConnectErrors,
     timer: T,
     maker: B,
-    // Of the attempts since a connection was ready.
+    // Of the attempts since a connection has worked.
     backoff: Option<B::Backoff>,
     // Kept from wait to wait, and set in place.
     alarm: Option<T::Alarm>,
 }
 
 #[derive(Debug)]
-enum State<F, S> {
+enum State<F, S, C> {
     Idle,
     Connecting(F),
     Connected {
         service: S,
-        phase: Phase,
+        // A call may be made.
+        is_ready: bool,
+        // `None`: it has shown that it works.
+        trial: Option<Trial>,
     },
     /// The last attempt failed.
     Waiting {
         until: Instant,
         // Whether the alarm is set to that.
         armed: bool,
+        // What the next call fails with, until then.
+        refusal: Option<Refusal<C>>,
     },
     /// The maker failed.
     Failed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The connection was made by the last attempt, and has never been ready.
-    New,
-    /// It was ready before, and is not known to be now.
-    Up,
-    /// A call may be made.
-    Ready,
 }
 
 /// Why a request reaches no connection.
@@ -294,7 +322,6 @@ where
             mk_service,
             target,
             state: State::Idle,
-            refusal: None,
             connect_errors: ConnectErrors::InResponse,
             timer,
             maker,
@@ -308,7 +335,8 @@ where
     pub fn connected(mut self, connection: M::Response) -> Self {
         self.state = State::Connected {
             service: connection,
-            phase: Phase::Up,
+            is_ready: false,
+            trial: None,
         };
         self
     }
@@ -323,21 +351,6 @@ where
     /// Whether there is a connection, as far as the last poll knows.
     pub fn is_connected(&self) -> bool {
         matches!(self.state, State::Connected { .. })
-    }
-}
-
-// A clone has no connection, and has not failed yet.
-impl<M, Target, T, B> Clone for Reconnect<M, Target, T, B>
-where
-    M: Service<Target> + Clone,
-    Target: Clone,
-    T: Timer + Clone,
-    B: MakeBackoff + Clone,
-{
-    fn clone(&self) -> Self {
-        let (target, maker) = (self.target.clone(), self.maker.clone());
-        Self::with_backoff(self.mk_service.clone(), target, maker, self.timer.clone())
-            .connect_errors(self.connect_errors)
     }
 }
 
@@ -378,128 +391,76 @@ where
     type Future = ResponseFuture<S::Future, M::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        match self.poll_connection(cx) {
-            // A call was promised, and a refusal is what it will get.
-            Poll::Pending if self.refusal.is_some() => Poll::Ready(Ok(())),
-            polled => polled,
-        }
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let refusal = match (self.refusal.take(), &mut self.state) {
-            (Some(refusal), _) => refusal,
-            (
-                None,
-                State::Connected {
-                    service,
-                    phase: phase @ Phase::Ready,
-                },
-            ) => {
-                *phase = Phase::Up;
-                let inner = service.call(request);
-                return ResponseFuture {
-                    state: Response::Called { inner },
-                };
-            }
-            (None, State::Failed) => Refusal::Failed,
-            (None, _) => Refusal::NotReady,
-        };
-        ResponseFuture {
-            state: Response::Refused {
-                refusal: Some(refusal),
-            },
-        }
-    }
-}
-
-impl<M, S, Target, T, B> Reconnect<M, Target, T, B>
-where
-    M: Service<Target, Response = S, Future: Unpin>,
-    Target: Clone,
-    T: Timer,
-    B: MakeBackoff<Backoff: Delays>,
-{
-    /// Ready with a connection that is ready, or with an error that is to be had now.
-    fn poll_connection<Request>(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Error<S::Error, M::Error>>>
-    where
-        S: Service<Request>,
-    {
         // One attempt may fail per poll, or a backoff of no time, or with an alarm that is early, would be a loop.
         let mut has_failed = false;
         loop {
-            match &mut self.state {
-                State::Idle => match ready!(self.mk_service.poll_ready(cx)) {
-                    Ok(()) => {
-                        let connecting = self.mk_service.call(self.target.clone());
-                        self.state = State::Connecting(connecting);
-                    }
-                    Err(error) => {
-                        self.state = State::Failed;
-                        self.refusal = None;
-                        return Poll::Ready(Err(Error::Connect(error)));
-                    }
-                },
-                State::Connecting(connecting) => match ready!(Pin::new(connecting).poll(cx)) {
-                    Ok(service) => {
-                        // What an attempt before this one failed with is past.
-                        self.refusal = None;
-                        self.state = State::Connected {
-                            service,
-                            phase: Phase::New,
-                        };
-                    }
-                    Err(error) => {
-                        has_failed = true;
-                        self.back_off();
-                        match self.connect_errors {
-                            ConnectErrors::InResponse => {
-                                self.refusal = Some(Refusal::Connect(error));
-                                return Poll::Ready(Ok(()));
-                            }
-                            ConnectErrors::InReadiness => {
-                                return Poll::Ready(Err(Error::Connect(error)));
-                            }
-                            ConnectErrors::Nowhere => {}
+            let error = match &mut self.state {
+                State::Idle => {
+                    let maker = &mut self.mk_service;
+                    match ready!(own_work(cx, |cx| maker.poll_ready(cx))) {
+                        Ok(()) => {
+                            let connecting = self.mk_service.call(self.target.clone());
+                            self.state = State::Connecting(connecting);
+                            continue;
+                        }
+                        Err(error) => {
+                            self.state = State::Failed;
+                            return Poll::Ready(Err(Error::Connect(error)));
                         }
                     }
-                },
-                State::Connected { service, phase } => match service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        *phase = Phase::Ready;
-                        self.backoff = None;
-                        return Poll::Ready(Ok(()));
-                    }
-                    Poll::Pending => {
-                        if *phase == Phase::Ready {
-                            *phase = Phase::Up;
+                }
+                State::Connecting(connecting) => {
+                    match ready!(own_work(cx, |cx| Pin::new(connecting).poll(cx))) {
+                        Ok(service) => {
+                            self.state = State::Connected {
+                                service,
+                                is_ready: false,
+                                trial: Some(Trial::begin(self.timer.now())),
+                            };
+                            continue;
                         }
-                        return Poll::Pending;
+                        Err(error) => Error::Connect(error),
                     }
-                    Poll::Ready(Err(_)) if *phase != Phase::New => self.state = State::Idle,
-                    Poll::Ready(Err(error)) => {
-                        has_failed = true;
-                        self.back_off();
-                        match self.connect_errors {
-                            ConnectErrors::InResponse => {
-                                self.refusal = Some(Refusal::Lost);
-                                return Poll::Ready(Ok(()));
-                            }
-                            ConnectErrors::InReadiness => {
-                                return Poll::Ready(Err(Error::Service(error)));
-                            }
-                            ConnectErrors::Nowhere => {}
+                }
+                State::Connected {
+                    service,
+                    is_ready,
+                    trial,
+                } => {
+                    let polled = service.poll_ready(cx);
+                    *is_ready = matches!(polled, Poll::Ready(Ok(()))) && !is_drive(cx);
+                    if let Some(open) = trial {
+                        let is_dead = matches!(polled, Poll::Ready(Err(_)));
+                        if open.is_answered() || is_dead && open.is_over(self.timer.now()) {
+                            *trial = None;
+                            self.backoff = None;
                         }
                     }
-                },
-                State::Waiting { until, armed } => {
+                    match ready!(polled) {
+                        Ok(()) => return Poll::Ready(Ok(())),
+                        Err(error) if trial.is_some() => Error::Service(error),
+                        Err(_) => {
+                            self.state = State::Idle;
+                            continue;
+                        }
+                    }
+                }
+                State::Waiting {
+                    until,
+                    armed,
+                    refusal,
+                } => {
+                    if is_drive(cx) {
+                        *refusal = None;
+                    }
                     // The clock decides, and the alarm wakes: tokio's is pending, whatever the time, in a
                     // task that has used up its share of a poll.
                     if self.timer.now() < *until {
-                        // Who only tries, or is promised a call, does not wait.
-                        if is_try(cx) || self.refusal.is_some() {
+                        // Who is promised a call, or only tries, does not wait.
+                        if refusal.is_some() {
+                            return Poll::Ready(Ok(()));
+                        }
+                        if is_try(cx) {
                             return Poll::Pending;
                         }
                         let alarm = match &mut self.alarm {
@@ -514,25 +475,75 @@ where
                         *armed = true;
                         ready!(Pin::new(alarm).poll(cx));
                     }
+                    // An error that no request has taken is past.
                     self.state = State::Idle;
                     if has_failed {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
+                    continue;
                 }
                 State::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
+            };
+            has_failed = true;
+            match self.connect_errors {
+                ConnectErrors::InReadiness => {
+                    self.back_off(None);
+                    return Poll::Ready(Err(error));
+                }
+                ConnectErrors::InResponse if !is_drive(cx) => {
+                    let refusal = match error {
+                        Error::Connect(error) => Refusal::Connect(error),
+                        _ => Refusal::Lost,
+                    };
+                    self.back_off(Some(refusal));
+                    return Poll::Ready(Ok(()));
+                }
+                _ => self.back_off(None),
             }
         }
     }
 
+    fn call(&mut self, request: Request) -> Self::Future {
+        let refusal = match &mut self.state {
+            State::Connected {
+                service,
+                is_ready: is_ready @ true,
+                trial,
+            } => {
+                *is_ready = false;
+                let state = Response::Called {
+                    inner: service.call(request),
+                    answered: trial.as_ref().map(Trial::answered),
+                };
+                return ResponseFuture { state };
+            }
+            State::Waiting { refusal, .. } => refusal.take().unwrap_or(Refusal::NotReady),
+            State::Failed => Refusal::Failed,
+            _ => Refusal::NotReady,
+        };
+        ResponseFuture {
+            state: Response::Refused {
+                refusal: Some(refusal),
+            },
+        }
+    }
+}
+
+impl<M, Target, T, B> Reconnect<M, Target, T, B>
+where
+    M: Service<Target>,
+    T: Timer,
+    B: MakeBackoff<Backoff: Delays>,
+{
     /// Drops what is left of the attempt, and waits.
-    fn back_off(&mut self) {
+    fn back_off(&mut self, refusal: Option<Refusal<M::Error>>) {
         let maker = &mut self.maker;
         let backoff = self.backoff.get_or_insert_with(|| maker.make_backoff());
-        let until = self.timer.now().saturating_add(backoff.next_delay());
         self.state = State::Waiting {
-            until,
+            until: self.timer.now().saturating_add(backoff.next_delay()),
             armed: false,
+            refusal,
         };
     }
 }
@@ -554,6 +565,8 @@ pin_project! {
         Called {
             #[pin]
             inner: F,
+            // `None`: nothing is left to show.
+            answered: Option<Answered>,
         },
         Refused {
             refusal: Option<Refusal<C>>,
@@ -569,7 +582,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let refusal = match self.project().state.project() {
-            ResponseProj::Called { inner } => return inner.poll(cx).map_err(Error::Service),
+            ResponseProj::Called { inner, answered } => {
+                let result = ready!(inner.poll(cx));
+                if let (Ok(_), Some(answered)) = (&result, answered.take()) {
+                    answered.tell();
+                }
+                return Poll::Ready(result.map_err(Error::Service));
+            }
             ResponseProj::Refused { refusal } => refusal.take(),
         };
         Poll::Ready(Err(match refusal {

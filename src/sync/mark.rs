@@ -70,6 +70,16 @@ pub(crate) fn drive<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) 
     marked(Mark::Drive, waker, poll)
 }
 
+/// Polls what a driven service does of its own accord, such as a future that connects: that is done in earnest, and what
+/// waits for readiness in there is not to take a driven answer for it.
+pub(crate) fn own_work<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    if !is_drive(cx) {
+        return poll(cx);
+    }
+    let waker = cx.waker().clone();
+    poll(&mut Context::from_waker(&waker))
+}
+
 /// Has a service give up what it has reserved, and wakes nobody for it.
 pub(crate) fn withdraw<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     drive(Waker::noop(), poll)
@@ -159,6 +169,20 @@ mod tests {
         assert_eq!(wakes.0.load(SeqCst), 2);
         drop(waker);
         assert_eq!(Arc::strong_count(&wakes), 1);
+    }
+
+    #[test]
+    fn own_work_is_not_marked_as_driven() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        drive(&waker, |cx| {
+            own_work(cx, |cx| {
+                assert_eq!(mark(cx), None);
+                cx.waker().wake_by_ref();
+            });
+        });
+        assert_eq!(wakes.0.load(SeqCst), 1);
+        try_poll(|cx| own_work(cx, |cx| assert!(is_try(cx))));
     }
 
     #[test]

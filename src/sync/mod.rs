@@ -28,7 +28,7 @@ use core::task::{Context, Waker};
 #[cfg(feature = "std")]
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-pub(crate) use self::mark::{Mark, drive, is_drive, is_try, mark, try_poll, withdraw};
+pub(crate) use self::mark::{Mark, drive, is_drive, is_try, mark, own_work, try_poll, withdraw};
 
 /// Polls under a lock, and where that needs a waker of its own once more with a clone of the task's.
 ///

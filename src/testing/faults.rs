@@ -51,7 +51,7 @@ use std::sync::{Mutex, PoisonError};
 use pin_project_lite::pin_project;
 
 use super::Sim;
-use crate::sync::is_try;
+use crate::sync::{is_drive, is_try};
 use crate::util::rng::{Rng, SplitMix64};
 use crate::{Instant, Layer, Service, Timer};
 
@@ -242,6 +242,11 @@ where
     type Future = ResponseFuture<S::Future, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if is_drive(cx) {
+            // What was drawn goes with the request it was drawn for.
+            self.readiness = Readiness::Fresh;
+            return self.inner.poll_ready(cx).map_err(Error::Service);
+        }
         if let Readiness::Fresh = self.readiness {
             self.readiness = self.faults.draw_readiness();
         }

@@ -10,7 +10,8 @@
 //!
 //! - The error is a parameter, a `BoxError` by default. Another type needs a `From<Closed>`, for when the handle
 //!   is gone.
-//! - A readiness that is only tried, as by [`LoadShed`](crate::load_shed), registers no waiter.
+//! - A readiness that is only tried, as by [`LoadShed`](crate::load_shed), registers no waiter. When nobody waits for it any
+//!   more, as in an idle [`Buffer`](crate::buffer), it is taken back.
 //!
 //! # Examples
 //!
@@ -49,7 +50,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
 
-use crate::sync::{is_try, try_poll};
+use crate::sync::{Mark, mark, try_poll};
 use crate::{BoxError, Layer, Service};
 
 /// A mock in a [`Spawn`], and its handle.
@@ -135,7 +136,8 @@ impl<T, U, E: From<Closed>> Service<T> for Mock<T, U, E> {
     type Future = ResponseFuture<U, E>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        let waker = (!is_try(cx)).then(|| cx.waker().clone());
+        let mark = mark(cx);
+        let waker = mark.is_none().then(|| cx.waker().clone());
         let mut state = self.shared.lock();
         if state.is_closed {
             drop(state);
@@ -143,6 +145,13 @@ impl<T, U, E: From<Closed>> Service<T> for Mock<T, U, E> {
         }
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
+        }
+        if mark == Some(Mark::Drive) {
+            self.is_ready = false;
+            let left = state.leave(self.id);
+            drop(state);
+            drop(left);
+            return Poll::Ready(Ok(()));
         }
         self.is_ready |= state.allowed > 0;
         if self.is_ready {

@@ -41,6 +41,8 @@
 //! assert_eq!(runtime.elapsed(), Duration::from_secs(10));
 //! ```
 
+#[cfg(test)]
+mod driven;
 pub mod faults;
 pub mod mock;
 pub mod probe;

@@ -47,7 +47,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pin_project_lite::pin_project;
 
-use crate::{Layer, Service};
+use crate::{Layer, Service, sync::is_drive};
 
 /// A layer that watches how its services are used. See the [module](self).
 ///
@@ -170,6 +170,9 @@ where
         }
         let polled = self.inner.poll_ready(cx);
         match &polled {
+            Poll::Ready(Err(_)) => self.link.set(Asked::Failed),
+            // It has given up what it had reserved.
+            _ if is_drive(cx) => self.link.set(Asked::Nothing),
             Poll::Pending => {
                 if self.link.asked == Asked::Ready {
                     self.link.note(Rule::ReadinessLost);
@@ -177,7 +180,6 @@ where
                 self.link.set(Asked::Nothing);
             }
             Poll::Ready(Ok(())) => self.link.set(Asked::Ready),
-            Poll::Ready(Err(_)) => self.link.set(Asked::Failed),
         }
         polled
     }

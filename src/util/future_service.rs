@@ -26,7 +26,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use crate::Service;
+use crate::{Service, sync::own_work};
 
 /// The service that `future` gives; it is ready once the future is complete and that service is ready.
 ///
@@ -86,7 +86,8 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         loop {
             self.state = match &mut self.state {
-                State::Future(future) => match ready!(Pin::new(future).poll(cx)) {
+                State::Future(future) => match ready!(own_work(cx, |cx| Pin::new(future).poll(cx)))
+                {
                     Ok(service) => State::Service(service),
                     Err(error) => {
                         self.state = State::Failed;
@@ -148,4 +149,49 @@ flatten!(Error: NotReady);
 leaf_error! {
     /// There was no service: its future was not complete, or had failed.
     NotReady, "the service is not there"
+}
+
+#[cfg(test)]
+mod tests {
+    use core::convert::Infallible;
+    use core::future::{Ready, poll_fn, ready};
+    use core::task::Waker;
+
+    use super::*;
+    use crate::sync::{Mark, drive, mark, try_poll};
+
+    /// Is to be driven, and nothing else.
+    struct Driven;
+
+    impl Service<()> for Driven {
+        type Response = ();
+        type Error = Infallible;
+        type Future = Ready<Result<(), Infallible>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            assert_eq!(mark(cx), Some(Mark::Drive));
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn its_future_is_never_driven_and_its_service_is() {
+        let mut polls = 0;
+        let future = poll_fn(|cx| {
+            polls += 1;
+            assert_eq!(mark(cx), (polls == 1).then_some(Mark::Try));
+            match polls {
+                3 => Poll::Ready(Ok(Driven)),
+                _ => Poll::Pending,
+            }
+        });
+        let mut service = future_service(future);
+        assert!(try_poll(|cx| service.poll_ready(cx)).is_pending());
+        assert!(drive(Waker::noop(), |cx| service.poll_ready(cx)).is_pending());
+        assert!(drive(Waker::noop(), |cx| service.poll_ready(cx)).is_ready());
+    }
 }

@@ -574,9 +574,13 @@ impl<'a> Builder<'a> {
                 }
             })
         });
-        let connect = service_fn(move |target| connect(target));
-        let reconnect = Reconnect::with_backoff(maker.layer(connect), (), self.backoff(), Sim);
-        boxed(reconnect.connect_errors(place))
+        let backoff = self.backoff();
+        boxed(Remade::new(move || {
+            let connect = connect.clone();
+            let connect = maker.layer(service_fn(move |target| connect(target)));
+            let reconnect = Reconnect::with_backoff(connect, (), backoff.clone(), Sim);
+            single(reconnect.connect_errors(place))
+        }))
     }
 }
 

@@ -1,0 +1,12 @@
+//! A filter puts a clone in the place of a service that was ready for a request which it rejects. A `Reconnect` has none,
+//! since that would be a connection for each rejected request: put a buffer between them.
+
+use campanile::tokio::reconnect::Reconnect;
+use campanile::{Service, ServiceExt, make::Shared, service_fn};
+
+fn serve(_: impl Service<u32>) {}
+
+fn main() {
+    let connector = Shared::new(service_fn(async |n: u8| Ok::<_, std::fmt::Error>(n)));
+    serve(Reconnect::new(connector, "localhost:4000").filter(|n: u32| u8::try_from(n)));
+}

@@ -161,10 +161,6 @@ where
     }
 
     fn not_ready(&mut self, at: usize, was_tried: bool) {
-        if self.order.endpoints[at].newer.is_some() {
-            drop(self.remove(at));
-            return;
-        }
         self.order.ready_to_due(at);
         // A try has left no waker with it.
         if !was_tried {
@@ -175,22 +171,10 @@ where
     /// Calls the ready one at a settled index.
     #[inline(always)]
     pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
-        if self.order.endpoints[at].newer.is_some() {
-            return self.call_replaced(at, request);
-        }
         self.order.last = Last::Called(at);
         let guard = Asking { cache: self, at };
         let future = guard.cache.order.endpoints[at].service.call(request);
         core::mem::forget(guard);
-        future
-    }
-
-    #[cold]
-    fn call_replaced(&mut self, at: usize, request: Req) -> S::Future {
-        let guard = Asking { cache: self, at };
-        let future = guard.cache.order.endpoints[at].service.call(request);
-        // It leaves the cache in either case.
-        drop(guard);
         future
     }
 

@@ -7,7 +7,9 @@
 //! # Differences from tower
 //!
 //! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
-//!   [`poll_pending`](ReadyCache::poll_pending). So is a pending one for whose key another is pushed.
+//!   [`poll_pending`](ReadyCache::poll_pending). So is one that was never ready and for whose key another is pushed.
+//! - A service that was ready once is used until the one that is pushed for its key is ready, whether it is ready at the
+//!   moment of the push or not. tower drops it if it is not.
 //! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
 //! - A key is found by whatever it can be borrowed as, as in a `HashMap`.
 //! - One poll asks at most 256 services, and lets others run before it goes on: only tokio would stop it.
@@ -77,7 +79,7 @@ pub struct ReadyCache<K, S, Req> {
 impl<K, S, Req> ReadyCache<K, S, Req> {
     /// How many services there are, ready and pending.
     ///
-    /// A ready service and the one that is to replace it count as two.
+    /// A service and the one that is to replace it count as two.
     pub fn len(&self) -> usize {
         self.order.endpoints.len()
     }
@@ -221,15 +223,14 @@ where
 {
     /// Adds a service, as a pending one.
     ///
-    /// If a pending service has the same key it is dropped. If a ready one has, it stays, and can be called,
-    /// until the new one is ready and takes its place; once called, or found not to be ready any more, it is
-    /// dropped.
+    /// If the service that has this key was ready at least once, it stays: it is polled and called as before until the
+    /// new one is ready and takes its place. One that was never ready is dropped.
     pub fn push(&mut self, key: K, service: S) {
         self.order.settle();
         let (mut older, mut replaced) = (None, None);
         if let Some(&newest) = self.keys.get(&key) {
             match self.order.place_of(newest) {
-                Some(at) if at >= self.order.ready => {
+                Some(at) if !self.order.endpoints[at].has_worked => {
                     replaced = self.order.detach(at);
                     older = replaced.as_ref().and_then(|endpoint| endpoint.older);
                 }

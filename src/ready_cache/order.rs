@@ -58,9 +58,11 @@ pub(super) struct Endpoint<K, S> {
     pub(super) node: Arc<Node<Ticket>>,
     pub(super) key: K,
     slot: usize,
-    /// The slot of the ready endpoint of the same key that this one is to replace.
+    /// It was ready at least once.
+    pub(super) has_worked: bool,
+    /// The slot of the endpoint of the same key that has worked and that this one, which has not, is to replace.
     pub(super) older: Option<usize>,
-    /// The slot of the pending endpoint that is to replace this one.
+    /// The slot of the endpoint that is to replace this one.
     pub(super) newer: Option<usize>,
 }
 
@@ -153,6 +155,7 @@ impl<K, S> Order<K, S> {
             node,
             key,
             slot,
+            has_worked: false,
             older,
             newer: None,
         }));
@@ -200,7 +203,9 @@ impl<K, S> Order<K, S> {
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
     pub(super) fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
-        let older = self.endpoints[self.ready].older.take();
+        let endpoint = &mut self.endpoints[self.ready];
+        endpoint.has_worked = true;
+        let older = endpoint.older.take();
         self.ready += 1;
         if let Some(older) = older {
             self.drop_older(older);

@@ -190,7 +190,11 @@ where
                     return Ok(false);
                 }
                 Poll::Ready(Some(Ok(Change::Insert(key, service)))) => {
-                    self.endpoints.push(key, self.layer.layer(service));
+                    let mut endpoint = self.layer.layer(service);
+                    if let Some(predecessor) = self.endpoints.newest_mut(&key) {
+                        endpoint.take_over(predecessor);
+                    }
+                    self.endpoints.push(key, endpoint);
                 }
                 Poll::Ready(Some(Ok(Change::Remove(key)))) => {
                     self.endpoints.evict(&key);

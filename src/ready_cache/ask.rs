@@ -95,6 +95,12 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 }
 
 impl<K: Eq + Hash, S, Req> ReadyCache<K, S, Req> {
+    /// The service that was pushed last for a key.
+    pub(crate) fn newest_mut(&mut self, key: &K) -> Option<&mut S> {
+        let endpoint = self.order.endpoint_of(*self.keys.get(key)?)?;
+        Some(&mut endpoint.service)
+    }
+
     /// Takes an endpoint out, and whatever refers to it.
     pub(super) fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
         let endpoint = self.order.detach(at)?;

@@ -235,6 +235,11 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
             _ => this.is_no_busier_now(other),
         }
     }
+
+    /// Both have one load from here on, with the settings that the predecessor has.
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.shared = predecessor.shared.clone();
+    }
 }
 
 tracked!(PeakEwma);

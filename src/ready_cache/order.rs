@@ -16,6 +16,8 @@ pub(super) struct Order<K, S> {
     pub(super) ready: usize,
     /// Where those end that are to be polled.
     pub(super) due: usize,
+    /// How many of these, the first ones, have nothing left to drive: they are polled when somebody waits.
+    driven: usize,
     pub(super) last: Last,
     // Where each endpoint is: its slot stays the same.
     slots: Vec<Slot>,
@@ -72,6 +74,7 @@ impl<K, S> Order<K, S> {
             endpoints: Vec::new(),
             ready: 0,
             due: 0,
+            driven: 0,
             last: Last::Nobody,
             slots: Vec::new(),
             vacant: Vec::new(),
@@ -179,9 +182,37 @@ impl<K, S> Order<K, S> {
         };
     }
 
+    /// Where those begin that are due and have something to drive.
+    pub(super) fn undriven(&self) -> usize {
+        self.ready + self.driven
+    }
+
+    /// The first of those that have something to drive has nothing left.
+    pub(super) fn drove(&mut self) {
+        self.driven += 1;
+    }
+
+    /// Lets an endpoint that is due be driven again.
+    pub(super) fn undrive(&mut self, at: usize) {
+        if at < self.undriven() {
+            self.driven -= 1;
+            self.swap(at, self.undriven());
+        }
+    }
+
+    /// Lets all be polled that are ready.
+    pub(super) fn unready(&mut self) {
+        self.last = Last::Nobody;
+        if self.ready > 0 {
+            self.ready = 0;
+            self.driven = 0;
+        }
+    }
+
     /// Lets a ready endpoint be polled next.
     pub(super) fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
+        self.driven = 0;
         self.swap(at, self.ready);
         if self.last == Last::Chosen(self.ready) {
             self.last = Last::Nobody;
@@ -191,6 +222,7 @@ impl<K, S> Order<K, S> {
     /// Lets an endpoint that is due wait until it is woken.
     pub(super) fn due_to_waiting(&mut self, at: usize) {
         self.due -= 1;
+        self.driven = self.driven.min(at - self.ready);
         self.swap(at, self.due);
     }
 
@@ -207,6 +239,7 @@ impl<K, S> Order<K, S> {
         endpoint.has_worked = true;
         let older = endpoint.older.take();
         self.ready += 1;
+        self.driven = 0;
         if let Some(older) = older {
             self.drop_older(older);
         }

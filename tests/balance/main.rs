@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod discovery;
+mod idle;
 mod quarantine;
 
 use std::cell::{Cell, RefCell};

@@ -6,6 +6,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "testing")]
+mod long_requests;
 mod peak_ewma_estimates;
 
 use std::cell::Cell;

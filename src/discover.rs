@@ -3,8 +3,8 @@
 //! Every stream of `Result<Change<Key, Service>, Error>` is a [`Discover`]. [`ServiceList`] is one that never changes,
 //! and with the feature `futures-channel`, [`channel`] makes one that you feed.
 //!
-//! A key tells one endpoint from another. [`Change::Insert`] with a key that is known puts another service in the place
-//! of the one that was there. When the stream ends, the endpoints stay what they are.
+//! A key tells one endpoint from another. [`Change::Insert`] with a key that is known gives the same endpoint another
+//! service. When the stream ends, the endpoints stay what they are.
 //!
 //! # Differences from tower
 //!
@@ -47,9 +47,13 @@ use crate::Service;
 /// A change to the set of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change<K, V> {
-    /// A new endpoint, or another service for a key that is known.
+    /// A new endpoint, or another service for one that is known by its key.
+    ///
+    /// A balancer uses the service that a known endpoint has until the new one is ready, and what it has learned of
+    /// the endpoint still holds: its [load](crate::load::Load::take_over), and how long it is set aside. Where it is
+    /// really another endpoint that has the key now, send [`Remove`](Self::Remove) first.
     Insert(K, V),
-    /// The endpoint is gone.
+    /// The endpoint is gone, and all that was learned of it is forgotten.
     Remove(K),
 }
 
@@ -213,7 +217,7 @@ mod fed {
     pub struct Sender<K, S>(mpsc::UnboundedSender<Change<K, S>>);
 
     impl<K, S> Sender<K, S> {
-        /// There is an endpoint `key`, and this is its service; one that is already there is replaced.
+        /// There is an endpoint `key`, and this is its service: see [`Change::Insert`].
         ///
         /// # Errors
         ///

@@ -161,12 +161,30 @@ enum State {
     Waiting,
 }
 
+/// A service in the model.
 #[derive(Debug)]
-struct Entry {
+struct Held {
     probe: Rc<Probe>,
     state: State,
-    /// The ready service that this one is to replace.
-    older: Option<Rc<Probe>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    newest: Held,
+    /// It was ready at least once.
+    has_worked: bool,
+    /// The service that was ready at least once, and that the newest one is to replace.
+    older: Option<Held>,
+}
+
+impl Entry {
+    fn all(&self) -> impl Iterator<Item = &Held> {
+        self.older.iter().chain([&self.newest])
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.older.iter_mut().chain([&mut self.newest])
+    }
 }
 
 /// A cache as its documentation says it is, without a thought for what it costs.
@@ -177,30 +195,38 @@ struct Model {
     gone: Vec<Rc<Probe>>,
 }
 
+/// Whom a poll asks, and whose keys fail. Of two services of one key the older one may be asked before the new one gets
+/// ready and takes its place, or not at all.
+#[derive(Debug, Default)]
+struct Polled {
+    asked: BTreeSet<*const Probe>,
+    maybe_asked: BTreeSet<*const Probe>,
+    failed: Vec<u32>,
+    maybe_failed: BTreeSet<u32>,
+}
+
 impl Model {
     /// The ready service of a key.
     fn ready(&self, key: u32) -> Option<&Rc<Probe>> {
-        let entry = self.entries.get(&key)?;
-        match entry.state {
-            State::Ready => Some(&entry.probe),
-            _ => entry.older.as_ref(),
-        }
+        let mut all = self.entries.get(&key)?.all();
+        let held = all.find(|held| held.state == State::Ready)?;
+        Some(&held.probe)
     }
 
     fn push(&mut self, key: u32, probe: Rc<Probe>) {
         let mut older = None;
         match self.entries.remove(&key) {
-            Some(entry) if entry.state == State::Ready => older = Some(entry.probe),
+            Some(entry) if entry.has_worked => older = Some(entry.newest),
             Some(entry) => {
                 older = entry.older;
-                self.gone.push(entry.probe);
+                self.gone.push(entry.newest.probe);
             }
             None => {}
         }
         let state = State::Due;
         let entry = Entry {
-            probe,
-            state,
+            newest: Held { probe, state },
+            has_worked: false,
             older,
         };
         self.entries.insert(key, entry);
@@ -210,58 +236,82 @@ impl Model {
         let Some(entry) = self.entries.remove(&key) else {
             return false;
         };
-        self.gone.push(entry.probe);
-        self.gone.extend(entry.older);
+        self.gone.push(entry.newest.probe);
+        self.gone.extend(entry.older.map(|held| held.probe));
         true
     }
 
     /// The newest service of a key has failed.
     fn fail(&mut self, key: u32) {
         let entry = self.entries.remove(&key).unwrap();
-        self.gone.push(entry.probe);
-        if let Some(probe) = entry.older {
-            let (state, older) = (State::Ready, None);
-            self.entries.insert(
-                key,
-                Entry {
-                    probe,
-                    state,
-                    older,
-                },
-            );
+        self.gone.push(entry.newest.probe);
+        if let Some(newest) = entry.older {
+            let entry = Entry {
+                newest,
+                has_worked: true,
+                older: None,
+            };
+            self.entries.insert(key, entry);
         }
     }
 
-    /// What a poll does: who is polled, and whose keys fail.
-    fn poll(&mut self) -> (BTreeSet<*const Probe>, Vec<u32>) {
-        let (mut polled, mut failed) = (BTreeSet::new(), Vec::new());
-        for (key, entry) in &mut self.entries {
-            if entry.state != State::Due {
-                continue;
-            }
-            polled.insert(Rc::as_ptr(&entry.probe));
-            match entry.probe.mood.get() {
-                Mood::Ready => {
-                    entry.state = State::Ready;
-                    self.gone.extend(entry.older.take());
+    /// The older service of a key has left.
+    fn drop_older(&mut self, key: u32) {
+        let older = self.entries.get_mut(&key).unwrap().older.take();
+        self.gone.push(older.unwrap().probe);
+    }
+
+    fn poll(&mut self) -> Polled {
+        let mut polled = Polled::default();
+        let keys: Vec<u32> = self.entries.keys().copied().collect();
+        for key in keys {
+            let entry = self.entries.get_mut(&key).unwrap();
+            let mut has_failed = false;
+            if entry.newest.state == State::Due {
+                polled.asked.insert(Rc::as_ptr(&entry.newest.probe));
+                match entry.newest.probe.mood.get() {
+                    Mood::Ready => {
+                        entry.newest.state = State::Ready;
+                        entry.has_worked = true;
+                        if let Some(older) = entry.older.take() {
+                            if older.state == State::Due {
+                                polled.maybe_asked.insert(Rc::as_ptr(&older.probe));
+                                if older.probe.mood.get() == Mood::Broken {
+                                    polled.maybe_failed.insert(key);
+                                }
+                            }
+                            self.gone.push(older.probe);
+                        }
+                    }
+                    Mood::Busy => entry.newest.state = State::Waiting,
+                    Mood::Broken => has_failed = true,
                 }
-                Mood::Busy => entry.state = State::Waiting,
-                Mood::Broken => failed.push(*key),
+            }
+            if let Some(older) = &mut entry.older {
+                if older.state == State::Due {
+                    polled.asked.insert(Rc::as_ptr(&older.probe));
+                    match older.probe.mood.get() {
+                        Mood::Ready => older.state = State::Ready,
+                        Mood::Busy => older.state = State::Waiting,
+                        Mood::Broken => {
+                            polled.failed.push(key);
+                            self.drop_older(key);
+                        }
+                    }
+                }
+            }
+            if has_failed {
+                polled.failed.push(key);
+                self.fail(key);
             }
         }
-        for key in &failed {
-            self.fail(*key);
-        }
-        (polled, failed)
+        polled
     }
 
     /// The ready service of a key is ready no more, and is next polled when it is `next`.
     fn unready(&mut self, key: u32, next: State) {
-        let entry = self.entries.get_mut(&key).unwrap();
-        match entry.older.take() {
-            Some(older) => self.gone.push(older),
-            None => entry.state = next,
-        }
+        let mut all = self.entries.get_mut(&key).unwrap().all_mut();
+        all.find(|held| held.state == State::Ready).unwrap().state = next;
     }
 
     /// `mutably`: the one that was called last is moved to where it counts to be.
@@ -269,11 +319,12 @@ impl Model {
         let mut alive = 0;
         let (mut ready, mut pending) = (0, 0);
         for (key, entry) in &self.entries {
-            assert!(entry.probe.is_alive.get());
-            alive += 1 + usize::from(entry.older.is_some());
-            let is_pending = entry.state != State::Ready;
-            pending += usize::from(is_pending);
-            assert_eq!(cache.pending_contains(key), is_pending, "{key}");
+            assert!(entry.all().all(|held| held.probe.is_alive.get()));
+            alive += entry.all().count();
+            let is_pending = |held: &&Held| held.state != State::Ready;
+            pending += entry.all().filter(is_pending).count();
+            let has_pending = entry.all().any(|held| is_pending(&held));
+            assert_eq!(cache.pending_contains(key), has_pending, "{key}");
             let expected = self.ready(*key);
             ready += usize::from(expected.is_some());
             let found = cache.get_ready(key);
@@ -357,11 +408,15 @@ fn random_walk(seed: u64, steps: u32) {
             2 => assert_eq!(cache.evict(&key), model.evict(key)),
             3..=5 => {
                 if let Some(entry) = model.entries.get_mut(&key) {
-                    entry.probe.mood.set(mood);
-                    if entry.state == State::Waiting {
-                        entry.probe.wake();
-                        entry.probe.wake();
-                        entry.state = State::Due;
+                    let held = match &mut entry.older {
+                        Some(older) if below(2) == 0 => older,
+                        _ => &mut entry.newest,
+                    };
+                    held.probe.mood.set(mood);
+                    if held.state == State::Waiting {
+                        held.probe.wake();
+                        held.probe.wake();
+                        held.state = State::Due;
                         expected_wakes = usize::from(std::mem::take(&mut is_waiting));
                     }
                 }
@@ -388,16 +443,24 @@ fn random_walk(seed: u64, steps: u32) {
                 }
             }
             8..=10 => {
-                let (polled, mut failed) = model.poll();
+                let mut polled = model.poll();
                 let (mut keys, is_ready) = settle(&mut cache, &wakes);
-                keys.sort_unstable();
-                failed.sort_unstable();
-                assert_eq!(keys, failed, "step {step}");
+                polled.failed.retain(|failed| {
+                    let found = keys.iter().position(|key| key == failed);
+                    found.map(|at| keys.swap_remove(at)).is_none()
+                });
+                assert_eq!(polled.failed, [], "step {step}");
+                for key in keys {
+                    assert!(polled.maybe_failed.remove(&key), "{key} at step {step}");
+                }
                 assert_eq!(is_ready, cache.pending_len() == 0);
-                let everybody = model.entries.values();
-                for probe in everybody.map(|entry| &entry.probe).chain(&model.gone) {
-                    let expected = u32::from(polled.contains(&Rc::as_ptr(probe)));
-                    assert_eq!(probe.take_polls(), expected, "seed {seed} step {step}");
+                let everybody = model.entries.values().flat_map(Entry::all);
+                for probe in everybody.map(|held| &held.probe).chain(&model.gone) {
+                    let polls = probe.take_polls();
+                    let least = u32::from(polled.asked.contains(&Rc::as_ptr(probe)));
+                    let most = least + u32::from(polled.maybe_asked.contains(&Rc::as_ptr(probe)));
+                    let range = least..=most;
+                    assert!(range.contains(&polls), "{polls} at seed {seed} step {step}");
                 }
                 is_waiting = !is_ready;
             }
@@ -418,7 +481,7 @@ fn random_walk(seed: u64, steps: u32) {
                     Mood::Broken => {
                         assert_eq!(found, Err(()));
                         match model.entries[&key].older.is_some() {
-                            true => model.unready(key, State::Due),
+                            true => model.drop_older(key),
                             false => model.fail(key),
                         }
                     }
@@ -686,6 +749,110 @@ fn a_ready_service_serves_until_its_replacement_is_ready() {
     assert_eq!(settle(&mut cache, &wakes), (vec![], true));
     assert_eq!(lens(&cache), (1, 0));
     assert_eq!(new.calls.get(), 2);
+}
+
+/// A cache with a service under key 0 that was ready, and one that is to replace it and is busy.
+fn replacing(wakes: &WakeCount) -> (Cache, [Rc<Probe>; 2]) {
+    let [old, new] = [Mood::Ready, Mood::Busy].map(Probe::new);
+    let mut cache = Cache::new();
+    cache.push(0, old.service());
+    assert_eq!(settle(&mut cache, wakes), (vec![], true));
+    cache.push(0, new.service());
+    assert_eq!(settle(&mut cache, wakes), (vec![], false));
+    (cache, [old, new])
+}
+
+#[test]
+fn who_is_replaced_serves_after_a_call() {
+    let wakes = WakeCount::new();
+    let (mut cache, [old, new]) = replacing(&wakes);
+    for calls in 1..4 {
+        cache.call_ready(&0, 1).into_inner().unwrap();
+        assert_eq!(lens(&cache), (0, 2));
+        assert!(cache.get_ready(&0).is_none());
+        assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+        assert_eq!((old.calls.get(), lens(&cache)), (calls, (1, 1)));
+    }
+    // Called, and not asked since: it makes way all the same.
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    new.mood.set(Mood::Ready);
+    new.wake();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!((lens(&cache), old.is_alive.get()), ((1, 0), false));
+}
+
+#[test]
+fn who_is_replaced_serves_after_it_was_busy() {
+    let wakes = WakeCount::new();
+    let (mut cache, [old, new]) = replacing(&wakes);
+    old.mood.set(Mood::Busy);
+    assert_eq!(wakes.enter(|cx| cache.check_ready(cx, &0)), Ok(false));
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    assert_eq!((lens(&cache), old.is_alive.get()), ((0, 2), true));
+    old.mood.set(Mood::Ready);
+    old.wake();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    assert_eq!(old.calls.get(), 1);
+
+    // It waits to be woken when the new one gets ready.
+    old.mood.set(Mood::Busy);
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+    new.mood.set(Mood::Ready);
+    new.wake();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    assert_eq!((lens(&cache), old.is_alive.get()), ((1, 0), false));
+}
+
+#[test]
+fn who_was_called_is_kept_by_a_push() {
+    let wakes = WakeCount::new();
+    for mood in [Mood::Ready, Mood::Busy] {
+        let [old, new] = [Mood::Ready, Mood::Busy].map(Probe::new);
+        let mut cache = cache_of(std::slice::from_ref(&old));
+        assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+        cache.call_ready(&0, 1).into_inner().unwrap();
+        old.mood.set(mood);
+        if mood == Mood::Busy {
+            assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+        }
+        cache.push(0, new.service());
+        assert_eq!((lens(&cache), old.is_alive.get()), ((0, 2), true));
+        if mood == Mood::Busy {
+            old.mood.set(Mood::Ready);
+            old.wake();
+        }
+        assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+        cache.call_ready(&0, 1).into_inner().unwrap();
+        assert_eq!((old.calls.get(), new.calls.get()), (2, 0));
+    }
+}
+
+#[test]
+fn a_replacement_that_never_worked_is_dropped() {
+    let wakes = WakeCount::new();
+    let (mut cache, [old, second]) = replacing(&wakes);
+    let third = Probe::new(Mood::Busy);
+    cache.push(0, third.service());
+    let alive = [&old, &second, &third].map(|probe| probe.is_alive.get());
+    assert_eq!((alive, lens(&cache)), ([true, false, true], (1, 1)));
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], false));
+
+    // The old one fails, and the third goes on by itself.
+    old.mood.set(Mood::Broken);
+    let found = wakes.enter(|cx| cache.check_ready(cx, &0));
+    assert_eq!(found, Err(Failed(0, BROKEN)));
+    assert_eq!(lens(&cache), (0, 1));
+    third.mood.set(Mood::Ready);
+    third.wake();
+    assert_eq!(settle(&mut cache, &wakes), (vec![], true));
+    cache.call_ready(&0, 1).into_inner().unwrap();
+
+    let (mut cache, both) = replacing(&wakes);
+    cache.call_ready(&0, 1).into_inner().unwrap();
+    assert!(cache.evict(&0));
+    assert!(cache.is_empty() && both.iter().all(|probe| !probe.is_alive.get()));
 }
 
 #[test]

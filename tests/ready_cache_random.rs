@@ -33,6 +33,9 @@ struct State {
     alive: bool,
     calls: u32,
     asked: Asked,
+    /// Was ready at least once.
+    has_worked: bool,
+    evicted: bool,
     breach: Option<&'static str>,
     load: u64,
 }
@@ -52,6 +55,8 @@ fn strict(mood: Mood) -> (Strict, St) {
         alive: true,
         calls: 0,
         asked: Asked::No,
+        has_worked: false,
+        evicted: false,
         breach: None,
         load: 0,
     }));
@@ -80,6 +85,7 @@ impl Service<()> for Strict {
         match s.mood {
             Mood::Ready => {
                 s.asked = Asked::Ready;
+                s.has_worked = true;
                 Poll::Ready(Ok(()))
             }
             Mood::Not => {
@@ -154,6 +160,9 @@ fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
                 2 if rng.next_range(0..3) == 0 => {
                     let had = all.iter().any(|(k, s)| *k == key && s.borrow().alive);
                     assert_eq!(cache.evict(&key), had);
+                    for (_, s) in all.iter().filter(|(k, _)| *k == key) {
+                        s.borrow_mut().evicted = true;
+                    }
                     assert!(!all.iter().any(|(k, s)| *k == key && s.borrow().alive));
                 }
                 2 | 3 => {
@@ -254,6 +263,15 @@ fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
                     .filter(|(k, s)| *k == key && s.borrow().alive)
                     .collect();
                 assert!(of.len() <= 2);
+                // Who has worked goes on until a newer one works, or it fails.
+                let mut newer_works = false;
+                for (_, s) in all.iter().rev().filter(|(k, _)| *k == key) {
+                    let s = s.borrow();
+                    if s.has_worked && !s.evicted && s.asked != Asked::Dead {
+                        assert!(s.alive != newer_works, "seed {seed} step {step}");
+                    }
+                    newer_works |= s.has_worked;
+                }
                 let pending = of.len() - usize::from(by.contains_key(&key));
                 assert_eq!(
                     cache.pending_contains(&key),

@@ -9,22 +9,35 @@
 //! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst
 //! of `n` are both bad, one request in `n (n - 1) / 2` has but these to choose from: 1 in 6 with 4 endpoints.
 //!
+//! # What is asked, and in which order
+//!
+//! 1. Discovery, for what has changed: who is gone is neither asked nor called, and who is new is asked at once.
+//! 2. The readiness of those that are new, that were called or that were woken. The others are as they were.
+//! 3. The [`Load`] of two of those that are ready: only of them, since the load of one that cannot be called says nothing.
+//! 4. The readiness of the chosen one, once more: it may have been ready for long, and be so no more. If it is not,
+//!    or is removed before the call, the choice is made again.
+//!
+//! So a request costs the same however many endpoints there are, and goes to one that was ready when it was asked last.
+//!
 //! # What happens to an endpoint
 //!
 //! - It is wrapped by the balancer's layer, by default a [`QuarantineLayer`]: when its readiness fails, it waits
 //!   out a backoff and goes on with a clone. If it fails through the layer, as it always does through
 //!   [`Identity`](crate::layer::Identity), it is dropped, and is gone until discovery inserts it again.
-//! - When discovery inserts a service for a key that is known, the old service is used on until the new one is
-//!   ready.
-//! - When discovery removes it, it is dropped before the next request. What it is answering goes on.
-//! - It is polled when it was called and when it was woken, and once more when it is chosen. If it turns out not
-//!   to be ready then, or is removed before the call, the choice is made again.
+//! - When discovery inserts a service for a key that is known, the endpoint has a new service. The old one, if it was ever
+//!   ready, is polled and called on until the new one is ready. What was learned of the endpoint still holds: its
+//!   [load](Load::take_over), its backoff, and until when it is set aside.
+//! - When discovery removes it, it is dropped before the next request, and forgotten. What it is answering goes on.
 //! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
 //!   such as a limit for all of them, belongs outside the balancer.
+//! - In a [`Buffer`](crate::buffer) that is idle it goes on with work of its own, such as connecting, and gives up what
+//!   it has reserved.
 //!
 //! # Differences from tower
 //!
 //! - An endpoint that failed comes back.
+//! - An endpoint whose service is replaced is served by the old one until the new one is ready, though the old one was just
+//!   called, or is busy.
 //! - The choice is made again when the chosen endpoint was removed.
 //! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`], and does not
 //!   wait for ever.
@@ -53,8 +66,9 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
+use crate::sync::{Mark, mark};
 use crate::util::rng::{HasherRng, Rng};
-use crate::{Layer, NoRuntime, Service, sync::is_try};
+use crate::{Layer, NoRuntime, Service};
 
 pub use super::error::Error;
 
@@ -180,7 +194,13 @@ where
     L: Layer<D::Service, Service = S>,
     S: Service<Req> + Load,
 {
-    /// Follows discovery, which is not settled yet. `true` when there may be more at once.
+    /// `true` when there may be more at once.
+    #[inline(always)]
+    fn follow_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, Error<D::Error, S::Error>> {
+        Ok(!self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?)
+    }
+
+    /// Follows discovery, which is not settled yet.
     fn poll_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, DiscoverFailed<D::Error>> {
         for _ in 0..CHANGES {
             match Pin::new(&mut self.discover).poll_discover(cx) {
@@ -190,7 +210,11 @@ where
                     return Ok(false);
                 }
                 Poll::Ready(Some(Ok(Change::Insert(key, service)))) => {
-                    self.endpoints.push(key, self.layer.layer(service));
+                    let mut endpoint = self.layer.layer(service);
+                    if let Some(predecessor) = self.endpoints.newest_mut(&key) {
+                        endpoint.take_over(predecessor);
+                    }
+                    self.endpoints.push(key, endpoint);
                 }
                 Poll::Ready(Some(Ok(Change::Remove(key)))) => {
                     self.endpoints.evict(&key);
@@ -249,12 +273,41 @@ where
         self.readiness(is_ready)
     }
 
-    /// For a try: registers nobody.
     #[cold]
+    fn poll_marked(&mut self, mark: Mark, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
+        match mark {
+            Mark::Try => {
+                self.follow_discover(cx)?;
+                self.try_all(cx)
+            }
+            // A clone of the waker has no mark: discovery may have services of its own, and they are not to give up
+            // what they reserve for it.
+            Mark::Drive => {
+                let waker = cx.waker().clone();
+                let more = self.follow_discover(&mut Context::from_waker(&waker))?;
+                self.drive_all(cx, more)
+            }
+        }
+    }
+
+    /// For nobody: discovery has been followed, and endpoints go on, but none is chosen.
+    fn drive_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
+        // Those that fail are gone.
+        let mut left = POLLS;
+        while self.endpoints.drive_due(&mut left).is_err() {}
+        let polled = self.endpoints.poll_driven(cx);
+        if more {
+            cx.waker().wake_by_ref();
+        }
+        let is_done = self.is_settled && polled.is_ready() && !self.is_empty();
+        self.readiness(is_done)
+    }
+
+    /// For a try: registers nobody.
     fn try_all(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
         while self.endpoints.try_due(cx).is_err() {}
         let is_ready = self.choose_ready(&mut { POLLS }, |balance, index| {
-            let is_ready = matches!(balance.endpoints.check_in(index, cx), Ok(true));
+            let is_ready = matches!(balance.endpoints.try_check(index, cx), Ok(true));
             if is_ready {
                 balance.endpoints.choose(index);
             }
@@ -343,10 +396,10 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let more = !self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?;
-        if is_try(cx) {
-            return self.try_all(cx);
+        if let Some(mark) = mark(cx) {
+            return self.poll_marked(mark, cx);
         }
+        let more = self.follow_discover(cx)?;
         // As a rule nothing has happened but a call, and the one that was called is ready, and the one that is chosen.
         let called = match self.endpoints.called() {
             Some(called) if !more => called,

@@ -1,8 +1,8 @@
 //! Sets a service aside that fails, and lets it come back after a backoff.
 //!
-//! [`Quarantine`] keeps a clone of its service that is never used. When the service's readiness fails, it is
-//! dropped; the quarantine is not ready for the length of a backoff, and then goes on with another clone. So
-//! a balancer does not lose an endpoint for ever because a connection broke. It is also of use by itself,
+//! [`Quarantine`] uses the service that it is given, and keeps a clone of it that is never used. When the service's
+//! readiness fails, it is dropped; the quarantine is not ready for the length of a backoff, and then goes on with another
+//! clone. So a balancer does not lose an endpoint for ever because a connection broke. It is also of use by itself,
 //! around a service whose readiness fails and can be had again by a clone.
 //!
 //! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) the responses count too: after so many
@@ -22,6 +22,14 @@
 //! It starts again from the shortest wait after a success: a response that is none of the failures that are
 //! counted, or where none are counted, a service that is ready again after it was called. A
 //! service that is ready and fails at its first request has not shown that it works.
+//!
+//! # A service that is replaced
+//!
+//! When discovery inserts another service under a key that is known, the endpoint is still the same: the new service is
+//! set aside until the moment at which the old one was to come back, and the backoff and the failures in a row go on from
+//! where they were. A removal before the insertion forgets all that.
+//!
+//! # Reconnect
 //!
 //! An endpoint that is a [`Reconnect`](crate::reconnect) has a backoff of its own, and no clone. It needs no quarantine:
 //! with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs off, and
@@ -64,8 +72,9 @@ use pin_project_lite::pin_project;
 
 use crate::load::{Classify, Load, OnError, Outcome};
 use crate::retry::backoff::{Delays, ExponentialBackoffMaker, Jitter, MakeBackoff};
+use crate::sync::{is_drive, is_try};
 use crate::util::rng::HasherRng;
-use crate::{Instant, Layer, Service, Timer, sync::is_try};
+use crate::{Instant, Layer, Service, Timer};
 
 /// A layer of [`Quarantine`].
 #[derive(Clone)]
@@ -155,10 +164,12 @@ where
 
     fn layer(&self, inner: S) -> Self::Service {
         let record = Record::of(self.failures, &self.classify);
+        let spare = inner.clone();
         Quarantine {
-            instance: Instance::good(inner.clone(), record.as_ref()),
+            // The original: it may have reserved something already, or be connected.
+            instance: Instance::good(inner, record.as_ref()),
             record,
-            spare: inner,
+            spare,
             timer: self.timer.clone(),
             maker: self.maker.clone(),
             backoff: None,
@@ -180,8 +191,9 @@ impl<T: fmt::Debug, M: fmt::Debug, C> fmt::Debug for QuarantineLayer<T, M, C> {
 
 /// A service that is set aside when it fails, and comes back after a backoff.
 ///
-/// Its readiness never fails. A clone is made of the clone that was never used, and has no past. See the
-/// [module](self) for what is a failure and for an example.
+/// Its readiness never fails. See the [module](self) for what is a failure and for an example.
+///
+/// It is not `Clone`, since a clone would not know what this one has learned: a [`Buffer`](crate::buffer) around it is.
 ///
 /// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, sets no
 /// timer.
@@ -237,11 +249,34 @@ enum Standing {
 }
 
 impl<S> Instance<S> {
+    /// There is none.
+    const NONE: Self = Self::Aside {
+        until: Instant::MAX,
+        armed: false,
+    };
+
     fn good<C>(inner: S, record: Option<&Arc<Record<C>>>) -> Self {
         match record {
             None => Self::Trusted(inner),
             Some(_) => Self::Watched(inner, Standing::Good),
         }
+    }
+
+    fn take_over(&mut self, predecessor: &mut S)
+    where
+        S: Load,
+    {
+        if let Self::Trusted(inner) | Self::Watched(inner, _) = self {
+            inner.take_over(predecessor);
+        }
+    }
+
+    /// Has it show that it works.
+    fn doubt(&mut self) {
+        *self = match replace(self, Self::NONE) {
+            Self::Trusted(inner) | Self::Watched(inner, _) => Self::Watched(inner, Standing::Fresh),
+            aside @ Self::Aside { .. } => aside,
+        };
     }
 }
 
@@ -396,13 +431,11 @@ where
             Some(record) => record.worked.load(Ordering::Relaxed),
             None => *standing == Standing::Called,
         };
-        if works && *standing != Standing::Good {
+        // That nothing is left to drive shows nothing.
+        if works && *standing != Standing::Good && !is_drive(cx) {
             self.backoff = None;
-            let none = Instance::Aside {
-                until: Instant::MAX,
-                armed: false,
-            };
-            if let Instance::Watched(inner, _) = replace(&mut self.instance, none) {
+            let instance = replace(&mut self.instance, Instance::NONE);
+            if let Instance::Watched(inner, _) = instance {
                 self.instance = Instance::good(inner, self.record.as_ref());
             }
         }
@@ -437,28 +470,6 @@ where
         if self.poll_return(cx).is_ready() {
             // The wait was over at once. One instance in each poll is enough: this must not become a loop.
             cx.waker().wake_by_ref();
-        }
-    }
-}
-
-impl<S, T, M, C> Clone for Quarantine<S, T, M, C>
-where
-    S: Clone,
-    T: Timer + Clone,
-    M: MakeBackoff + Clone,
-    C: Clone,
-{
-    fn clone(&self) -> Self {
-        let record = self.record.as_ref();
-        let record = record.and_then(|record| Record::of(record.limit, &record.classify));
-        Self {
-            instance: Instance::good(self.spare.clone(), record.as_ref()),
-            record,
-            spare: self.spare.clone(),
-            timer: self.timer.clone(),
-            maker: self.maker.clone(),
-            backoff: None,
-            alarm: None,
         }
     }
 }
@@ -532,6 +543,34 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
         match (&self.instance, &other.instance) {
             (Instance::Trusted(this), Instance::Trusted(other)) => this.is_no_busier_than(other),
             _ => self.present_is_no_busier_than(other),
+        }
+    }
+
+    /// It is set aside for as long as its predecessor is, backs off from where that one was, and counts on its failures in
+    /// a row.
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.spare.take_over(&mut predecessor.spare);
+        self.backoff = predecessor.backoff.take();
+        if let (Some(record), Some(predecessors)) = (&mut self.record, &predecessor.record) {
+            record.clone_from(predecessors);
+        }
+        let is_good = match &mut predecessor.instance {
+            Instance::Aside { until, .. } => {
+                let (until, armed) = (*until, false);
+                self.instance = Instance::Aside { until, armed };
+                return;
+            }
+            Instance::Trusted(inner) => {
+                self.instance.take_over(inner);
+                true
+            }
+            Instance::Watched(inner, standing) => {
+                self.instance.take_over(inner);
+                *standing == Standing::Good
+            }
+        };
+        if !is_good {
+            self.instance.doubt();
         }
     }
 }

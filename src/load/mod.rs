@@ -27,6 +27,7 @@
 //!
 //! - Results are classified, as described. tower lets a failure count like a response.
 //! - Services with a load are `Clone`, where they hold one that is, and what clones do counts together.
+//! - When discovery inserts another service under a known key, the endpoint's load [goes on](Load::take_over).
 //! - A load can be read and [written](PeakEwma::set_estimate), in units that are said.
 //! - [`PendingRequests`] too has a timer, which it asks only while there is a penalty.
 //!
@@ -101,6 +102,20 @@ pub trait Load {
     {
         self.load() <= other.load()
     }
+
+    /// Goes on from what `predecessor` has learned: the endpoint is the same, and has a new service.
+    ///
+    /// A balancer calls this on a service that discovery inserts under a key that is known. The predecessor may be used on
+    /// for a time, until this one is ready.
+    ///
+    /// It does nothing unless an implementation has something to go on with. A service that hands on the load of
+    /// another one should hand this on, too. References and boxes do not, since what is in them may have no size.
+    fn take_over(&mut self, predecessor: &mut Self)
+    where
+        Self: Sized,
+    {
+        let _ = predecessor;
+    }
 }
 
 macro_rules! forward {
@@ -133,6 +148,14 @@ impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
             (Self::Left(load), Self::Left(other)) => load.is_no_busier_than(other),
             (Self::Right(load), Self::Right(other)) => load.is_no_busier_than(other),
             _ => self.load() <= other.load(),
+        }
+    }
+
+    fn take_over(&mut self, predecessor: &mut Self) {
+        match (self, predecessor) {
+            (Self::Left(load), Self::Left(before)) => load.take_over(before),
+            (Self::Right(load), Self::Right(before)) => load.take_over(before),
+            _ => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use core::task::{Context, Poll};
 
 use super::order::{Endpoint, Last};
 use super::{ReadyCache, error};
-use crate::Service;
+use crate::{Service, sync::drive};
 
 /// Whether an endpoint is ready, or how it failed.
 type Checked<K, E> = Result<bool, error::Failed<K, E>>;
@@ -88,6 +88,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
             // A ready one is polled when it is picked.
             if at >= self.order.due {
                 self.order.waiting_to_due(at);
+            } else if at >= self.order.ready {
+                self.order.undrive(at);
             }
         }
         self.wakes.give_back(woken);
@@ -95,6 +97,12 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 }
 
 impl<K: Eq + Hash, S, Req> ReadyCache<K, S, Req> {
+    /// The service that was pushed last for a key.
+    pub(crate) fn newest_mut(&mut self, key: &K) -> Option<&mut S> {
+        let endpoint = self.order.endpoint_of(*self.keys.get(key)?)?;
+        Some(&mut endpoint.service)
+    }
+
     /// Takes an endpoint out, and whatever refers to it.
     pub(super) fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
         let endpoint = self.order.detach(at)?;
@@ -138,11 +146,22 @@ where
 
     /// As `check`, in the context of a try.
     #[cold]
-    pub(crate) fn check_in(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
+    pub(crate) fn try_check(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
         match self.try_at(at, cx) {
             Poll::Ready(Ok(())) => Ok(true),
             other => self.checked(at, other, true),
         }
+    }
+
+    /// As `check`, for nobody: it is not known to be ready afterwards.
+    #[cold]
+    pub(super) fn drive_check(&mut self, at: usize) -> Checked<K, S::Error> {
+        let polled = self.drive_at(at);
+        if let Poll::Ready(Ok(())) = polled {
+            self.order.ready_to_due(at);
+            return Ok(false);
+        }
+        self.checked(at, polled, false)
     }
 
     #[cold]
@@ -161,10 +180,6 @@ where
     }
 
     fn not_ready(&mut self, at: usize, was_tried: bool) {
-        if self.order.endpoints[at].newer.is_some() {
-            drop(self.remove(at));
-            return;
-        }
         self.order.ready_to_due(at);
         // A try has left no waker with it.
         if !was_tried {
@@ -175,22 +190,10 @@ where
     /// Calls the ready one at a settled index.
     #[inline(always)]
     pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
-        if self.order.endpoints[at].newer.is_some() {
-            return self.call_replaced(at, request);
-        }
         self.order.last = Last::Called(at);
         let guard = Asking { cache: self, at };
         let future = guard.cache.order.endpoints[at].service.call(request);
         core::mem::forget(guard);
-        future
-    }
-
-    #[cold]
-    fn call_replaced(&mut self, at: usize, request: Req) -> S::Future {
-        let guard = Asking { cache: self, at };
-        let future = guard.cache.order.endpoints[at].service.call(request);
-        // It leaves the cache in either case.
-        drop(guard);
         future
     }
 
@@ -302,6 +305,44 @@ where
         Ok(())
     }
 
+    /// As [`poll_due`](Self::poll_due), for nobody: drives those that are due and those that are ready, which may hold
+    /// something. None of them is ready afterwards, or chosen.
+    #[cold]
+    pub(crate) fn drive_due(
+        &mut self,
+        budget: &mut usize,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.order.unready();
+        if !self.is_behind {
+            self.collect_woken();
+        }
+        while self.order.undriven() < self.order.due && *budget > 0 {
+            *budget -= 1;
+            let at = self.order.undriven();
+            match self.drive_at(at) {
+                Poll::Ready(Ok(())) => self.order.drove(),
+                Poll::Ready(Err(error)) => self.failed(at, error)?,
+                Poll::Pending => self.order.due_to_waiting(at),
+            }
+        }
+        self.is_behind = self.order.undriven() < self.order.due;
+        Ok(())
+    }
+
+    /// Ready when nothing is left to drive. As [`register`](Self::register) it sees to the wake-up; those that are due and
+    /// wait for somebody to ask them are none.
+    #[cold]
+    pub(crate) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_idle = self.order.undriven() == self.order.due && self.wakes.register(cx.waker());
+        if !is_idle {
+            cx.waker().wake_by_ref();
+        }
+        if is_idle && self.order.due == self.order.endpoints.len() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
     /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
     pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
         if self.ready_len() < self.order.due || !self.wakes.register(cx.waker()) {
@@ -330,6 +371,15 @@ where
     #[cold]
     fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
+    }
+
+    /// Polls one for nobody, with its own waker.
+    #[cold]
+    fn drive_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| {
+            let service = &mut endpoint.service;
+            drive(&endpoint.waker, |cx| service.poll_ready(cx))
+        })
     }
 
     /// If the service panics, it leaves the cache.

@@ -7,12 +7,16 @@
 //! # Differences from tower
 //!
 //! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
-//!   [`poll_pending`](ReadyCache::poll_pending). So is a pending one for whose key another is pushed.
+//!   [`poll_pending`](ReadyCache::poll_pending). So is one that was never ready and for whose key another is pushed.
+//! - A service that was ready once is used until the one that is pushed for its key is ready, whether it is ready at the
+//!   moment of the push or not. tower drops it if it is not.
 //! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
 //! - A key is found by whatever it can be borrowed as, as in a `HashMap`.
 //! - One poll asks at most 256 services, and lets others run before it goes on: only tokio would stop it.
 //! - When a service panics in `poll_ready` or `call`, that service is gone and the cache is whole.
-//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services.
+//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services. One for which
+//!   nobody waits, as in an idle [`Buffer`](crate::buffer), has them give up what they have reserved: all are pending
+//!   afterwards.
 //!
 //! # Examples
 //!
@@ -42,7 +46,7 @@ use core::task::{Context, Poll};
 use std::collections::HashMap;
 
 use crate::Service;
-use crate::sync::{is_try, wakes::Wakes};
+use crate::sync::{Mark, mark, wakes::Wakes};
 
 mod ask;
 mod order;
@@ -77,7 +81,7 @@ pub struct ReadyCache<K, S, Req> {
 impl<K, S, Req> ReadyCache<K, S, Req> {
     /// How many services there are, ready and pending.
     ///
-    /// A ready service and the one that is to replace it count as two.
+    /// A service and the one that is to replace it count as two.
     pub fn len(&self) -> usize {
         self.order.endpoints.len()
     }
@@ -221,15 +225,14 @@ where
 {
     /// Adds a service, as a pending one.
     ///
-    /// If a pending service has the same key it is dropped. If a ready one has, it stays, and can be called,
-    /// until the new one is ready and takes its place; once called, or found not to be ready any more, it is
-    /// dropped.
+    /// If the service that has this key was ready at least once, it stays: it is polled and called as before until the
+    /// new one is ready and takes its place. One that was never ready is dropped.
     pub fn push(&mut self, key: K, service: S) {
         self.order.settle();
         let (mut older, mut replaced) = (None, None);
         if let Some(&newest) = self.keys.get(&key) {
             match self.order.place_of(newest) {
-                Some(at) if at >= self.order.ready => {
+                Some(at) if !self.order.endpoints[at].has_worked => {
                     replaced = self.order.detach(at);
                     older = replaced.as_ref().and_then(|endpoint| endpoint.older);
                 }
@@ -255,16 +258,19 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
-        let tries = is_try(cx);
-        if tries {
-            self.try_due(cx)?;
-        } else {
-            self.poll_due(&mut { POLLS })?;
+        let mark = mark(cx);
+        match mark {
+            None => self.poll_due(&mut { POLLS })?,
+            Some(Mark::Try) => self.try_due(cx)?,
+            Some(Mark::Drive) => {
+                self.drive_due(&mut { POLLS })?;
+                return self.poll_driven(cx).map(Ok);
+            }
         }
         if self.pending_len() == 0 {
             return Poll::Ready(Ok(()));
         }
-        if !tries {
+        if mark.is_none() {
             self.register(cx);
         }
         Poll::Pending
@@ -305,10 +311,10 @@ where
             return Ok(false);
         }
         self.order.settle();
-        if is_try(cx) {
-            self.check_in(index, cx)
-        } else {
-            self.check(index)
+        match mark(cx) {
+            None => self.check(index),
+            Some(Mark::Try) => self.try_check(index, cx),
+            Some(Mark::Drive) => self.drive_check(index),
         }
     }
 
@@ -404,12 +410,15 @@ mod tests {
     use alloc::rc::Rc;
     use alloc::sync::Arc;
     use alloc::task::Wake;
-    use core::cell::Cell;
+    use core::cell::{Cell, RefCell};
     use core::convert::Infallible;
     use core::future::Ready;
+    use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use core::task::{Context, Poll, Waker};
 
     use super::*;
+    use crate::sync::{drive, is_drive};
+    use crate::util::rng::{Rng, SplitMix64};
 
     struct Busy(Rc<Cell<u32>>);
 
@@ -432,6 +441,170 @@ mod tests {
 
     impl Wake for Unheard {
         fn wake(self: Arc<Self>) {}
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mood {
+        Ready,
+        Busy,
+        Broken,
+    }
+
+    /// What the test knows of a service that reserves something when it is ready.
+    struct State {
+        mood: Cell<Mood>,
+        holds: Cell<bool>,
+        polls: Cell<u32>,
+        drives: Cell<u32>,
+        waker: RefCell<Option<Waker>>,
+        is_woken: Cell<bool>,
+    }
+
+    struct Reserving(Rc<State>);
+
+    impl Reserving {
+        fn new(mood: Mood) -> (Self, Rc<State>) {
+            let state = Rc::new(State {
+                mood: Cell::new(mood),
+                holds: Cell::new(false),
+                polls: Cell::new(0),
+                drives: Cell::new(0),
+                waker: RefCell::default(),
+                is_woken: Cell::new(false),
+            });
+            (Self(state.clone()), state)
+        }
+    }
+
+    impl Service<()> for Reserving {
+        type Response = ();
+        type Error = ();
+        type Future = Ready<Result<(), ()>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+            let state = &self.0;
+            let is_driven = is_drive(cx);
+            let count = if is_driven {
+                &state.drives
+            } else {
+                &state.polls
+            };
+            count.set(count.get() + 1);
+            // Whether it is ready or not: it may have more to drive later.
+            state.waker.replace(Some(cx.waker().clone()));
+            state.is_woken.set(false);
+            let mood = state.mood.get();
+            state.holds.set(!is_driven && mood == Mood::Ready);
+            match mood {
+                Mood::Ready => Poll::Ready(Ok(())),
+                Mood::Busy => Poll::Pending,
+                Mood::Broken => Poll::Ready(Err(())),
+            }
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            assert!(self.0.holds.take(), "called unready");
+            core::future::ready(Ok(()))
+        }
+    }
+
+    impl Drop for Reserving {
+        fn drop(&mut self) {
+            self.0.holds.set(false);
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Polls that drive, among pushes, calls and other polls: they reserve nothing, ask nobody twice who has nothing to go
+    /// on with, and lose no wake-up.
+    #[test]
+    fn driven_polls_hold_nothing_and_do_not_spin() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let woken = || wakes.0.swap(0, Relaxed) > 0;
+        for seed in 0..200 {
+            let mut rng = SplitMix64::new(seed);
+            let mut below = move |n: u64| rng.next_range(0..n);
+            let mut cache = ReadyCache::new();
+            let mut all: Vec<Rc<State>> = Vec::new();
+            for step in 0..200 {
+                let at = &alloc::format!("seed {seed} step {step}");
+                let mood = match below(10) {
+                    0 => Mood::Broken,
+                    1..=4 => Mood::Busy,
+                    _ => Mood::Ready,
+                };
+                match below(8) {
+                    0 | 1 => {
+                        let (service, state) = Reserving::new(mood);
+                        cache.push(below(6), service);
+                        all.push(state);
+                    }
+                    2 if below(4) == 0 => {
+                        cache.evict(&below(6));
+                    }
+                    2 | 3 if !all.is_empty() => {
+                        let state = &all[below(all.len() as u64) as usize];
+                        state.mood.set(mood);
+                        if let Some(waker) = state.waker.take() {
+                            state.is_woken.set(true);
+                            waker.wake();
+                        }
+                    }
+                    4 if cache.ready_len() > 0 => {
+                        let index = below(cache.ready_len() as u64) as usize;
+                        let _ = cache.call_ready_index(index, ());
+                    }
+                    5 => {
+                        let index = below(6) as usize;
+                        let check = |cx: &mut Context<'_>| cache.check_ready_index(cx, index);
+                        assert_ne!(drive(&waker, check), Ok(true), "{at}");
+                    }
+                    6 => {
+                        let mut polled = Poll::Pending;
+                        for _ in 0..20 {
+                            woken();
+                            polled = drive(&waker, |cx| cache.poll_pending(cx));
+                            if !woken() && !matches!(polled, Poll::Ready(Err(_))) {
+                                break;
+                            }
+                        }
+                        assert_eq!(cache.ready_len(), 0);
+                        assert!(all.iter().all(|state| !state.holds.get()), "{at}");
+                        let drives = || all.iter().map(|state| state.drives.get()).sum::<u32>();
+                        let alive = || all.iter().filter(|state| Rc::strong_count(state) > 1);
+                        assert!(alive().all(|state| !state.is_woken.get()), "{at}");
+                        let is_waited = alive().any(|state| state.mood.get() != Mood::Ready);
+                        assert_eq!(polled.is_pending(), is_waited, "{at}");
+                        let before = drives();
+                        assert_eq!(drive(&waker, |cx| cache.poll_pending(cx)), polled);
+                        assert!(!woken() && drives() == before, "{at}");
+                    }
+                    _ => {
+                        let mut cx = Context::from_waker(&waker);
+                        for _ in 0..20 {
+                            woken();
+                            let polled = cache.poll_pending(&mut cx);
+                            if !woken() && !matches!(polled, Poll::Ready(Err(_))) {
+                                break;
+                            }
+                        }
+                        for state in all.iter().filter(|state| Rc::strong_count(state) > 1) {
+                            let is_waited = state.mood.get() == Mood::Busy;
+                            assert!(state.holds.get() || is_waited, "{at}");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// A wake-up that has begun when its endpoint leaves can reach the list when another has its slot.

@@ -16,6 +16,8 @@ pub(super) struct Order<K, S> {
     pub(super) ready: usize,
     /// Where those end that are to be polled.
     pub(super) due: usize,
+    /// How many of these, the first ones, have nothing left to drive: they are polled when somebody waits.
+    driven: usize,
     pub(super) last: Last,
     // Where each endpoint is: its slot stays the same.
     slots: Vec<Slot>,
@@ -58,9 +60,11 @@ pub(super) struct Endpoint<K, S> {
     pub(super) node: Arc<Node<Ticket>>,
     pub(super) key: K,
     slot: usize,
-    /// The slot of the ready endpoint of the same key that this one is to replace.
+    /// It was ready at least once.
+    pub(super) has_worked: bool,
+    /// The slot of the endpoint of the same key that has worked and that this one, which has not, is to replace.
     pub(super) older: Option<usize>,
-    /// The slot of the pending endpoint that is to replace this one.
+    /// The slot of the endpoint that is to replace this one.
     pub(super) newer: Option<usize>,
 }
 
@@ -70,6 +74,7 @@ impl<K, S> Order<K, S> {
             endpoints: Vec::new(),
             ready: 0,
             due: 0,
+            driven: 0,
             last: Last::Nobody,
             slots: Vec::new(),
             vacant: Vec::new(),
@@ -153,6 +158,7 @@ impl<K, S> Order<K, S> {
             node,
             key,
             slot,
+            has_worked: false,
             older,
             newer: None,
         }));
@@ -176,9 +182,37 @@ impl<K, S> Order<K, S> {
         };
     }
 
+    /// Where those begin that are due and have something to drive.
+    pub(super) fn undriven(&self) -> usize {
+        self.ready + self.driven
+    }
+
+    /// The first of those that have something to drive has nothing left.
+    pub(super) fn drove(&mut self) {
+        self.driven += 1;
+    }
+
+    /// Lets an endpoint that is due be driven again.
+    pub(super) fn undrive(&mut self, at: usize) {
+        if at < self.undriven() {
+            self.driven -= 1;
+            self.swap(at, self.undriven());
+        }
+    }
+
+    /// Lets all be polled that are ready.
+    pub(super) fn unready(&mut self) {
+        self.last = Last::Nobody;
+        if self.ready > 0 {
+            self.ready = 0;
+            self.driven = 0;
+        }
+    }
+
     /// Lets a ready endpoint be polled next.
     pub(super) fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
+        self.driven = 0;
         self.swap(at, self.ready);
         if self.last == Last::Chosen(self.ready) {
             self.last = Last::Nobody;
@@ -188,6 +222,7 @@ impl<K, S> Order<K, S> {
     /// Lets an endpoint that is due wait until it is woken.
     pub(super) fn due_to_waiting(&mut self, at: usize) {
         self.due -= 1;
+        self.driven = self.driven.min(at - self.ready);
         self.swap(at, self.due);
     }
 
@@ -200,8 +235,11 @@ impl<K, S> Order<K, S> {
     /// Lets an endpoint that is due be called, in place of the one that it replaces.
     pub(super) fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
-        let older = self.endpoints[self.ready].older.take();
+        let endpoint = &mut self.endpoints[self.ready];
+        endpoint.has_worked = true;
+        let older = endpoint.older.take();
         self.ready += 1;
+        self.driven = 0;
         if let Some(older) = older {
             self.drop_older(older);
         }

@@ -103,6 +103,59 @@ fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
 }
 
 #[test]
+fn a_replaced_endpoint_goes_on_whatever_it_does() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
+    insert(&feed, 0, &old);
+    // It was just called.
+    answer(&mut balance).unwrap();
+    insert(&feed, 0, &new);
+    for calls in 2..4 {
+        answer(&mut balance).unwrap();
+        assert_eq!(old.calls.get(), calls);
+    }
+    // It is busy, and waits to be woken.
+    old.mood.set(Mood::Busy);
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert_eq!((balance.len(), old.alive.get()), (2, 1));
+    // Another one comes meanwhile.
+    let newer = Site::new(Mood::Busy, 1);
+    insert(&feed, 0, &newer);
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert_eq!((balance.len(), new.alive.get()), (2, 0));
+    let woken = wakes.get();
+    old.become_(Mood::Ready);
+    assert!(wakes.get() > woken);
+    answer(&mut balance).unwrap();
+    newer.become_(Mood::Ready);
+    answer(&mut balance).unwrap();
+    assert_eq!((balance.len(), old.alive.get()), (1, 0));
+    assert_eq!((old.calls.get(), newer.calls.get()), (4, 1));
+}
+
+#[test]
+fn a_replaced_endpoint_that_fails_is_gone() {
+    let wakes = WakeCount::new();
+    let (feed, mut balance) = fed();
+    let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
+    insert(&feed, 0, &old);
+    answer(&mut balance).unwrap();
+    insert(&feed, 0, &new);
+    old.mood.set(Mood::Broken);
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert_eq!((balance.len(), old.alive.get()), (1, 0));
+    new.become_(Mood::Ready);
+    answer(&mut balance).unwrap();
+    // And a removal takes both.
+    insert(&feed, 0, &Site::new(Mood::Busy, 1));
+    answer(&mut balance).unwrap();
+    remove(&feed, 0);
+    assert!(wakes.poll_ready(&mut balance).is_pending());
+    assert_eq!((balance.len(), new.alive.get()), (0, 0));
+}
+
+#[test]
 fn ended_and_empty_is_an_error_and_not_a_wait() {
     let wakes = WakeCount::new();
     let mut none = listed(&[]);

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod discovery;
+mod idle;
 mod quarantine;
 
 use std::cell::{Cell, RefCell};
@@ -539,6 +540,69 @@ mod measured {
             panic!()
         };
         assert!(bad < good / 10, "{bad} {good}");
+    }
+}
+
+mod inserted_again {
+    use super::*;
+    use campanile::load::{CompleteOnResponse, PeakEwmaDiscover, PendingRequestsDiscover};
+
+    type Fed = Result<Change<u32, Mock<u32, u32>>, Infallible>;
+
+    /// Requests under way at the old service count for the new one.
+    #[test]
+    fn it_is_as_busy_as_before() {
+        let timer = ManualTimer::new();
+        let (feed, discover) = unbounded::<Fed>();
+        let discover =
+            PendingRequestsDiscover::with_timer(discover, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(discover, timer);
+        let [(first, one), (second, two), (third, three)] = [(); 3].map(|()| mock::<u32, u32>());
+        let insert = |key, service| {
+            feed.unbounded_send(Ok(Change::Insert(key, service)))
+                .unwrap();
+        };
+        let wakes = WakeCount::new();
+        let mut under_way = Vec::new();
+        let mut send = |balance: &mut Balance<_, _, _>, requests| {
+            for _ in 0..requests {
+                found(wakes.poll_ready(balance)).unwrap();
+                under_way.push(balance.call(1));
+            }
+        };
+        insert(0, first);
+        send(&mut balance, 6);
+        insert(0, third);
+        insert(1, second);
+        send(&mut balance, 6);
+        assert_eq!((one.calls(), two.calls(), three.calls()), (6, 6, 0));
+        // It is forgotten with the endpoint.
+        feed.unbounded_send(Ok(Change::Remove(0))).unwrap();
+        let (fourth, four) = mock::<u32, u32>();
+        insert(0, fourth);
+        send(&mut balance, 6);
+        assert_eq!((two.calls(), four.calls()), (6, 6));
+    }
+
+    #[test]
+    fn it_is_as_slow_as_before() {
+        let timer = ManualTimer::new();
+        let (feed, discover) = unbounded();
+        let (rtt, decay) = (MS, Duration::from_secs(10));
+        let discover =
+            PeakEwmaDiscover::with_timer(discover, rtt, decay, CompleteOnResponse, timer.clone());
+        let mut balance = Balance::with_timer(discover, timer.clone()).seed(SplitMix64::new(1));
+        let sites = sites(&[0, 0, 0]);
+        insert(&feed, 0, &sites[0]);
+        sites[0].fails.set(true);
+        answer(&mut balance).unwrap_err();
+        insert(&feed, 1, &sites[1]);
+        insert(&feed, 0, &sites[2]);
+        for _ in 0..100 {
+            answer(&mut balance).unwrap();
+            timer.advance(MS);
+        }
+        assert_eq!(calls(&sites), [1, 100, 0]);
     }
 }
 

@@ -222,17 +222,19 @@ fn a_readiness_that_is_tried_arms_no_timer() {
     assert_eq!(answer(&mut service), Ok(1));
 }
 
+/// What readiness has reserved before is used, and does not stay with a clone that nobody asks.
 #[test]
-fn a_clone_has_no_past() {
-    let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
-    let site = Site::new(Mood::Broken, 1);
-    let mut service = layer(&timer).consecutive_failures(2).layer(site.endpoint());
-    assert!(wakes.poll_ready(&mut service).is_pending());
-    site.mood.set(Mood::Ready);
-    let mut clone = service.clone();
-    assert!(!clone.is_set_aside());
-    assert_eq!(answer(&mut clone), Ok(1));
-    assert!(wakes.poll_ready(&mut service).is_pending());
+fn the_original_is_used() {
+    use campanile::limit::ConcurrencyLimit;
+    let wakes = WakeCount::new();
+    for failures in [0, 2] {
+        let inner = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
+        let mut inner = ConcurrencyLimit::new(inner, 1);
+        found(wakes.poll_ready(&mut inner)).unwrap();
+        let layer = layer(&ManualTimer::new()).consecutive_failures(failures);
+        let mut service = layer.layer(inner);
+        assert_eq!(answer(&mut service), Ok(1));
+    }
 }
 
 #[test]
@@ -307,5 +309,140 @@ fn the_default_waits_are_from_100_ms_to_30_s_half_of_it_by_chance() {
         assert!((base / 2 * MS..=base * MS).contains(&wait), "{wait:?}");
         timer.advance(wait);
         base = (base * 2).min(30_000);
+    }
+}
+
+mod inserted_again {
+    use super::*;
+
+    type Kept = Balance<UnboundedReceiver<News>, u32, QuarantineLayer<ManualTimer, Maker>>;
+
+    fn fed(failures: u32) -> (ManualTimer, UnboundedSender<News>, Kept) {
+        let timer = ManualTimer::new();
+        let (feed, discover) = unbounded();
+        let layer = layer(&timer).consecutive_failures(failures);
+        let balance = Balance::with_layer(discover, layer);
+        (timer, feed, balance)
+    }
+
+    #[track_caller]
+    fn is_aside(balance: &mut Kept) -> bool {
+        WakeCount::new().poll_ready(balance).is_pending()
+    }
+
+    #[test]
+    fn it_stays_set_aside_and_backs_off() {
+        let (timer, feed, mut balance) = fed(0);
+        let broken = Site::new(Mood::Broken, 1);
+        insert(&feed, 0, &broken);
+        assert!(is_aside(&mut balance));
+        // Again and again: none of them was ever ready.
+        for _ in 0..3 {
+            timer.advance(30 * MS);
+            let again = Site::new(Mood::Broken, 1);
+            insert(&feed, 0, &again);
+            assert!(is_aside(&mut balance));
+            assert_eq!((again.polls.get(), balance.len()), (0, 1));
+        }
+        timer.advance(10 * MS);
+        assert!(is_aside(&mut balance));
+        let works = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &works);
+        for _ in 0..2 {
+            timer.advance(199 * MS / 2);
+            assert!(is_aside(&mut balance));
+        }
+        timer.advance(MS);
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(works.calls.get(), 1);
+    }
+
+    #[test]
+    fn who_worked_before_is_set_aside_too() {
+        let (timer, feed, mut balance) = fed(0);
+        let old = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &old);
+        assert_eq!(answer(&mut balance), Ok(1));
+        old.mood.set(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        let new = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &new);
+        timer.advance(99 * MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!((new.polls.get(), balance.len()), (0, 2));
+        timer.advance(MS);
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!((new.calls.get(), old.alive.get()), (1, 0));
+    }
+
+    #[test]
+    fn failures_in_a_row_go_on() {
+        let (timer, feed, mut balance) = fed(3);
+        let send = |balance: &mut Kept, site: &Rc<Site>, fails| {
+            site.fails.set(fails);
+            assert_eq!(answer(balance).is_err(), fails);
+        };
+        let sites = sites(&[1; 4]);
+        insert(&feed, 0, &sites[0]);
+        send(&mut balance, &sites[0], true);
+        send(&mut balance, &sites[0], true);
+        insert(&feed, 0, &sites[1]);
+        send(&mut balance, &sites[1], true);
+        assert!(is_aside(&mut balance));
+        timer.advance(100 * MS);
+        assert!(!is_aside(&mut balance));
+        // It has come back, and has not shown yet that it works. Nor has the next one.
+        insert(&feed, 0, &sites[2]);
+        send(&mut balance, &sites[2], true);
+        insert(&feed, 0, &sites[3]);
+        timer.advance(199 * MS);
+        assert!(is_aside(&mut balance));
+        timer.advance(200 * MS);
+        // A success, and all is as it was at first.
+        send(&mut balance, &sites[3], false);
+        send(&mut balance, &sites[3], true);
+        send(&mut balance, &sites[3], true);
+        assert!(!is_aside(&mut balance));
+    }
+
+    #[test]
+    fn who_came_back_has_to_show_it_again() {
+        let (timer, feed, mut balance) = fed(0);
+        let old = Site::new(Mood::Broken, 1);
+        insert(&feed, 0, &old);
+        assert!(is_aside(&mut balance));
+        old.mood.set(Mood::Ready);
+        timer.advance(100 * MS);
+        // Called, but not ready again since.
+        assert_eq!(answer(&mut balance), Ok(1));
+        let new = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &new);
+        assert!(!is_aside(&mut balance));
+        new.mood.set(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        new.mood.set(Mood::Ready);
+        timer.advance(199 * MS);
+        assert!(is_aside(&mut balance));
+        timer.advance(MS);
+        assert!(!is_aside(&mut balance));
+    }
+
+    #[test]
+    fn a_removal_in_between_forgets_all() {
+        let (_, feed, mut balance) = fed(2);
+        let old = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &old);
+        for _ in 0..2 {
+            old.fails.set(true);
+            answer(&mut balance).unwrap_err();
+        }
+        assert!(is_aside(&mut balance));
+        remove(&feed, 0);
+        let new = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &new);
+        assert_eq!(answer(&mut balance), Ok(1));
+        new.fails.set(true);
+        answer(&mut balance).unwrap_err();
+        assert!(!is_aside(&mut balance));
     }
 }

@@ -6,6 +6,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "testing")]
+mod long_requests;
 mod peak_ewma_estimates;
 
 use std::cell::Cell;
@@ -554,6 +556,76 @@ fn loads_of_references_boxes_and_either() {
     ] {
         assert_eq!(load(either), expected);
     }
+}
+
+/// A service that takes the place of another at the same endpoint goes on with its load.
+#[test]
+fn one_that_takes_over_shares_the_load() {
+    let timer = ManualTimer::new();
+    let pending = || PendingRequests::with_timer(obedient(), CompleteOnResponse, timer.clone());
+    let (mut old, mut new) = (pending(), pending());
+    let mut under_way = spawn(old.call(Ok(1)));
+    send(&mut old, Err(1));
+    new.take_over(&mut old);
+    assert_eq!((new.in_flight(), new.load().get()), (1, 2.0));
+    send(&mut new, Err(1));
+    assert_eq!(old.load(), new.load());
+    assert_eq!(done(under_way.poll()), Ok(1));
+    assert_eq!((new.in_flight(), new.load().get()), (0, 2.0));
+
+    let ewma = || PeakEwma::with_timer(obedient(), MILLI, 1e9, CompleteOnResponse, timer.clone());
+    let (mut old, mut new) = (ewma(), ewma());
+    old.set_estimate(SECOND);
+    let under_way = old.call(Ok(1));
+    new.take_over(&mut old);
+    assert_eq!(new.in_flight(), 1);
+    assert!(near(nanos(new.estimate()), nanos(SECOND)));
+    new.set_estimate(3 * SECOND);
+    assert_eq!(old.load(), new.load());
+    drop((old, under_way));
+    assert_eq!(new.in_flight(), 0);
+}
+
+#[test]
+fn middleware_hands_a_takeover_on() {
+    use campanile::limit::concurrency::{ConcurrencyLimit, LocalSemaphore};
+    use campanile::limit::rate::{Rate, RateLimit};
+
+    fn takes_over<L: Load<Metric = pending_requests::Count>>(
+        mut old: L,
+        mut new: L,
+        penalise: impl FnOnce(&L),
+    ) {
+        new.take_over(&mut old);
+        penalise(&old);
+        assert_eq!(new.load().get(), 3.0);
+    }
+
+    let timer = ManualTimer::new();
+    let leaf = || PendingRequests::with_timer((), CompleteOnResponse, timer.clone());
+    takes_over(leaf(), leaf(), |old| old.set_penalty(3.0));
+
+    let permits = Box::leak(Box::new(LocalSemaphore::<1>::new(1)));
+    let limit = || ConcurrencyLimit::with_semaphore(leaf(), &*permits);
+    takes_over(limit(), limit(), |old| old.get_ref().set_penalty(3.0));
+
+    let limit = || RateLimit::with_timer(leaf(), Rate::new(1, SECOND), timer.clone());
+    takes_over(limit(), limit(), |old| old.get_ref().set_penalty(3.0));
+
+    type Either2 = Either<
+        PendingRequests<(), CompleteOnResponse, ManualTimer>,
+        PendingRequests<(), CompleteOnResponse, ManualTimer>,
+    >;
+    let penalise = |either: &Either2| match either {
+        Either::Left(leaf) | Either::Right(leaf) => leaf.set_penalty(3.0),
+    };
+    takes_over(Either2::Left(leaf()), Either2::Left(leaf()), penalise);
+    takes_over(Either2::Right(leaf()), Either2::Right(leaf()), penalise);
+    // Of two kinds, neither has anything for the other.
+    let (mut old, mut new) = (Either2::Left(leaf()), Either2::Right(leaf()));
+    new.take_over(&mut old);
+    penalise(&old);
+    assert_eq!(new.load().get(), 0.0);
 }
 
 /// Every service that `discover` finds, in order; a removal is `None`.

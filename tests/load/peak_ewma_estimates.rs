@@ -73,7 +73,10 @@ fn what_the_formula_says() {
     let start = timer.now();
     let _ = service.load();
     let (mut estimate, mut at) = (nanos(100 * MILLI), start);
-    let (mut responded, mut silent) = (at, at);
+    let mut responded = at;
+    // How many requests were sent since the last response, when the second was, and when the last.
+    let (mut unanswered, mut second, mut last) = (0, at, at);
+    let mut overtaken = 0;
     // Request and when it was sent.
     let mut under_way: Vec<(Task<_>, Instant)> = Vec::new();
     let decayed = |estimate: f64, from: Instant, to: Instant| {
@@ -91,8 +94,13 @@ fn what_the_formula_says() {
                     _ => Ok(0),
                 };
                 if under_way.is_empty() {
-                    silent = now;
+                    unanswered = 0;
                 }
+                unanswered += 1;
+                if unanswered == 2 {
+                    second = now;
+                }
+                last = now;
                 under_way.push((spawn(service.call(answer)), now));
             }
             1 if !under_way.is_empty() => {
@@ -101,25 +109,36 @@ fn what_the_formula_says() {
                 let mut took = nanos(now.saturating_duration_since(sent));
                 estimate = decayed(estimate, at, now);
                 at = now;
+                let seconds = |a: Instant, b: Instant| a.as_nanos() as f64 - b.as_nanos() as f64;
+                let longest = (estimate * f64::exp(seconds(now, responded) / decay)).max(1.0);
+                let is_overtaken = took > decay && seconds(responded, sent) - longest > took / 2.0;
+                overtaken += u32::from(is_overtaken);
                 if rng.next_range(0..4) == 0 {
                     drop(request);
-                    estimate = estimate.max(took);
+                    if !is_overtaken {
+                        estimate = estimate.max(took);
+                    }
                     continue;
                 }
-                if done(request.poll()).is_err() {
-                    took = took.max(decay);
+                unanswered = 0;
+                match (done(request.poll()).is_err(), is_overtaken) {
+                    (true, true) => took = decay,
+                    (true, false) => took = took.max(decay),
+                    (false, true) => continue,
+                    (false, false) => {}
                 }
                 let elapsed = nanos(now.saturating_duration_since(responded));
                 responded = now;
-                silent = now;
                 let w = f64::exp(-elapsed / decay);
                 estimate = took.max(estimate + (1.0 - w) * took).max(1.0);
             }
             _ => {}
         }
         let mut expected = decayed(estimate, at, now);
-        if !under_way.is_empty() {
-            expected = expected.max(nanos(now.saturating_duration_since(silent)));
+        if !under_way.is_empty() && unanswered >= 2 {
+            let since = nanos(now.saturating_duration_since(last));
+            let silent = nanos(now.saturating_duration_since(second));
+            expected = expected.max(silent * f64::exp(-since / decay));
         }
         let found = nanos(service.estimate());
         assert!(
@@ -129,6 +148,7 @@ fn what_the_formula_says() {
         let cost = service.load().as_nanos() / (under_way.len() as f64 + 1.0);
         assert!((cost - expected).abs() < 2.0 + expected * 1e-6);
     }
+    assert!(overtaken > 100, "{overtaken}");
 }
 
 #[test]
@@ -145,30 +165,87 @@ fn nothing_less_than_a_nanosecond_so_that_requests_under_way_still_tell() {
 }
 
 #[test]
-fn at_least_the_time_for_which_requests_are_under_way_and_none_comes_back() {
+fn silence_counts_from_the_second_request_on() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     send_for(&mut service, Ok(0), &timer, SECOND);
-    timer.advance(100 * SECOND);
     let mut first = spawn(service.call(Ok(0)));
-    timer.advance(20 * SECOND);
-    assert_estimate(&service, nanos(20 * SECOND));
+    // One request may be long: it says nothing of others.
+    timer.advance(100 * SECOND);
+    assert_estimate(&service, nanos(SECOND) * f64::exp(-10.0));
     let second = service.call(Ok(0));
+    timer.advance(5 * SECOND);
+    let third = service.call(Ok(0));
+    assert_estimate(&service, nanos(5 * SECOND));
+    // Nobody asks any more, and so it says less and less.
     timer.advance(20 * SECOND);
-    assert_estimate(&service, nanos(40 * SECOND));
+    assert_estimate(&service, nanos(25 * SECOND) * f64::exp(-2.0));
+    // Who asks then and hears nothing either makes it count as a whole.
+    let fourth = service.call(Ok(0));
+    assert_estimate(&service, nanos(25 * SECOND));
     // One is cancelled; that is no answer.
     drop(second);
-    timer.advance(DECAY);
-    assert_estimate(&service, nanos(40 * SECOND + DECAY));
-    let third = service.call(Ok(0));
-    assert_eq!(done(first.poll()), Ok(0));
-    timer.advance(20 * SECOND);
-    assert_estimate(&service, nanos(20 * SECOND));
-    // Nobody waits: it is not silent, there is nothing to say.
-    drop(third);
+    timer.advance(SECOND);
+    assert_estimate(&service, nanos(26 * SECOND) * f64::exp(-0.1));
+    // An answer ends it, whosever it is.
     service.set_estimate(MILLI);
-    timer.advance(100 * SECOND);
-    assert!(service.estimate() < MILLI);
+    assert_eq!(done(first.poll()), Ok(0));
+    service.set_estimate(MILLI);
+    timer.advance(20 * SECOND);
+    assert_estimate(&service, nanos(MILLI) * f64::exp(-2.0));
+    drop((third, fourth));
+}
+
+#[test]
+fn who_was_given_up_makes_no_silence() {
+    let timer = ManualTimer::new();
+    let mut service = new(obedient(), &timer);
+    let both = [service.call(Ok(0)), service.call(Ok(0))];
+    timer.advance(SECOND);
+    drop(both);
+    service.set_estimate(MILLI);
+    // The next one is the first.
+    let next = service.call(Ok(0));
+    timer.advance(DECAY);
+    assert_estimate(&service, nanos(MILLI) / std::f64::consts::E);
+    drop(next);
+}
+
+/// A request that took longer than a decay, while others were sent and answered, was long by nature.
+#[test]
+fn the_end_of_a_long_request_is_no_peak() {
+    let hour = 3600 * SECOND;
+    for (result, counts_as) in [(Ok(0), None), (Err(0), Some(DECAY))] {
+        for is_cancelled in [false, true] {
+            let timer = ManualTimer::new();
+            let mut service = new(obedient(), &timer);
+            let mut long = spawn(service.call(result));
+            timer.advance(hour);
+            send_for(&mut service, Ok(0), &timer, 10 * MILLI);
+            service.set_estimate(20 * MILLI);
+            if is_cancelled {
+                drop(long);
+                assert_estimate(&service, nanos(20 * MILLI));
+            } else {
+                let _ = done(long.poll());
+                assert_estimate(&service, nanos(counts_as.unwrap_or(20 * MILLI)));
+            }
+        }
+    }
+    // Where nothing was answered meanwhile, or only what was sent long before, it is one.
+    for answered in [false, true] {
+        let timer = ManualTimer::new();
+        let mut service = new(obedient(), &timer);
+        let mut long = spawn(service.call(Ok(0)));
+        let mut other = spawn(service.call(Ok(0)));
+        timer.advance(60 * SECOND);
+        if answered {
+            assert_eq!(done(other.poll()), Ok(0));
+            timer.advance(SECOND);
+        }
+        assert_eq!(done(long.poll()), Ok(0));
+        assert!(service.estimate() >= 60 * SECOND);
+    }
 }
 
 #[test]

@@ -357,6 +357,10 @@ impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
     fn is_no_busier_than(&self, other: &Self) -> bool {
         self.inner.is_no_busier_than(&other.inner)
     }
+
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.inner.take_over(&mut predecessor.inner);
+    }
 }
 
 /// A [`ConcurrencyLimit`] that gives the permit along with the response:

@@ -322,6 +322,10 @@ impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> 
     fn is_no_busier_than(&self, other: &Self) -> bool {
         self.inner.is_no_busier_than(&other.inner)
     }
+
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.inner.take_over(&mut predecessor.inner);
+    }
 }
 
 impl<S: fmt::Debug, T: Timer, H: Deref<Target = Limiter>> fmt::Debug for RateLimit<S, T, H> {

@@ -149,7 +149,7 @@ const SMALL: f64 = 1.0 / 256.0;
 /// core has no `f64::exp`. `x` is `n ln 2 + r`, with `n` whole and `|r| <= ln 2 / 2`; the result is 2^n times Taylor's
 /// series of `e^r` to r⁷, whose next term is below 5.2 · 10⁻⁹.
 #[inline]
-fn exp(x: f64) -> f64 {
+pub(super) fn exp(x: f64) -> f64 {
     // A sum with this is rounded to a whole number, which is then in its lowest bits.
     const ROUND: f64 = (3_u64 << 51) as f64;
     let x = x.min(700.0);

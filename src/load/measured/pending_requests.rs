@@ -153,6 +153,11 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
         }
         this.count_at_most(other)
     }
+
+    /// Both have one load from here on, with the settings that the predecessor has.
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.shared = predecessor.shared.clone();
+    }
 }
 
 tracked!(PendingRequests);

@@ -6,7 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
 use super::super::DECAYS;
-use super::super::decay::{Decaying, nanos_between, one_minus_exp_of_minus};
+use super::super::decay::{Decaying, exp, nanos_between, one_minus_exp_of_minus};
 use super::{Cost, InvalidEwma};
 use crate::sync::word::Word;
 use crate::{Instant, Timer};
@@ -59,7 +59,8 @@ impl<T> Shared<T> {
             load: Arc::new(Measured {
                 estimate: Decaying::new(),
                 observed: Word::new(0),
-                silent: Word::new(0),
+                second: Word::new(NONE),
+                last: Word::new(0),
                 settings,
                 timer,
             }),
@@ -80,7 +81,15 @@ impl<T> Shared<T> {
             return estimate;
         }
         fence(Ordering::Acquire);
-        estimate.max(nanos_between(load.silent.load(), now.as_nanos()))
+        let second = load.second.load();
+        if second <= ONE {
+            return estimate;
+        }
+        let silent = nanos_between(second, now.as_nanos());
+        if silent <= estimate {
+            return estimate;
+        }
+        estimate.max(load.weigh(silent, now))
     }
 
     #[inline]
@@ -117,13 +126,20 @@ impl<T> Shared<T> {
     }
 }
 
+/// No request was sent since the last response.
+const NONE: u64 = 0;
+/// One was.
+const ONE: u64 = 1;
+
 /// What clones and requests share.
 pub(super) struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: Word,
-    // While requests are under way: since when none has come back.
-    pub(super) silent: Word,
+    // When the second request was sent since the last response; or `NONE` or `ONE`, while there were no more.
+    second: Word,
+    // When the last request was sent, if not before that.
+    last: Word,
     pub(super) settings: Settings,
     pub(super) timer: T,
 }
@@ -149,6 +165,54 @@ impl<T> Measured<T> {
     pub(super) fn set_estimate(&self, now: Instant, estimate: f64) {
         self.observed.store(now.as_nanos());
         self.estimate.set(now, self.settings.decay, estimate);
+    }
+
+    /// A request is sent. The estimate has been started.
+    #[inline]
+    pub(super) fn sent(&self, now: Instant, is_only_one: bool) {
+        // What was sent before and is not under way any more was given up: its silence is that of nobody.
+        if is_only_one {
+            self.second.store(ONE);
+            return;
+        }
+        match self.second.load() {
+            NONE => self.second.store(ONE),
+            ONE => {
+                let now = now.as_nanos().max(ONE + 1);
+                self.last.store(now);
+                self.second.store(now);
+            }
+            _ => self.last.store(now.as_nanos()),
+        }
+    }
+
+    /// A response came back.
+    #[inline]
+    pub(super) fn answered(&self) {
+        self.second.store(NONE);
+    }
+
+    /// What a silence weighs, so long after a request was last sent.
+    #[cold]
+    fn weigh(&self, silent: f64, now: Instant) -> f64 {
+        let since = nanos_between(self.last.load(), now.as_nanos());
+        silent / exp(since / self.settings.decay)
+    }
+
+    /// Whether a request that was sent then, and took `took`, was long by nature: others that were sent in the second half
+    /// of its time were answered before it. Only where it took longer than a decay, over which it could not be averaged.
+    #[inline]
+    pub(super) fn is_overtaken(&self, sent: Instant, took: f64) -> bool {
+        took > self.settings.decay && self.has_overtaken(sent, took)
+    }
+
+    #[cold]
+    fn has_overtaken(&self, sent: Instant, took: f64) -> bool {
+        let observed = self.observed.load();
+        // The last response took no longer than the estimate that it left.
+        let at = Instant::from_nanos(observed);
+        let longest = self.estimate.get(at, self.settings.decay).unwrap_or(1.0);
+        nanos_between(sent.as_nanos(), observed) - longest > took / 2.0
     }
 
     /// A response took `took`. The estimate has been started.

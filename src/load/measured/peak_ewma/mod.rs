@@ -17,8 +17,24 @@
 //! request is sent. Such a service is tried when its cost comes below that of the others: a large `default_rtt` keeps a
 //! new endpoint from being flooded, a small one has it tried at once.
 //!
-//! While requests are under way and none comes back, the estimate is at least the time for which that has been so: an
-//! endpoint that hangs does not look better with time.
+//! # Silence, and long requests
+//!
+//! An endpoint that hangs gives no responses, and must not look better with time. One that has a long request under way, such
+//! as a watch or a body that is held, must not look worse for it, as long as it answers the others. So silence counts only
+//! where more than one request waits for an answer: while requests are under way, the estimate is at least
+//!
+//! > (now − second) × e<sup>−(now − last) / decay</sup>
+//!
+//! where `second` is when the second request was sent since the last response, and `last` is when the last one was. One
+//! request may be long, and says nothing of others. Two may be long as well; so when no further requests are sent, that they
+//! are silent weighs less and less, and after some decays the endpoint is tried again. A response ends the silence; if
+//! there is none, all of it counts again. So an endpoint that hangs gets a request or so in several decays, and one with
+//! several long requests is avoided for no longer than that.
+//!
+//! A request that took longer than a decay does not count at its end, if others that were sent in the second half of its
+//! time were answered before it: they show that it was long by nature. If it failed, it has the penalty all the same.
+//!
+//! A long request is still one of those under way, by which the estimate is multiplied.
 //!
 //! # Results that do not count
 //!
@@ -27,13 +43,14 @@
 //!   otherwise. Responses that took so long could not be averaged over the decay, so it is above what an
 //!   endpoint that works costs. To come from a penalty `p` down to a cost `c` takes `decay × ln(p / c)`.
 //! - A request that was cancelled would have taken at least the time that it was under way. That counts where it raises
-//!   the estimate.
+//!   the estimate, unless it was [long by nature](#silence-and-long-requests).
 //! - An [ignored](Outcome::Ignored) one leaves the estimate as it is.
 //!
 //! # Differences from tower
 //!
 //! - What is said above of results that do not count; tower counts failures and cancelled requests like responses.
 //! - An endpoint that hangs looks worse with time. In tower the estimate decays to nothing, and draws more requests.
+//! - The end of a long request that others overtook is no peak.
 //! - To ask for the load does not change the estimate. In tower it restarts `elapsed`, so a response
 //!   that is not a peak counts the less the more often the load is asked for.
 //! - Finding the time is left to a [`Timer`], at most once for a load, a call and a response each; there is no lock.
@@ -235,6 +252,11 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
             _ => this.is_no_busier_now(other),
         }
     }
+
+    /// Both have one load from here on, with the settings that the predecessor has.
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.shared = predecessor.shared.clone();
+    }
 }
 
 tracked!(PeakEwma);
@@ -264,9 +286,7 @@ impl<T: Timer> Handle<T> {
         let load = &shared.load;
         let sent = load.timer.now();
         load.start(sent);
-        if shared.in_flight() == 0 {
-            load.silent.store(sent.as_nanos());
-        }
+        load.sent(sent, shared.in_flight() == 0);
         // Whoever sees the request sees since when it is silent.
         fence(Ordering::Release);
         Self {
@@ -290,18 +310,18 @@ impl<T: Timer> Drop for Handle<T> {
         let load = &*self.load;
         let now = load.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
-        let least = match self.outcome {
-            Some(Outcome::Penalised) => load.settings.penalty,
-            _ => 0.0,
-        };
+        let is_overtaken = load.is_overtaken(self.sent, took);
         match self.outcome {
-            Some(Outcome::Counted | Outcome::Penalised) => load.observe(now, took.max(least)),
+            Some(Outcome::Penalised) if is_overtaken => load.observe(now, load.settings.penalty),
+            Some(Outcome::Penalised) => load.observe(now, took.max(load.settings.penalty)),
+            _ if is_overtaken => {}
+            Some(Outcome::Counted) => load.observe(now, took),
             Some(Outcome::Ignored) => {}
             None => load.raise(now, took),
         }
         // A request that is cancelled says nothing of the others, and they may hang as it did.
         if self.outcome.is_some() {
-            load.silent.store(now.as_nanos());
+            load.answered();
         }
     }
 }

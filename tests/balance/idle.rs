@@ -1,0 +1,182 @@
+//! What a balancer does in an idle buffer, where nobody waits for it: it follows discovery and has endpoints connect, and
+//! holds nothing.
+
+use super::*;
+use campanile::buffer;
+use campanile::limit::ConcurrencyLimit;
+use campanile::limit::concurrency::Semaphore;
+use common::Task;
+
+/// An endpoint of which one request at a time is under way; its permits are those of all who share `permits`.
+fn limited(site: &Rc<Site>, permits: &Semaphore) -> ConcurrencyLimit<Endpoint> {
+    ConcurrencyLimit::with_semaphore(site.endpoint(), permits.clone())
+}
+
+type Limited = Result<Change<u32, ConcurrencyLimit<Endpoint>>, Failure>;
+
+/// Polls the worker until nobody wakes it. The number of polls.
+#[track_caller]
+fn settle(worker: &mut Task<impl Future<Output = ()>>) -> usize {
+    for polls in 1..20 {
+        assert!(worker.poll().is_pending());
+        if !worker.is_woken() {
+            return polls;
+        }
+    }
+    panic!("it spins");
+}
+
+/// A request from its beginning to its end.
+#[track_caller]
+fn send<S>(buffer: &mut S, worker: &mut Task<impl Future<Output = ()>>)
+where
+    S: Service<u32, Response = u32, Error: std::fmt::Debug>,
+{
+    found(WakeCount::new().poll_ready(buffer)).unwrap();
+    let mut response = common::spawn(buffer.call(1));
+    settle(worker);
+    assert_eq!(found(response.poll()).unwrap(), 1);
+}
+
+#[test]
+fn it_follows_discovery_and_holds_no_permit() {
+    let permits = Semaphore::new(1);
+    let (feed, balance) = fed();
+    let sites = sites(&[1; 3]);
+    insert(&feed, 0, &sites[0]);
+    let shared = ConcurrencyLimit::with_semaphore(balance, permits.clone());
+    let (mut buffer, worker) = buffer::pair(shared, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    for (key, site) in [(1, &sites[1]), (2, &sites[2])] {
+        insert(&feed, key, site);
+        assert_eq!(settle(&mut worker), 1);
+        assert_eq!((site.polls.get(), permits.available_permits()), (1, 1));
+    }
+    sites[0].become_(Mood::Broken);
+    remove(&feed, 1);
+    settle(&mut worker);
+    assert_eq!(permits.available_permits(), 1);
+    // And serves, by who is left.
+    send(&mut buffer, &mut worker);
+    assert_eq!(calls(&sites), [1, 0, 1]);
+    assert_eq!(permits.available_permits(), 1);
+}
+
+#[test]
+fn its_endpoints_hold_no_permits() {
+    let permits = Semaphore::new(5);
+    let (feed, discover) = unbounded::<Limited>();
+    let balance = Balance::with_layer(discover, Identity::new()).seed(SplitMix64::new(7));
+    let insert = |key, site: &Rc<Site>| {
+        let change = Change::Insert(key, limited(site, &permits));
+        feed.unbounded_send(Ok(change)).unwrap();
+    };
+    let sites = sites(&[1; 5]);
+    (0..4).zip(&sites).for_each(|(key, site)| insert(key, site));
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    for round in 1..4 {
+        // Those that were ready and not called give back what they hold, too.
+        insert(4, &sites[4]);
+        settle(&mut worker);
+        assert_eq!(permits.available_permits(), 5);
+        send(&mut buffer, &mut worker);
+        assert_eq!(calls(&sites).iter().sum::<u32>(), round + 1);
+    }
+}
+
+#[test]
+fn who_is_not_ready_goes_on_and_is_asked_again() {
+    let (feed, balance) = fed();
+    let sites = sites(&[1, 1]);
+    sites[1].mood.set(Mood::Busy);
+    insert(&feed, 0, &sites[0]);
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    insert(&feed, 1, &sites[1]);
+    settle(&mut worker);
+    let polls = [0, 1].map(|at: usize| sites[at].polls.take());
+    assert!(polls[1] == 1, "{polls:?}");
+    // It connects, and needs three polls for it; the other one is left in peace.
+    for _ in 0..3 {
+        let wakers = sites[1].wakers.take();
+        wakers.into_iter().for_each(Waker::wake);
+        assert_eq!(settle(&mut worker), 1);
+        assert_eq!((sites[0].polls.get(), sites[1].polls.take()), (0, 1));
+    }
+    sites[1].become_(Mood::Ready);
+    assert_eq!(settle(&mut worker), 1);
+    assert_eq!((sites[0].polls.get(), sites[1].polls.take()), (0, 1));
+    // Both are asked for the next request.
+    send(&mut buffer, &mut worker);
+    assert!(sites.iter().all(|site| site.polls.get() > 0));
+}
+
+#[test]
+fn a_replaced_endpoint_stays_while_it_is_idle() {
+    let (feed, balance) = fed();
+    let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Ready, 1));
+    insert(&feed, 0, &old);
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    insert(&feed, 0, &new);
+    settle(&mut worker);
+    // That it has nothing left to drive does not say that it is ready.
+    assert_eq!((new.polls.get(), old.alive.get()), (1, 1));
+    new.mood.set(Mood::Busy);
+    send(&mut buffer, &mut worker);
+    assert_eq!((old.calls.get(), new.calls.get()), (2, 0));
+    new.become_(Mood::Ready);
+    settle(&mut worker);
+    assert_eq!(old.alive.get(), 1);
+    send(&mut buffer, &mut worker);
+    assert_eq!((new.calls.get(), old.alive.get()), (1, 0));
+}
+
+#[test]
+fn a_quarantine_ends_while_it_is_idle() {
+    let timer = ManualTimer::new();
+    let (feed, discover) = unbounded::<News>();
+    let balance = Balance::with_timer(discover, timer.clone());
+    let site = Site::new(Mood::Ready, 1);
+    insert(&feed, 0, &site);
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    site.mood.set(Mood::Broken);
+    insert(&feed, 1, &Site::new(Mood::Busy, 1));
+    settle(&mut worker);
+    assert_eq!((timer.armed(), site.alive.get()), (1, 1));
+    site.mood.set(Mood::Busy);
+    timer.advance(100 * MS);
+    site.polls.set(0);
+    assert_eq!(settle(&mut worker), 1);
+    assert_eq!((site.polls.get(), timer.armed()), (1, 0));
+}
+
+/// However many endpoints there are, one poll asks so many.
+#[test]
+fn it_lets_others_run() {
+    let (feed, balance) = fed();
+    let all = sites(&[1; 600]);
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    let (_, site) = (0..).zip(&all).next().unwrap();
+    insert(&feed, 0, site);
+    send(&mut buffer, &mut worker);
+    for (key, site) in (0..).zip(&all).skip(1) {
+        insert(&feed, key, site);
+    }
+    let polled = || all.iter().map(|site| site.polls.take()).sum::<u32>();
+    polled();
+    let mut most = 0;
+    while worker.is_woken() {
+        assert!(worker.poll().is_pending());
+        most = most.max(polled());
+    }
+    assert!((100..=256).contains(&most), "{most}");
+}

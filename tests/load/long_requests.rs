@@ -1,0 +1,192 @@
+//! What one long request does to the endpoint that answers it: a balancer's choices, in virtual time.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+
+use campanile::testing::balance::p2c::Balance;
+use campanile::testing::timeout::Timeout;
+use campanile::testing::{Runtime, now, sleep, spawn};
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Closed loops of clients over some endpoints of the same speed.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    endpoints: usize,
+    clients: u32,
+    decay: Duration,
+    /// How many long requests the first endpoint has under way, and how long they take.
+    watches: u32,
+    watched_for: Duration,
+    /// How long before the clients begin.
+    before: Duration,
+    /// Whether the clients pause for twenty seconds after each twenty seconds.
+    lulls: bool,
+    /// Whether the first endpoint answers nothing.
+    hangs: bool,
+}
+
+const CASE: Case = Case {
+    endpoints: 2,
+    clients: 16,
+    decay: Duration::from_secs(10),
+    watches: 1,
+    watched_for: HOUR,
+    before: Duration::ZERO,
+    lulls: false,
+    hangs: false,
+};
+
+/// The share of requests that the first endpoint gets in each twenty seconds, of so many in which there are any.
+fn shares_of_first(case: Case, count: usize) -> Vec<f64> {
+    let run = Runtime::new(1).block_on(async {
+        let counts = Rc::new(RefCell::new(vec![0_u32; case.endpoints]));
+        let endpoints: Vec<_> = (0..case.endpoints)
+            .map(|at| {
+                let counts = counts.clone();
+                let rng = RefCell::new(SplitMix64::new(at as u64));
+                let service = service_fn(move |time: Option<Duration>| {
+                    let hangs = case.hangs && at == 0;
+                    if time.is_none() {
+                        counts.borrow_mut()[at] += 1;
+                    }
+                    // From 5 to 15 ms.
+                    let nanos = rng.borrow_mut().next_range(5_000_000..15_000_000);
+                    let time = time.unwrap_or(Duration::from_nanos(nanos));
+                    async move {
+                        match hangs {
+                            true => pending().await,
+                            false => sleep(time).await,
+                        }
+                        Ok::<_, Failure>(())
+                    }
+                });
+                let service = Rc::new(RefCell::new(service));
+                let service = service_fn(move |time| service.borrow_mut().call(time));
+                campanile::testing::load::PeakEwma::new(
+                    service,
+                    100 * MILLI,
+                    nanos(case.decay),
+                    CompleteOnResponse,
+                )
+            })
+            .collect();
+        for _ in 0..case.watches {
+            let watch = endpoints[0].clone().call(Some(case.watched_for));
+            drop(spawn(watch));
+        }
+        sleep(case.before).await;
+        let balance = Balance::new(ServiceList::new(endpoints)).seed(SplitMix64::new(3));
+        let balance = Rc::new(RefCell::new(balance));
+        let start = now();
+        for _ in 0..case.clients {
+            let balance = balance.clone();
+            drop(spawn(async move {
+                loop {
+                    let since = now().saturating_duration_since(start);
+                    if case.lulls && since.as_secs() % 40 >= 20 {
+                        sleep(20 * SECOND).await;
+                        continue;
+                    }
+                    poll_fn(|cx| balance.borrow_mut().poll_ready(cx))
+                        .await
+                        .unwrap();
+                    let response = balance.borrow_mut().call(None);
+                    let mut once = Some(response);
+                    let once = service_fn(move |()| once.take().unwrap());
+                    // Who hangs is given up.
+                    let _ = Timeout::new(once, SECOND).call(()).await;
+                }
+            }));
+        }
+        let mut shares = Vec::new();
+        while shares.len() < count {
+            sleep(20 * SECOND).await;
+            let counts = std::mem::replace(&mut *counts.borrow_mut(), vec![0; case.endpoints]);
+            let all: u32 = counts.iter().sum();
+            if all > 500 {
+                shares.push(f64::from(counts[0]) / f64::from(all));
+            }
+        }
+        shares
+    });
+    run.unwrap()
+}
+
+#[test]
+fn one_long_request_leaves_an_even_share() {
+    for decay in [SECOND, 10 * SECOND] {
+        for before in [Duration::ZERO, 10 * SECOND, HOUR / 2] {
+            for lulls in [false, true] {
+                let case = Case {
+                    decay,
+                    before,
+                    lulls,
+                    ..CASE
+                };
+                let shares = shares_of_first(case, 2);
+                assert!((0.44..0.52).contains(&shares[1]), "{case:?}: {shares:?}");
+            }
+        }
+    }
+}
+
+/// It counts as one request under way, and as no more: with few clients that is felt.
+#[test]
+fn one_long_request_starves_nobody() {
+    let clients = 4;
+    for endpoints in [2, 3] {
+        let case = Case {
+            endpoints,
+            clients,
+            ..CASE
+        };
+        let shares = shares_of_first(case, 2);
+        assert!(shares[1] > 0.15, "{case:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn several_long_requests_starve_for_a_time() {
+    let (decay, clients) = (SECOND, 1);
+    for watches in [2, 10] {
+        let case = Case {
+            decay,
+            clients,
+            watches,
+            ..CASE
+        };
+        let shares = shares_of_first(case, 1);
+        assert!(shares[0] > 0.0, "{case:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn the_end_of_a_long_request_costs_nothing() {
+    let case = Case {
+        clients: 4,
+        watched_for: MINUTE,
+        ..CASE
+    };
+    let shares = shares_of_first(case, 4);
+    assert!((0.49..0.51).contains(&shares[3]), "{shares:?}");
+}
+
+#[test]
+fn who_hangs_is_tried_now_and_then() {
+    for (decay, clients) in [(SECOND, 1), (SECOND, 16), (10 * SECOND, 4)] {
+        let case = Case {
+            decay,
+            clients,
+            watches: 0,
+            hangs: true,
+            ..CASE
+        };
+        let shares = shares_of_first(case, 5);
+        let share = shares.iter().sum::<f64>() / 5.0;
+        assert!(share > 0.0 && share < 0.005, "{case:?}: {shares:?}");
+    }
+}

@@ -176,7 +176,7 @@ fn every_timer_can_be_shared() {
     let threads = Runtime::new(Threads, SharedTimer::new(FuturesTimer));
     futures::executor::block_on(forwards(threads));
     // Shared, and shared once more.
-    let timer = SharedTimer::new(SharedTimer::new(Rc::new(Smol)));
+    let timer = SharedTimer::new(SharedTimer::new(Arc::new(Smol)));
     smol::block_on(timer_contract(&timer));
     smol::block_on(wakes_up(timer));
 }

@@ -1,8 +1,9 @@
-//! Nobody is late because those who were woken to set the alarm do not poll their waits.
+//! Nobody is late because others do not poll their waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -26,19 +27,32 @@ fn waiting(timer: &Shared, duration: Duration) -> Task<SharedSleep<ManualTimer>>
     sleep
 }
 
-/// The first of those woken is stuck, and the other one goes: "the first that is polled or drops its wait sees to all".
+/// None of those who were woken is polled, and each of the others is woken all the same.
 #[test]
-fn the_one_of_two_that_goes_hands_on_though_the_other_is_stuck() {
+fn stuck_waits_hold_up_nobody() {
     let (timer, clock) = shared();
-    let stuck = waiting(&timer, 10 * MS);
-    let mut middle = waiting(&timer, 20 * MS);
-    let last = waiting(&timer, 30 * MS);
-    clock.advance(10 * MS);
-    assert!(stuck.is_woken() && last.is_woken() && !middle.is_woken());
-    drop(last);
-    clock.advance(10 * MS);
-    assert!(middle.is_woken(), "late: {:?}", clock.armed());
-    assert!(middle.poll().is_ready());
+    let stuck: Vec<_> = [5, 10, 20, 200].map(|ms| waiting(&timer, ms * MS)).into();
+    let mut others: Vec<_> = (1..=10).map(|n| waiting(&timer, 10 * n * MS)).collect();
+    for other in &mut others {
+        assert!(!other.is_woken());
+        clock.advance(10 * MS);
+        assert!(other.is_woken(), "late: {:?}", clock.next_deadline());
+        assert!(other.poll().is_ready());
+    }
+    assert_eq!(stuck.iter().filter(|sleep| sleep.is_woken()).count(), 3);
+    assert_eq!(clock.armed(), 1);
+}
+
+/// The only ones that wait are stuck, and nobody is polled until the last deadline.
+#[test]
+fn alarm_is_set_though_nobody_is_polled() {
+    let (timer, clock) = shared();
+    let stuck = [10, 20, 30].map(|ms| waiting(&timer, ms * MS));
+    for n in 1..=3 {
+        clock.advance(10 * MS);
+        assert_eq!(stuck.iter().filter(|sleep| sleep.is_woken()).count(), n);
+        assert_eq!(clock.armed(), usize::from(n < 3));
+    }
 }
 
 /// The library's own services keep their alarms after the wait is over.
@@ -65,37 +79,54 @@ fn the_alarms_of_idle_deadlines_do_not_lose_a_timeout() {
     assert!(hung.poll().is_ready());
 }
 
-/// Tokio. A task without budget sets the alarm while the first in line was woken and is not polled.
+/// Tokio. A task without budget sets the alarm, and is not polled again.
 #[cfg(feature = "tokio")]
 #[tokio::test(start_paused = true)]
-async fn a_task_without_budget_sees_to_the_alarm_though_the_first_is_stuck() {
+async fn task_without_budget_sets_the_alarm() {
     use campanile::tokio::Tokio;
     use std::pin::pin;
     let timer = SharedTimer::new(Tokio);
-    let mut early = spawn(timer.sleep(10 * MS));
-    assert!(early.poll().is_pending());
     let mut stuck = spawn(timer.sleep(100 * MS));
-    assert!(stuck.poll().is_pending());
-    let start = timer.now();
-    let mut sleep = timer.sleep(200 * MS);
-    let mut polls = 0;
-    let task = tokio::spawn(std::future::poll_fn(move |cx| {
-        polls += 1;
-        // It is busy when it is woken for the first time.
-        if polls == 2 {
-            for _ in 0..128 {
-                assert!(pin!(tokio::task::consume_budget()).poll(cx).is_ready());
-            }
+    let other = tokio::spawn(timer.sleep(200 * MS));
+    let mut sleep = timer.sleep(50 * MS);
+    let mut is_first = true;
+    let busy = tokio::spawn(std::future::poll_fn(move |cx| {
+        if std::mem::replace(&mut is_first, false) {
+            while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+            assert!(Pin::new(&mut sleep).poll(cx).is_pending());
         }
-        Pin::new(&mut sleep).poll(cx)
+        Poll::<()>::Pending
     }));
     tokio::task::yield_now().await;
-    drop(early);
-    // Time goes on for other reasons.
-    let late = tokio::time::timeout(1000 * MS, task).await;
+    assert!(stuck.poll().is_pending());
+    let late = tokio::time::timeout(1000 * MS, other).await;
     assert!(late.is_ok(), "lost");
-    let _ = start;
     assert!(stuck.is_woken());
+    busy.abort();
+}
+
+/// Tokio. The same where tokio cannot put the alarm off, since no worker polls: outside of its tasks.
+#[cfg(feature = "tokio")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn main_future_without_budget_loses_no_wait() {
+    use crate::common::WokenBy;
+    use campanile::tokio::Tokio;
+    use std::pin::pin;
+    let clock = WokenBy::new(Tokio);
+    let timer = SharedTimer::new(clock.clone());
+    let mut sleep = timer.sleep(MS);
+    let others: Vec<_> = (2..5).map(|n| tokio::spawn(timer.sleep(n * MS))).collect();
+    std::future::poll_fn(|cx| {
+        while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+        assert!(Pin::new(&mut sleep).poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    clock.advance(5 * MS);
+    for other in others {
+        other.await.unwrap();
+    }
+    sleep.await;
 }
 
 /// The waker that is replaced panics when it is dropped, in a task that is to see to the alarm.
@@ -114,30 +145,25 @@ impl Drop for Bomb {
 #[test]
 fn a_waker_that_panics_when_dropped_stops_nobody() {
     let (timer, clock) = shared();
-    let early = waiting(&timer, 10 * MS);
-    let mut x = timer.sleep(50 * MS);
-    let mut y = waiting(&timer, 60 * MS);
+    let mut sleep = timer.sleep(50 * MS);
     {
         let waker = Waker::from(Arc::new(Bomb));
-        assert!(
-            Pin::new(&mut x)
-                .poll(&mut Context::from_waker(&waker))
-                .is_pending()
-        );
+        let mut cx = Context::from_waker(&waker);
+        assert!(Pin::new(&mut sleep).poll(&mut cx).is_pending());
     }
-    let last = waiting(&timer, 70 * MS);
-    clock.advance(10 * MS);
-    assert!(early.is_woken() && last.is_woken() && !y.is_woken());
+    let mut other = waiting(&timer, 60 * MS);
     let wakes = WakeCount::new();
-    assert!(catch_unwind(AssertUnwindSafe(|| wakes.poll(&mut x))).is_err());
-    assert!(y.poll().is_pending());
-    assert_eq!(clock.armed(), 1, "nobody sees to the alarm ever again");
+    assert!(catch_unwind(AssertUnwindSafe(|| wakes.poll(&mut sleep))).is_err());
+    clock.advance(50 * MS);
+    assert!(wakes.get() == 1 && !other.is_woken());
+    clock.advance(10 * MS);
+    assert!(other.is_woken() && other.poll().is_ready());
 }
 
-/// A timer whose alarm says once, when told to, that it is to be polled again, and registers nobody.
+/// A timer whose alarm, so often as it is told to, asks to be polled again, and rings for nobody then.
 #[derive(Clone, Default)]
-struct Tired(ManualTimer, std::rc::Rc<std::cell::Cell<bool>>);
-struct TiredSleep(ManualSleep, std::rc::Rc<std::cell::Cell<bool>>);
+struct Tired(ManualTimer, Arc<AtomicU32>);
+struct TiredSleep(ManualSleep, Arc<AtomicU32>);
 impl Timer for Tired {
     type Sleep = TiredSleep;
     type Alarm = TiredSleep;
@@ -154,7 +180,8 @@ impl Timer for Tired {
 impl Future for TiredSleep {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.1.replace(false) {
+        let is_tired = |left: u32| left.checked_sub(1);
+        if self.1.fetch_update(Relaxed, Relaxed, is_tired).is_ok() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -163,29 +190,59 @@ impl Future for TiredSleep {
 }
 
 #[test]
-fn who_sees_to_the_alarm_is_woken_again_if_it_asks_for_that_and_the_others_are_stuck() {
-    let tired = Tired::default();
-    let timer = SharedTimer::new(tired.clone());
-    let start = timer.now();
-    let wait = |ms: u32| {
-        let mut sleep = spawn(timer.sleep_until(start.saturating_add(ms * MS)));
-        assert!(sleep.poll().is_pending());
-        sleep
-    };
-    let (early, stuck, last, mut x) = (wait(10), wait(100), wait(200), wait(300));
-    drop(early);
-    tired.0.advance(10 * MS);
-    assert!(stuck.is_woken() && last.is_woken());
-    tired.1.set(true);
-    assert!(x.poll().is_pending());
-    tired.0.advance(90 * MS);
-    for _ in 0..3 {
-        if x.is_woken() {
-            assert!(x.poll().is_pending());
+fn alarm_that_asks_again_is_polled_again() {
+    for by_alarm in [false, true] {
+        let tired = Tired::default();
+        let timer = SharedTimer::new(tired.clone());
+        let all = [10, 20, 30].map(|ms| (ms, spawn(timer.sleep(ms * MS))));
+        let (mut first, mut stuck) = (spawn(timer.sleep(5 * MS)), all);
+        assert!(by_alarm || first.poll().is_pending());
+        tired.1.store(3, Relaxed);
+        for (_, sleep) in &mut stuck {
+            assert!(sleep.poll().is_pending());
         }
+        if !by_alarm {
+            tired.0.advance(5 * MS);
+        }
+        assert_eq!(tired.1.load(Relaxed), 0);
+        tired.0.advance(10 * MS);
+        tired.0.advance(10 * MS);
+        tired.0.advance(10 * MS);
+        assert!(stuck.iter().all(|(_, sleep)| sleep.is_woken()));
     }
-    tired.0.advance(200 * MS);
-    assert!(x.is_woken(), "lost, armed: {}", tired.0.armed());
+}
+
+/// It is not polled without end; all who wait are woken, and the one of them that is polled has it set.
+#[test]
+fn alarm_that_asks_without_end_wakes_all() {
+    for ringing in [false, true] {
+        let tired = Tired::default();
+        let timer = SharedTimer::new(tired.clone());
+        let first = timer.sleep(5 * MS);
+        let mut all = [10, 20, 30].map(|ms| spawn(timer.sleep(ms * MS)));
+        let mut first = spawn(first);
+        assert!(first.poll().is_pending());
+        if ringing {
+            assert!(all.iter_mut().all(|sleep| sleep.poll().is_pending()));
+            tired.1.store(u32::MAX, Relaxed);
+            tired.0.advance(5 * MS);
+        } else {
+            assert!(all[1..].iter_mut().all(|sleep| sleep.poll().is_pending()));
+            drop(first);
+            // It is the first now that the other is gone.
+            all[0] = spawn(timer.sleep(MS));
+            tired.1.store(u32::MAX, Relaxed);
+            assert!(all[0].poll().is_pending());
+        }
+        assert!(u32::MAX - tired.1.load(Relaxed) < 100);
+        assert!(all.iter().all(Task::is_woken));
+        tired.1.store(0, Relaxed);
+        assert!(all[2].poll().is_pending());
+        let next = tired.0.next_deadline().unwrap();
+        assert!(next <= tired.0.now().saturating_add(5 * MS));
+        tired.0.advance(30 * MS);
+        assert!(all[2].is_woken() && all[2].poll().is_ready());
+    }
 }
 
 /// A stack's own waits end by the clock, and do not ask the alarm that has woken them.

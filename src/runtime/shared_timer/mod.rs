@@ -18,13 +18,17 @@ mod models;
 
 use self::line::{Line, Turn, UNSET};
 
-/// A timer whose waits share one alarm of the timer beneath.
+/// A timer for many waits that hardly ever last until their deadline, such as timeouts: they share one alarm of the timer
+/// beneath.
 ///
-/// A timeout mostly ends before its time, and to enter it into a runtime's timers and to take it out again is most of
-/// what it costs. Here it goes into a heap under a lock, and the runtime has one alarm: for the earliest of the
-/// deadlines, set when that is earlier than what the alarm is set to, or when it rings. Over a service that is pending
-/// once, a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
-/// than half of the room. On smol and async-std no reactor is woken per wait,
+/// To enter a timeout into a runtime's timers and to take it out again is most of what it costs. Here it goes into a heap
+/// under a lock, and the runtime has one alarm, for the earliest of the deadlines. Over a service that is pending once, a
+/// [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less than
+/// half of the room. On smol and async-std no reactor is woken per wait.
+///
+/// When the alarm rings, it wakes all that are due and is set to the next deadline, there and then, by the thread on which
+/// the runtime watches its timers. So a task that is not polled delays no other. Nor does a waker that panics: the others
+/// are woken, and where the alarm rang the panic goes no further.
 ///
 /// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
 /// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
@@ -32,21 +36,20 @@ use self::line::{Line, Turn, UNSET};
 ///
 /// A wait begins with its first poll. With `n` under way, to enter one takes O(log n) steps, and O(1) where its deadline is
 /// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
-/// which on tokio is an allocation, when it has rung and nobody waited any more.
+/// which on tokio is an allocation, when it has rung and nobody waits any more.
 ///
 /// What is shared are the waits of requests: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
 /// rate limit, is the timer's own, since it may stay behind there when nobody polls it any more.
 ///
 /// # What is different from the timer beneath
 ///
+/// - **Not every timer can be shared.** It and its alarm have to be `Send`, which those of `campanile::wasm` and of a
+///   `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which embassy-time
+///   does not.
 /// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
 ///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
-///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
-///   shut down.
-/// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
-///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all, or
-///   has another one woken. If neither does, because they are in a `select!` whose other branch is busy, then it is the
-///   next that is entered or polled, and others may be late until then: for ever, where there is no next.
+///   would wait in vain while the first one is not being run. When that is shut down, or the timer beneath panics as it
+///   rings, all who wait are woken, and the first of them that is polled sets the alarm where it runs.
 /// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
 ///   stop there. It goes with the last clone.
 ///

@@ -168,31 +168,12 @@ fn past_deadline_is_ready_and_wakes_nobody() {
 
 #[test]
 fn alarm_is_made_once_while_somebody_waits() {
-    #[derive(Clone, Default)]
-    struct Kept(ManualTimer);
-    impl Timer for Kept {
-        type Sleep = ManualSleep;
-        type Alarm = ManualSleep;
-        fn now(&self) -> Instant {
-            self.0.now()
-        }
-        fn sleep_until(&self, deadline: Instant) -> ManualSleep {
-            self.0.sleep_until(deadline)
-        }
-        fn alarm_until(&self, deadline: Instant) -> ManualSleep {
-            self.0.alarm_until(deadline)
-        }
-        fn reset(&self, alarm: &mut ManualSleep, deadline: Instant) {
-            self.0.reset(alarm, deadline);
-        }
-    }
-    let kept = Kept::default();
-    let timer = SharedTimer::new(kept.clone());
+    let (timer, clock) = shared();
     let mut all: Vec<_> = (1..=9).map(|n| spawn(timer.sleep(n * MS))).collect();
     assert!(all.iter_mut().all(|sleep| sleep.poll().is_pending()));
-    kept.0.advance(3 * MS);
-    kept.0.advance(5 * MS);
-    let [_, sleeps, alarms, resets] = kept.0.asked();
+    clock.advance(3 * MS);
+    clock.advance(5 * MS);
+    let [_, sleeps, alarms, resets] = clock.asked();
     assert_eq!((sleeps, alarms, resets), (0, 1, 2));
 }
 

@@ -5,27 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
 use crate::common::{ManualSleep, ManualTimer, Task, WakeCount, mock, spawn};
-use campanile::runtime::{SharedSleep, SharedTimer};
+use crate::{MS, Shared, shared, waiting};
+use campanile::runtime::SharedTimer;
 use campanile::timeout::Deadline;
 use campanile::{Instant, Service, Timer};
-
-const MS: Duration = Duration::from_millis(1);
-
-type Shared = SharedTimer<ManualTimer>;
-
-fn shared() -> (Shared, ManualTimer) {
-    let timer = ManualTimer::new();
-    (SharedTimer::new(timer.clone()), timer)
-}
-
-fn waiting(timer: &Shared, duration: Duration) -> Task<SharedSleep<ManualTimer>> {
-    let mut sleep = spawn(timer.sleep(duration));
-    assert!(sleep.poll().is_pending());
-    sleep
-}
 
 /// None of those who were woken is polled, and each of the others is woken all the same.
 #[test]
@@ -57,7 +42,7 @@ fn alarm_is_set_though_nobody_is_polled() {
 
 /// The library's own services keep their alarms after the wait is over.
 #[test]
-fn the_alarms_of_idle_deadlines_do_not_lose_a_timeout() {
+fn idle_deadlines_lose_no_timeout() {
     let (timer, clock) = shared();
     let mut hung = waiting(&timer, 100 * MS);
     let mut idle = Vec::new();
@@ -129,7 +114,7 @@ async fn main_future_without_budget_loses_no_wait() {
     sleep.await;
 }
 
-/// The waker that is replaced panics when it is dropped, in a task that is to see to the alarm.
+/// A waker that panics when it is dropped, for another one takes its place.
 struct Bomb;
 impl Wake for Bomb {
     fn wake(self: Arc<Self>) {}
@@ -143,7 +128,7 @@ impl Drop for Bomb {
 }
 
 #[test]
-fn a_waker_that_panics_when_dropped_stops_nobody() {
+fn waker_that_panics_when_dropped_stops_nobody() {
     let (timer, clock) = shared();
     let mut sleep = timer.sleep(50 * MS);
     {
@@ -266,7 +251,7 @@ fn loses_no_timeout<S: Service<u32>>(make: impl Fn(Shared) -> (S, Box<dyn Fn(&mu
 }
 
 #[test]
-fn rate_limits_that_go_on_hand_the_alarm_on() {
+fn rate_limits_lose_no_timeout() {
     use campanile::limit::rate::{Rate, RateLimit};
     loses_no_timeout(
         |timer| {
@@ -279,7 +264,7 @@ fn rate_limits_that_go_on_hand_the_alarm_on() {
 }
 
 #[test]
-fn deadlines_that_lapse_hand_the_alarm_on() {
+fn lapsed_deadlines_lose_no_timeout() {
     loses_no_timeout(
         |timer| {
             let (service, handle) = mock::<u32, u32>();
@@ -292,7 +277,7 @@ fn deadlines_that_lapse_hand_the_alarm_on() {
 }
 
 #[test]
-fn timeouts_that_are_over_and_kept_hand_the_alarm_on() {
+fn kept_timeouts_lose_no_timeout() {
     use campanile::timeout::Timeout;
     let (timer, clock) = shared();
     let mut hung = waiting(&timer, 100 * MS);

@@ -3,9 +3,10 @@ use alloc::task::Wake;
 use core::fmt;
 use core::iter::from_fn;
 use core::mem::{forget, replace};
+use core::panic::AssertUnwindSafe;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;

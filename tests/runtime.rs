@@ -193,7 +193,7 @@ fn every_timer_can_be_shared() {
     async_std::task::block_on(forwards_timer(SharedTimer::new(AsyncStd)));
     futures::executor::block_on(forwards_timer(SharedTimer::new(FuturesTimer)));
     // Shared, and shared once more.
-    let timer = SharedTimer::new(SharedTimer::new(Rc::new(Smol)));
+    let timer = SharedTimer::new(SharedTimer::new(Arc::new(Smol)));
     smol::block_on(timer_contract(&timer));
     smol::block_on(wakes_up(timer));
 }

@@ -104,9 +104,10 @@ macro_rules! peak_ewma {
 }
 
 /// One alarm of the runtime that the builder is for.
-fn shared_timer<L, T: Timer + Default>(
-    _: &campanile::builder::ServiceBuilder<L, T>,
-) -> SharedTimer<T> {
+fn shared_timer<L, T>(_: &campanile::builder::ServiceBuilder<L, T>) -> SharedTimer<T>
+where
+    T: Timer<Alarm: Send> + Default + Send + Sync + 'static,
+{
     SharedTimer::default()
 }
 

@@ -80,6 +80,9 @@ pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
 ///   millisecond, and futures-timer's thread has to see it first.
 /// - A deadline beyond what the runtime can represent is one that never comes.
 /// - A sleep that is dropped leaves nothing behind.
+/// - A waker may use the timer: while one is woken, by the runtime or within a poll, no lock is held that is needed to
+///   ask for `now`, or to make, reset, poll or drop a wait. `SharedTimer` depends on that. All adapters here keep it but
+///   embassy's.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no timer, and this middleware needs one",
     label = "a timer is needed, and `{Self}` is not one",

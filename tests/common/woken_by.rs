@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -80,8 +81,7 @@ where
 
     fn reset(&self, alarm: &mut WokenBySleep<T>, deadline: Instant) {
         self.clock.reset(&mut alarm.by_hand, deadline);
-        let mut armed = alarm.bell.armed.lock().unwrap();
-        armed.unset(&self.native);
+        alarm.bell.with(|armed| armed.unset(&self.native));
     }
 }
 
@@ -115,14 +115,51 @@ enum Phase {
     Rang,
 }
 
+thread_local! {
+    /// Who is to be woken when this thread has let go of its `Armed`.
+    static LATER: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
+}
+
+impl<T: Timer> Bell<T> {
+    /// Whom the runtime's timer wakes meanwhile, on this thread, is woken after it: a timer wakes under no lock of its own.
+    fn with<R>(&self, act: impl FnOnce(&mut Armed<T>) -> R) -> R {
+        let mut armed = self.armed.lock().unwrap();
+        let before = LATER.replace(Some(Vec::new()));
+        let result = act(&mut armed);
+        let woken = LATER.replace(before);
+        drop(armed);
+        woken.into_iter().flatten().for_each(Waker::wake);
+        result
+    }
+}
+
+/// A waker that wakes outside of the lock.
+struct Outside(Waker);
+
+impl Wake for Outside {
+    fn wake(self: Arc<Self>) {
+        let waker = self.0.clone();
+        let now = LATER.with_borrow_mut(|later| match later {
+            Some(later) => {
+                later.push(waker);
+                None
+            }
+            None => Some(waker),
+        });
+        now.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl<T: Timer> Armed<T> {
     fn set(&mut self, timer: &T, after: Duration) {
         timer.reset(&mut self.alarm, timer.now().saturating_add(after));
         self.phase = Phase::Soon;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.phase == Phase::Rang || Pin::new(&mut self.alarm).poll(cx).is_ready() {
+    fn poll(&mut self, waker: &Waker) -> Poll<()> {
+        let waker = Waker::from(Arc::new(Outside(waker.clone())));
+        let mut cx = Context::from_waker(&waker);
+        if self.phase == Phase::Rang || Pin::new(&mut self.alarm).poll(&mut cx).is_ready() {
             self.phase = Phase::Rang;
             return Poll::Ready(());
         }
@@ -140,18 +177,16 @@ where
     T: Timer<Alarm: Send> + Send + Sync,
 {
     fn wake(self: Arc<Self>) {
-        let mut armed = self.armed.lock().unwrap();
-        if armed.phase != Phase::Far {
-            return;
-        }
-        armed.set(&self.timer, SOON);
-        // An alarm that was set again is to be polled again.
-        let Some(waker) = armed.waker.take() else {
-            return;
-        };
-        let rang = armed.poll(&mut Context::from_waker(&waker));
-        drop(armed);
-        if rang.is_ready() {
+        let rang = self.with(|armed| {
+            if armed.phase != Phase::Far {
+                return None;
+            }
+            armed.set(&self.timer, SOON);
+            // An alarm that was set again is to be polled again.
+            let waker = armed.waker.take()?;
+            Some((armed.poll(&waker), waker))
+        });
+        if let Some((Poll::Ready(()), waker)) = rang {
             waker.wake();
         }
     }
@@ -165,21 +200,20 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let mut armed = this.bell.armed.lock().unwrap();
-        let is_due = Pin::new(&mut this.by_hand)
-            .poll(&mut Context::from_waker(&this.strike))
-            .is_ready();
-        match (is_due, armed.phase) {
-            // It was over before anybody waited.
-            (true, Phase::Far) => armed.set(&this.bell.timer, Duration::ZERO),
-            // The clock struck the deadline that was there before a reset.
-            (false, Phase::Soon | Phase::Rang) => armed.unset(&this.bell.timer),
-            _ => {}
-        }
-        let replaced = armed.waker.replace(cx.waker().clone());
-        let rang = armed.poll(cx);
-        drop(armed);
-        drop(replaced);
+        let (rang, _replaced) = this.bell.with(|armed| {
+            let is_due = Pin::new(&mut this.by_hand)
+                .poll(&mut Context::from_waker(&this.strike))
+                .is_ready();
+            match (is_due, armed.phase) {
+                // It was over before anybody waited.
+                (true, Phase::Far) => armed.set(&this.bell.timer, Duration::ZERO),
+                // The clock struck the deadline that was there before a reset.
+                (false, Phase::Soon | Phase::Rang) => armed.unset(&this.bell.timer),
+                _ => {}
+            }
+            let replaced = armed.waker.replace(cx.waker().clone());
+            (armed.poll(cx.waker()), replaced)
+        });
         rang
     }
 }

@@ -1,7 +1,7 @@
 //! A timer beneath that panics and wakes as it likes: who waits is in time all the same.
-use std::cell::Cell;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::common::{ManualSleep, ManualTimer, Task, spawn};
 const MS: Duration = Duration::from_millis(1);
 
 #[derive(Clone)]
-struct Odd(ManualTimer, Rc<Cell<u64>>);
-struct OddSleep(ManualSleep, Rc<Cell<u64>>);
-fn odd(c: &Cell<u64>, n: u64) -> bool {
-    let mut r = SplitMix64::new(c.get());
-    c.set(r.next_u64());
+struct Odd(ManualTimer, Arc<AtomicU64>);
+struct OddSleep(ManualSleep, Arc<AtomicU64>);
+fn odd(c: &AtomicU64, n: u64) -> bool {
+    let mut r = SplitMix64::new(c.load(Relaxed));
+    c.store(r.next_u64(), Relaxed);
     r.next_range(0..n) == 0
 }
 impl Timer for Odd {
@@ -62,7 +62,7 @@ fn who_waits_is_in_time_whatever_the_timer_beneath_does() {
     let mut panics = 0;
     for seed in 0..4000u64 {
         let clock = ManualTimer::new();
-        let timer = SharedTimer::new(Odd(clock.clone(), Rc::new(Cell::new(seed))));
+        let timer = SharedTimer::new(Odd(clock.clone(), Arc::new(AtomicU64::new(seed))));
         let mut rng = SplitMix64::new(seed ^ 0xabcdef);
         let mut sleeps: Vec<(Instant, Task<SharedSleep<Odd>>)> = vec![];
         for step in 0..80 {

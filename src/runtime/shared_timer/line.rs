@@ -1,27 +1,46 @@
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::mem::{replace, take};
+use core::mem::replace;
 use core::task::{Context, Waker};
 
 use crate::Instant;
 use crate::sync::register;
 
-/// Who waits, and what is known of the alarm.
+/// Who waits, who is to be woken, and the alarm.
 ///
-/// While somebody waits, one of these holds: the alarm is set to the first deadline or to an earlier one, and nobody
-/// has been told that it has rung; or somebody is driving; or one of those who wait was woken, and will drive.
-pub(super) struct Line {
+/// While somebody waits, one of these holds: the alarm is set to the first deadline or to an earlier one; or somebody
+/// has the [`Turn`] to set it; or all who wait were woken, and the first of them that is polled sets it.
+pub(super) struct Line<A> {
     /// A binary heap by deadline.
     order: Vec<Rank>,
     /// By index.
     entries: Vec<Entry>,
     /// The first entry that is free again.
     free: u32,
+    /// Those to be woken.
+    due: VecDeque<Waker>,
+    alarm: Alarm<A>,
+}
+
+enum Alarm<A> {
+    Unset,
+    Set {
+        alarm: A,
+        deadline: Instant,
+    },
+    /// Somebody has it, to set it.
+    Away {
+        has_rung: bool,
+    },
+}
+
+/// The alarm, for the one who is to set it: nobody else does until it is back.
+pub(super) struct Turn<A> {
+    pub(super) alarm: Option<A>,
     /// What the alarm is set to.
-    armed: Instant,
-    /// The bell was rung, and nobody has looked after the alarm since.
-    has_rung: bool,
-    /// Somebody looks after the alarm.
-    is_driven: bool,
+    pub(super) deadline: Instant,
+    /// Who has the turn, if that is a wait: it is not woken.
+    me: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -37,26 +56,29 @@ struct Entry {
     position: u32,
 }
 
-/// The position of one that is due, and the end of those that are free.
+/// The position of one that is due, the end of those that are free, and the index of nobody.
 const NOWHERE: u32 = u32::MAX;
 
-/// What the alarm is set to when it is not, or has rung.
+/// What an alarm is set to that has rung.
 pub(super) const UNSET: Instant = Instant::MAX;
 
-impl Line {
+impl<A> Line<A> {
     pub(super) const fn new() -> Self {
         Self {
             order: Vec::new(),
             entries: Vec::new(),
             free: NOWHERE,
-            armed: UNSET,
-            has_rung: false,
-            is_driven: false,
+            due: VecDeque::new(),
+            alarm: Alarm::Unset,
         }
     }
 
-    /// Enters a wait. Says where it is, and whether the caller is to drive.
-    pub(super) fn join(&mut self, deadline: Instant, waker: Waker) -> Result<(u32, bool), Waker> {
+    /// Enters a wait. Says where it is, and gives the caller the turn to set the alarm if that is due.
+    pub(super) fn join(
+        &mut self,
+        deadline: Instant,
+        waker: Waker,
+    ) -> Result<(u32, Option<Turn<A>>), Waker> {
         let position = self.order.len();
         let mut index = self.free;
         if let Some(entry) = self.entries.get_mut(index as usize) {
@@ -76,10 +98,10 @@ impl Line {
         if self.is_before_parent(position, deadline) {
             self.sift_up(position, rank);
         }
-        Ok((index, self.takes_over()))
+        Ok((index, self.turn(index)))
     }
 
-    /// Is polled again. Says whether it is due, and whether the caller is to drive.
+    /// Is polled again. Says whether it is due, and gives the caller the turn to set the alarm if that is needed.
     ///
     /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn stay(
@@ -87,17 +109,17 @@ impl Line {
         index: u32,
         cx: &Context<'_>,
         waker: &mut Option<Waker>,
-    ) -> Option<(bool, bool)> {
+    ) -> Option<(bool, Option<Turn<A>>)> {
         let entry = self.entry(index);
         if entry.position == NOWHERE {
-            return Some((true, false));
+            return Some((true, None));
         }
         register(&mut entry.waker, cx, waker)?;
-        Some((false, self.takes_over()))
+        Some((false, self.turn(index)))
     }
 
-    /// Takes a wait out. Its waker is to be dropped, and the other one to be woken.
-    pub(super) fn leave(&mut self, index: u32) -> (Option<Waker>, Option<Waker>) {
+    /// Takes a wait out. Its waker is to be dropped.
+    pub(super) fn leave(&mut self, index: u32) -> Option<Waker> {
         let free = self.free;
         let entry = self.entry(index);
         let waker = entry.waker.take();
@@ -106,13 +128,7 @@ impl Line {
         if position != NOWHERE {
             self.unlink(position as usize);
         }
-        // If it was woken, that may have been to drive.
-        let next = if waker.is_none() {
-            self.hand_on()
-        } else {
-            None
-        };
-        (waker, next)
+        waker
     }
 
     pub(super) fn is_due(&mut self, index: u32) -> bool {
@@ -123,95 +139,120 @@ impl Line {
         &mut self.entries[index as usize]
     }
 
-    /// Whether somebody is to drive; the caller is he then.
-    fn takes_over(&mut self) -> bool {
-        let is_needed = match self.order.first() {
-            Some(first) => !self.is_driven && (self.has_rung || first.deadline < self.armed),
-            None => false,
+    /// The turn for a wait, if the alarm is to be set and nobody is about to.
+    fn turn(&mut self, me: u32) -> Option<Turn<A>> {
+        let first = self.order.first()?;
+        let is_needed = match &self.alarm {
+            Alarm::Unset => true,
+            Alarm::Set { deadline, .. } => first.deadline < *deadline,
+            Alarm::Away { .. } => false,
         };
-        self.is_driven |= is_needed;
-        is_needed
+        is_needed.then(|| self.take(me))
     }
 
-    /// What the alarm is to be set to, and what it was set to. `None`: to nothing, and nobody drives any more.
-    pub(super) fn aim(&mut self) -> Option<(Instant, Instant)> {
-        let Some(first) = self.order.first() else {
-            self.is_driven = false;
-            return None;
+    fn take(&mut self, me: u32) -> Turn<A> {
+        let away = Alarm::Away { has_rung: false };
+        let (alarm, deadline) = match replace(&mut self.alarm, away) {
+            Alarm::Set { alarm, deadline } => (Some(alarm), deadline),
+            Alarm::Unset | Alarm::Away { .. } => (None, UNSET),
         };
-        self.has_rung = false;
-        let deadline = first.deadline;
-        Some((deadline, replace(&mut self.armed, deadline)))
+        Turn {
+            alarm,
+            deadline,
+            me,
+        }
     }
 
-    /// The alarm was set and polled. `None`: it has to be again; or else who is to be woken, and nobody drives any more.
-    pub(super) fn is_set(&mut self, has_rung: bool, me: u32) -> Option<Option<Waker>> {
-        if has_rung {
-            self.armed = UNSET;
-        }
-        let first = self.order.first();
-        if first.is_some_and(|first| first.deadline < self.armed) {
-            return None;
-        }
-        self.is_driven = false;
-        // It may have been rung since. To look again at once is no use: tokio rings to say that the task's budget is
-        // used up. Then nothing may ever ring again, so that somebody has to be woken: if the others have been and are
-        // not polled, the one who drives, for it is.
-        let next = self.hand_on();
-        if next.is_some() || !self.has_rung {
-            return Some(next);
-        }
-        Some(self.entry(me).waker.take())
-    }
-
-    /// Nobody drives any more, and what the alarm is set to is not known.
-    pub(super) fn give_up(&mut self) -> Option<Waker> {
-        self.armed = UNSET;
-        self.has_rung = true;
-        self.is_driven = false;
-        self.hand_on()
-    }
-
-    /// The bell is rung: who is to be woken.
-    pub(super) fn ring(&mut self) -> [Option<Waker>; 2] {
-        self.has_rung = true;
-        // Two, since the one may not be polled for long; and not the two that are likely to be of one task.
-        let last = match self.order.last() {
-            Some(last) if !self.is_driven => last.index,
-            Some(_) => return [None, None],
-            None => {
-                self.armed = UNSET;
-                return [None, None];
+    /// The alarm rings: the turn to set it again, or `None` if whoever has that looks again.
+    pub(super) fn ring(&mut self) -> Option<Turn<A>> {
+        match &mut self.alarm {
+            // One from before, and all who wait were woken.
+            Alarm::Unset => None,
+            Alarm::Set { deadline, .. } => {
+                *deadline = UNSET;
+                Some(self.take(NOWHERE))
             }
-        };
-        [self.hand_on(), self.entry(last).waker.take()]
-    }
-
-    /// If somebody is to drive and nobody does, the first is to be woken; or the last, if the first has been already
-    /// and may not be polled for long.
-    fn hand_on(&mut self) -> Option<Waker> {
-        if self.is_driven || !self.has_rung {
-            return None;
+            Alarm::Away { has_rung } => {
+                *has_rung = true;
+                None
+            }
         }
-        let (first, last) = (self.order.first()?.index, self.order.last()?.index);
-        let first = self.entry(first).waker.take();
-        first.or_else(|| self.entry(last).waker.take())
     }
 
-    /// Whether nobody waits, and nobody drives.
+    /// Takes out who is due by `now`, to be woken, and says what the alarm is to be set to.
+    ///
+    /// `None`: nobody waits any more, and the turn is over. An alarm that has rung stays in it, to be dropped, for the next
+    /// one to wait may be on another runtime.
+    pub(super) fn aim(&mut self, now: Instant, turn: &mut Turn<A>) -> Option<Instant> {
+        while let Some(index) = self.pop_due(now) {
+            if index != turn.me {
+                let waker = self.entry(index).waker.take();
+                self.due.extend(waker);
+            }
+        }
+        let has_rung = matches!(self.alarm, Alarm::Away { has_rung: true });
+        self.alarm = Alarm::Away { has_rung: false };
+        let Some(first) = self.order.first() else {
+            if has_rung {
+                turn.deadline = UNSET;
+            }
+            self.put_back(turn);
+            return None;
+        };
+        Some(first.deadline)
+    }
+
+    /// The alarm was set, and waits. `false`: it has to be looked at again; or else the turn is over.
+    pub(super) fn is_set(&mut self, turn: &mut Turn<A>) -> bool {
+        let first = self.order.first();
+        let is_late = first.is_some_and(|first| first.deadline < turn.deadline);
+        if is_late || matches!(self.alarm, Alarm::Away { has_rung: true }) {
+            return false;
+        }
+        self.put_back(turn);
+        true
+    }
+
+    fn put_back(&mut self, turn: &mut Turn<A>) {
+        let deadline = turn.deadline;
+        let alarm = match deadline {
+            UNSET => None,
+            _ => turn.alarm.take(),
+        };
+        self.alarm = match alarm {
+            Some(alarm) => Alarm::Set { alarm, deadline },
+            None => Alarm::Unset,
+        };
+    }
+
+    /// The turn is over and the alarm is not set: all who wait are to be woken, so that it does not take a certain one of
+    /// them to set it.
+    pub(super) fn give_up(&mut self) {
+        self.alarm = Alarm::Unset;
+        for rank in &self.order {
+            let entry = &mut self.entries[rank.index as usize];
+            self.due.extend(entry.waker.take());
+        }
+    }
+
+    /// The next one to be woken.
+    pub(super) fn next_due(&mut self) -> Option<Waker> {
+        self.due.pop_front()
+    }
+
+    /// Whether nobody waits, and nobody has the alarm.
     #[cfg(all(test, loom))]
     pub(super) fn is_left(&self) -> bool {
-        self.order.is_empty() && !self.is_driven
+        self.order.is_empty() && self.due.is_empty() && !matches!(self.alarm, Alarm::Away { .. })
     }
 
     /// Takes the first out of the heap, if it is due.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(u32, Option<Waker>)> {
+    fn pop_due(&mut self, now: Instant) -> Option<u32> {
         let first = self.order.first().filter(|first| first.deadline <= now)?;
         let index = first.index;
         self.unlink(0);
-        let entry = self.entry(index);
-        entry.position = NOWHERE;
-        Some((index, take(&mut entry.waker)))
+        self.entry(index).position = NOWHERE;
+        Some(index)
     }
 
     /// Takes a rank out of the heap, and has the last one take its place.
@@ -282,7 +323,7 @@ mod tests {
     use super::*;
     use crate::util::rng::{Rng, SplitMix64};
 
-    impl Line {
+    impl<A> Line<A> {
         /// The heap is one, and both sides of it agree.
         fn check(&mut self) {
             for position in 0..self.order.len() {
@@ -297,7 +338,7 @@ mod tests {
     #[test]
     fn whoever_comes_and_goes_the_first_is_first() {
         let mut rng = SplitMix64::new(1);
-        let mut line = Line::new();
+        let mut line = Line::<()>::new();
         // By deadline, and then by what is told apart by nothing in the line.
         let mut model = BTreeMap::new();
         for n in 0..10_000_u64 {
@@ -306,26 +347,26 @@ mod tests {
                     // In order, and in none.
                     let after = rng.next_range(0..2) * rng.next_range(0..200);
                     let deadline = Instant::from_nanos(n + after);
-                    let (index, _) = line.join(deadline, Waker::noop().clone()).unwrap();
+                    let (index, _) = join(&mut line, deadline.as_nanos());
                     model.insert((deadline, n), index);
                 }
                 2..=3 if !model.is_empty() => {
                     let at = rng.next_range(0..model.len() as u64) as usize;
                     let (key, index) = model.iter().nth(at).map(|(k, i)| (*k, *i)).unwrap();
-                    assert!(line.leave(index).0.is_some());
+                    assert!(line.leave(index).is_some());
                     model.remove(&key);
                 }
                 _ => {
                     let now = Instant::from_nanos(n - n.min(150));
-                    while let Some((index, waker)) = line.pop_due(now) {
-                        assert!(waker.is_some() && line.is_due(index));
+                    while let Some(index) = line.pop_due(now) {
+                        assert!(line.is_due(index));
                         let first = *model.first_key_value().unwrap().0;
                         assert!(first.0 <= now);
                         let same = model.range((first.0, 0)..=(first.0, u64::MAX));
                         let found = same.clone().find(|(_, other)| **other == index);
                         let key = *found.unwrap().0;
                         model.remove(&key);
-                        line.leave(index);
+                        assert!(line.leave(index).is_some());
                     }
                     assert!(model.keys().next().is_none_or(|first| first.0 > now));
                 }
@@ -337,24 +378,29 @@ mod tests {
         }
     }
 
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
+    /// Enters a wait, and says where it is and whether it has the turn.
+    fn join(line: &mut Line<()>, nanos: u64) -> (u32, Option<Turn<()>>) {
+        line.join(at(nanos), Waker::noop().clone()).ok().unwrap()
+    }
+
     #[test]
-    fn one_that_was_taken_out_as_due_is_so_whatever_the_clock_says() {
+    fn due_wait_is_due_whatever_the_clock_says() {
         let mut line = Line::new();
-        let deadline = Instant::from_nanos(50);
-        let (index, _) = line.join(deadline, Waker::noop().clone()).unwrap();
+        let (index, _) = join(&mut line, 50);
         let cx = Context::from_waker(Waker::noop());
-        assert!(line.pop_due(deadline).is_some());
-        let stays = line.stay(index, &cx, &mut None);
-        assert_eq!(stays, Some((true, false)));
-    }
-
-    fn join(line: &mut Line, nanos: u64) -> (u32, bool) {
-        let deadline = Instant::from_nanos(nanos);
-        line.join(deadline, Waker::noop().clone()).unwrap()
+        assert!(line.pop_due(at(50)).is_some());
+        assert!(matches!(
+            line.stay(index, &cx, &mut None),
+            Some((true, None))
+        ));
     }
 
     #[test]
-    fn an_entry_that_was_left_is_used_again() {
+    fn entry_that_was_left_is_used_again() {
         let mut line = Line::new();
         for _ in 0..100 {
             let (first, second) = (join(&mut line, 50).0, join(&mut line, 60).0);
@@ -365,19 +411,49 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_drives() {
+    fn one_at_a_time_has_the_turn() {
         let mut line = Line::new();
-        let (me, drives) = join(&mut line, 50);
-        assert!(drives);
-        // Earlier, but it is seen to by the one who drives.
-        assert!(!join(&mut line, 40).1);
-        assert_eq!(line.aim(), Some((Instant::from_nanos(40), UNSET)));
-        assert!(matches!(line.is_set(false, me), Some(None)));
-        assert!(!join(&mut line, 45).1);
-        assert!(join(&mut line, 30).1);
-        // All have gone by the time that the alarm is to be set.
-        (0..4).for_each(|index| drop(line.leave(index)));
-        assert_eq!(line.aim(), None);
-        assert!(join(&mut line, 20).1);
+        let mut turn = join(&mut line, 50).1.unwrap();
+        // Earlier, but whoever has the turn sees to it.
+        assert!(join(&mut line, 40).1.is_none());
+        assert!(line.ring().is_none());
+        assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
+        (turn.alarm, turn.deadline) = (Some(()), at(40));
+        // It is noted that the alarm rings meanwhile, and that an earlier one comes.
+        assert!(line.ring().is_none() && !line.is_set(&mut turn));
+        assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
+        assert!(join(&mut line, 35).1.is_none() && !line.is_set(&mut turn));
+        assert_eq!(line.aim(at(1), &mut turn), Some(at(35)));
+        turn.deadline = at(35);
+        assert!(line.is_set(&mut turn));
+        assert!(join(&mut line, 38).1.is_none());
+        let mut turn = join(&mut line, 30).1.unwrap();
+        assert_eq!((turn.alarm, turn.deadline), (Some(()), at(35)));
+        // All have gone by the time that the alarm is to be set: it stays as it is.
+        (0..5).for_each(|index| drop(line.leave(index)));
+        assert_eq!(line.aim(at(1), &mut turn), None);
+        assert!(join(&mut line, 36).1.is_none());
+        // It rings, and goes with the last wait.
+        let mut turn = line.ring().unwrap();
+        assert_eq!(line.aim(at(36), &mut turn), None);
+        assert_eq!((turn.alarm, turn.deadline), (Some(()), UNSET));
+        let turn = join(&mut line, 60).1.unwrap();
+        assert_eq!((turn.alarm, turn.deadline), (None, UNSET));
+    }
+
+    #[test]
+    fn all_are_woken_when_the_alarm_is_not_set() {
+        let mut line = Line::new();
+        for nanos in 50..60 {
+            join(&mut line, nanos);
+        }
+        line.give_up();
+        assert_eq!(core::iter::from_fn(|| line.next_due()).count(), 10);
+        // An alarm from before may ring still.
+        assert!(line.ring().is_none());
+        let cx = Context::from_waker(Waker::noop());
+        let mut waker = Some(Waker::noop().clone());
+        let stays = line.stay(7, &cx, &mut waker);
+        assert!(matches!(stays, Some((false, Some(_)))));
     }
 }

@@ -1,28 +1,35 @@
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::task::Wake;
 use core::fmt;
+use core::iter::from_fn;
 use core::mem::{forget, replace};
+use core::panic::AssertUnwindSafe;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
+use std::panic::{catch_unwind, resume_unwind};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;
-use crate::sync::wake;
+use crate::sync::wake_all;
 use crate::{Instant, Timer};
 
 mod line;
 #[cfg(all(test, loom))]
 mod models;
 
-use self::line::{Line, UNSET};
+use self::line::{Line, Turn, UNSET};
 
-/// A timer whose waits share one alarm of the timer beneath.
+/// A timer for many waits that hardly ever last until their deadline, such as timeouts: they share one alarm of the timer
+/// beneath.
 ///
-/// A timeout mostly ends before its time, and to enter it into a runtime's timers and to take it out again is most of
-/// what it costs. Here it goes into a heap under a lock, and the runtime has one alarm: for the earliest of the
-/// deadlines, set when that is earlier than what the alarm is set to, or when it rings. Over a service that is pending
-/// once, a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
-/// than half of the room. On smol and async-std no reactor is woken per wait,
+/// To enter a timeout into a runtime's timers and to take it out again is most of what it costs. Here it goes into a heap
+/// under a lock, and the runtime has one alarm, for the earliest of the deadlines. Over a service that is pending once, a
+/// [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less than
+/// half of the room. On smol and async-std no reactor is woken per wait.
+///
+/// When the alarm rings, it wakes all that are due and is set to the next deadline, there and then, by the thread on which
+/// the runtime watches its timers. So a task that is not polled delays no other. Nor does a waker that panics: the others
+/// are woken, and where the alarm rang the panic goes no further.
 ///
 /// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
 /// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
@@ -30,21 +37,20 @@ use self::line::{Line, UNSET};
 ///
 /// A wait begins with its first poll. With `n` under way, to enter one takes O(log n) steps, and O(1) where its deadline is
 /// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
-/// which on tokio is an allocation, when it has rung and nobody waited any more.
+/// which on tokio is an allocation, when it has rung and nobody waits any more.
 ///
 /// What is shared are the waits of requests: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
 /// rate limit, is the timer's own, since it may stay behind there when nobody polls it any more.
 ///
 /// # What is different from the timer beneath
 ///
+/// - **Not every timer can be shared.** It and its alarm have to be `Send`, which those of `campanile::wasm` and of a
+///   `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which embassy-time
+///   does not.
 /// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
 ///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
-///   would wait in vain while the first one is not being run, and panic, as tokio's own sleeps do, when that has been
-///   shut down.
-/// - **A wait that was woken is to be polled or dropped soon.** The tasks that wait set the alarm, for nobody else is
-///   there to do it. When it rings, two of them are woken, and the first that is polled or drops its wait sees to all, or
-///   has another one woken. If neither does, because they are in a `select!` whose other branch is busy, then it is the
-///   next that is entered or polled, and others may be late until then: for ever, where there is no next.
+///   would wait in vain while the first one is not being run. When that is shut down, or the timer beneath panics as it
+///   rings, all who wait are woken, and the first of them that is polled sets the alarm where it runs.
 /// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
 ///   stop there. It goes with the last clone.
 ///
@@ -77,19 +83,22 @@ use self::line::{Line, UNSET};
 /// ```
 pub struct SharedTimer<T: Timer>(Arc<Shared<T>>);
 
-impl<T: Timer> SharedTimer<T> {
+impl<T> SharedTimer<T>
+where
+    T: Timer<Alarm: Send> + Send + Sync + 'static,
+{
     /// One alarm of `timer`'s for all waits. It is made at the first of them.
     #[must_use]
     pub fn new(timer: T) -> Self {
-        let bell = Arc::new(Bell(Mutex::new(Line::new())));
-        Self(Arc::new(Shared {
+        Self(Arc::new_cyclic(|shared| Shared {
             timer,
-            waker: Waker::from(bell.clone()),
-            bell,
-            alarm: Mutex::new(None),
+            line: Mutex::new(Line::new()),
+            waker: Waker::from(Arc::new(Bell(shared.clone()))),
         }))
     }
+}
 
+impl<T: Timer> SharedTimer<T> {
     /// The timer beneath.
     #[must_use]
     pub fn get_ref(&self) -> &T {
@@ -104,7 +113,10 @@ impl<T: Timer> Clone for SharedTimer<T> {
     }
 }
 
-impl<T: Timer + Default> Default for SharedTimer<T> {
+impl<T> Default for SharedTimer<T>
+where
+    T: Timer<Alarm: Send> + Default + Send + Sync + 'static,
+{
     fn default() -> Self {
         Self::new(T::default())
     }
@@ -170,16 +182,16 @@ impl<T: Timer> Future for SharedSleep<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let line = &this.shared.bell.0;
-        // Dropped at the end: that may panic, and who is to drive has to have done so.
+        let shared = &this.shared;
+        // Dropped at the end: that may panic, and who has the turn has to have set the alarm.
         let mut replaced = None;
-        let (index, mut is_due, drives) = match this.place {
+        let (index, mut is_due, turn) = match this.place {
             Place::Over => return Poll::Ready(()),
             Place::Outside if this.deadline == Instant::MAX => return Poll::Pending,
             // The clock is not asked: if the deadline has passed, the alarm is set to that or rings already.
             Place::Outside => {
                 let waker = cx.waker().clone();
-                let (index, drives) = match line.with(|line| line.join(this.deadline, waker)) {
+                let (index, turn) = match shared.line.with(|line| line.join(this.deadline, waker)) {
                     Ok(joined) => joined,
                     // There are more waits than numbers.
                     Err(waker) => {
@@ -188,23 +200,24 @@ impl<T: Timer> Future for SharedSleep<T> {
                     }
                 };
                 this.place = Place::InLine(index);
-                (index, false, drives)
+                (index, false, turn)
             }
             Place::InLine(index) => {
-                let (is_due, drives) = loop {
-                    match line.with(|line| line.stay(index, cx, &mut replaced)) {
+                let (is_due, turn) = loop {
+                    let mut stay = |line: &mut Line<_>| line.stay(index, cx, &mut replaced);
+                    match shared.line.with(&mut stay) {
                         Some(stays) => break stays,
                         None => replaced = Some(cx.waker().clone()),
                     }
                 };
                 // The clock decides, whether or not an alarm has rung.
-                let is_due = is_due || (!drives && this.shared.timer.now() >= this.deadline);
-                (index, is_due, drives)
+                let is_due = is_due || (turn.is_none() && shared.timer.now() >= this.deadline);
+                (index, is_due, turn)
             }
         };
-        if drives {
-            this.shared.drive(index);
-            is_due = line.with(|line| line.is_due(index));
+        if let Some(turn) = turn {
+            shared.drive(turn);
+            is_due = shared.line.with(|line| line.is_due(index));
         }
         if !is_due {
             return Poll::Pending;
@@ -218,9 +231,7 @@ impl<T: Timer> SharedSleep<T> {
     /// Gets out of the line, if it is in it.
     fn leave(&mut self) {
         if let Place::InLine(index) = replace(&mut self.place, Place::Over) {
-            let (waker, next) = self.shared.bell.0.with(|line| line.leave(index));
-            drop(waker);
-            wake(next);
+            drop(self.shared.line.with(|line| line.leave(index)));
         }
     }
 }
@@ -241,99 +252,83 @@ impl<T: Timer> fmt::Debug for SharedSleep<T> {
 
 struct Shared<T: Timer> {
     timer: T,
-    bell: Arc<Bell>,
-    /// The bell's.
+    line: Mutex<Line<T::Alarm>>,
+    /// A [`Bell`].
     waker: Waker,
-    /// `None` also while it is being polled: a timer may wake, and so run anything, when it is asked for something.
-    /// Who [drives](Line::takes_over) has it to himself.
-    alarm: Mutex<Option<T::Alarm>>,
 }
 
-/// What the alarm wakes. It neither asks for the time nor sets the alarm, for it may be rung wherever a timer likes.
-struct Bell(Mutex<Line>);
+/// What the alarm wakes. It does not keep the alarm alive.
+struct Bell<T: Timer>(Weak<Shared<T>>);
 
-impl Wake for Bell {
+impl<T> Wake for Bell<T>
+where
+    T: Timer<Alarm: Send> + Send + Sync + 'static,
+{
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let wakers = self.0.with(Line::ring);
-        wakers.into_iter().for_each(wake);
+        let rung = catch_unwind(AssertUnwindSafe(|| {
+            let shared = self.0.upgrade()?;
+            let turn = shared.line.with(Line::ring)?;
+            shared.drive(turn);
+            Some(())
+        }));
+        // The runtime's timer, which calls this, goes on to wake others. To drop what a panic holds may panic again.
+        forget(rung.err());
     }
 }
 
-/// So many are woken per turn of the lock.
-const BATCH: usize = 16;
+/// So often the alarm is looked at in a row. One that asks at each look to be polled again is tokio's, where a task has
+/// used up its budget and does not run on a worker.
+const LOOKS: u32 = 8;
 
 impl<T: Timer> Shared<T> {
-    /// Sets the alarm to the first deadline, and wakes those that are due, but for `me`.
-    fn drive(&self, me: u32) {
-        let driving = Driving(&self.bell);
+    /// Sets the alarm to the first deadline, and wakes those that are due.
+    fn drive(&self, mut turn: Turn<T::Alarm>) {
+        let set = catch_unwind(AssertUnwindSafe(|| self.set_alarm(&mut turn)));
+        if !matches!(set, Ok(true)) {
+            self.line.with(Line::give_up);
+        }
+        // Last, for a waker may do anything.
+        let wake_due = || wake_all(from_fn(|| self.line.with(Line::next_due)));
+        let Err(panic) = set else {
+            return wake_due();
+        };
+        forget(catch_unwind(AssertUnwindSafe(wake_due)));
+        resume_unwind(panic);
+    }
+
+    /// `false`: the alarm is to be looked at again, and that was done often enough.
+    fn set_alarm(&self, turn: &mut Turn<T::Alarm>) -> bool {
         let mut cx = Context::from_waker(&self.waker);
-        let mut has_rung = false;
-        while let Some((deadline, before)) = self.bell.0.with(Line::aim) {
-            let mut alarm = self.alarm.with(Option::take);
-            // One that rang when nobody waited may be of a runtime that is gone.
-            if before == UNSET && !has_rung {
-                alarm = None;
-            }
-            let set = match &mut alarm {
+        let mut reached = Instant::from_nanos(0);
+        for _ in 0..LOOKS {
+            // The clock is asked whatever the alarm says: tokio's is pending for a task that has used up its budget, and
+            // one that has done so at each poll would hold up all others.
+            let now = self.timer.now().max(reached);
+            let Some(deadline) = self.line.with(|line| line.aim(now, turn)) else {
+                return true;
+            };
+            let alarm = match &mut turn.alarm {
                 Some(alarm) => {
-                    if before != deadline {
+                    if turn.deadline != deadline {
                         self.timer.reset(alarm, deadline);
                     }
                     alarm
                 }
-                None => alarm.insert(self.timer.alarm_until(deadline)),
+                slot => slot.insert(self.timer.alarm_until(deadline)),
             };
-            has_rung = Pin::new(set).poll(&mut cx).is_ready();
-            self.alarm.with(|kept| *kept = alarm);
-            // The clock is asked also where the alarm is pending: tokio's is so, whatever the time, for a task that has
-            // used up its budget, and one that has done so at each poll would hold up all others.
-            let mut now = self.timer.now();
-            if has_rung {
-                now = now.max(deadline);
+            if Pin::new(alarm).poll(&mut cx).is_ready() {
+                (turn.deadline, reached) = (UNSET, deadline);
+                continue;
             }
-            self.wake_due(now, me);
-            if let Some(next) = self.bell.0.with(|line| line.is_set(has_rung, me)) {
-                // Before anybody is woken, for by then somebody else may be driving.
-                forget(driving);
-                wake(next);
-                return;
+            turn.deadline = deadline;
+            if self.line.with(|line| line.is_set(turn)) {
+                return true;
             }
         }
-        forget(driving);
-    }
-
-    fn wake_due(&self, now: Instant, me: u32) {
-        loop {
-            let mut wakers = [const { None }; BATCH];
-            let mut mine = None;
-            let is_all = self.bell.0.with(|line| {
-                for slot in &mut wakers {
-                    let Some((index, waker)) = line.pop_due(now) else {
-                        return true;
-                    };
-                    // This task knows.
-                    *(if index == me { &mut mine } else { slot }) = waker;
-                }
-                false
-            });
-            drop(mine);
-            wakers.into_iter().for_each(wake);
-            if is_all {
-                return;
-            }
-        }
-    }
-}
-
-/// Hands on what a panic has interrupted: one of the timer beneath, for want of its runtime.
-struct Driving<'a>(&'a Bell);
-
-impl Drop for Driving<'_> {
-    fn drop(&mut self) {
-        wake(self.0.0.with(Line::give_up));
+        false
     }
 }

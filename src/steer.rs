@@ -554,7 +554,7 @@ mod tests {
         // And all are asked again, not only the one that was called last.
         assert!(set.poll().is_ready());
         assert_eq!(set.reserved(), 3);
-        let _ = set.steer.call(1);
+        drop(set.steer.call(1));
         assert_eq!(set.drive(), Poll::Ready(Ok(())));
         assert!(set.poll().is_ready());
         assert_eq!(set.reserved(), 3);
@@ -601,7 +601,7 @@ mod tests {
             place.0.is_taken.set(false);
             assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_ready());
             assert_eq!(set.reserved(), 100);
-            let _ = set.steer.call(taken);
+            drop(set.steer.call(taken));
             place.0.is_taken.set(true);
             assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_pending());
             assert_eq!((set.reserved(), place.0.drives.get()), (0, 0));

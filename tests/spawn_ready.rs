@@ -3,23 +3,31 @@
 
 mod common;
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::future::{Ready, ready};
 use core::pin::Pin;
 use core::task::{Context, Poll};
+use core::time::Duration;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::load_shed::{self, LoadShed};
+use campanile::reconnect::Reconnect;
+use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::spawn_ready::{
     BackgroundReady, Closed, Error, Failed, NotReady, Panicked, SpawnReady, SpawnReadyLayer,
 };
-use campanile::{Executor, Layer, Service, ServiceExt};
+use campanile::timeout::{self, Deadline};
+use campanile::util::rng::SplitMix64;
+use campanile::{Executor, Layer, Service, ServiceExt, buffer};
 use common::{
-    Failure, Handle, Host, Mock, On, Task, WakeCount, mock, on_every_runtime, spawn, until,
+    Failure, Handle, Host, ManualTimer, Mock, On, Task, WakeCount, mock, on_every_runtime, spawn,
+    until,
 };
 use futures::FutureExt;
 
+const MS: Duration = Duration::from_millis(1);
 const DEAD: Failure = Failure("dead");
 
 type Boxed = Pin<Box<dyn Future<Output = ()>>>;
@@ -393,40 +401,498 @@ fn a_service_that_is_ready_when_the_handle_has_just_gone_is_dropped() {
     assert!(executor.poll().is_ready());
 }
 
+/// Whether the next request is shed.
+fn sheds<S>(service: &mut LoadShed<S>, wakes: &WakeCount) -> bool
+where
+    S: Service<u32, Response = u32, Error: core::fmt::Debug>,
+{
+    assert!(matches!(wakes.poll_ready(service), Poll::Ready(Ok(()))));
+    let answer = service.call(1).now_or_never();
+    matches!(answer, Some(Err(load_shed::Error::Overloaded(_))))
+}
+
 #[test]
-fn a_poll_that_only_tries_starts_no_task_and_waits_with_nobody() {
+fn a_service_that_is_tried_is_driven() {
     let (service, handle) = mock::<u32, u32>();
     let executor = ByHand::default();
-    let spawned = SpawnReady::with_executor(service, executor.clone());
-    let mut service = LoadShed::new(spawned);
-    let shed = |service: &mut LoadShed<SpawnReady<_, _, _>>| {
-        assert!(WakeCount::new().poll_ready(service).is_ready());
-        let answer = service.call(1).now_or_never();
-        matches!(answer, Some(Err(load_shed::Error::Overloaded(_))))
-    };
-    handle.set_ready(false);
-    assert!(shed(&mut service));
-    handle.set_ready(true);
-    assert!(!shed(&mut service));
-    assert_eq!((executor.tasks(), handle.calls()), (0, 1));
-    // A readiness that a try finds gone is no longer there for a call.
+    let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
     let wakes = WakeCount::new();
-    assert!(wakes.poll_ready(service.get_mut()).is_ready());
     handle.set_ready(false);
-    assert!(wakes.poll_ready(&mut service).is_ready());
-    let answer = service.get_mut().call(1).now_or_never();
-    assert_eq!(answer, Some(Err(Error::NotReady(NotReady::new()))));
+    for n in 1..4 {
+        assert!(sheds(&mut service, &wakes));
+        assert_eq!(executor.is_woken(), n > 1);
+        assert!(executor.poll().is_pending());
+        // One task for all.
+        assert_eq!((executor.tasks(), handle.calls()), (1, n - 1));
+        handle.set_ready(true);
+        assert!(executor.is_woken());
+        // It is taken back and asked on the spot, whether the task has seen to it or not.
+        if n == 2 {
+            assert!(executor.poll().is_pending());
+        }
+        assert!(!sheds(&mut service, &wakes));
+        assert_eq!(handle.calls(), n);
+        assert!(executor.poll().is_pending());
+        handle.set_ready(false);
+    }
+    assert_eq!(wakes.get(), 0);
+}
 
-    // While the task has the service.
-    assert!(wakes.poll_ready(service.get_mut()).is_pending());
-    assert!(executor.poll().is_pending());
-    assert!(shed(&mut service));
-    handle.set_ready(true);
+#[test]
+fn a_try_takes_what_the_task_has_waited_for() {
+    let mut set = Set::waiting();
+    let (wakes, executor) = (set.wakes.clone(), set.executor.clone());
+    assert!(set.poll().is_pending());
+    let mut service = LoadShed::new(set.service);
+    // While the task has it for somebody who waits, it stays there.
+    assert!(sheds(&mut service, &wakes));
+    set.handle.set_ready(true);
     let woken = wakes.get();
     assert!(executor.poll().is_pending());
     assert_eq!(wakes.get(), woken + 1);
-    assert!(!shed(&mut service));
-    assert_eq!((executor.tasks(), handle.calls()), (1, 2));
+    assert!(!sheds(&mut service, &wakes));
+    assert_eq!((executor.tasks(), set.handle.calls()), (1, 1));
+    // A readiness that a try finds gone is no longer there for a call.
+    assert!(wakes.poll_ready(service.get_mut()).is_ready());
+    set.handle.set_ready(false);
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let answer = service.get_mut().call(1).now_or_never();
+    assert_eq!(answer, Some(Err(Error::NotReady(NotReady::new()))));
+}
+
+#[test]
+fn a_service_that_fails_while_driven_has_failed() {
+    let (service, handle) = mock::<u32, u32>();
+    let executor = ByHand::default();
+    let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
+    handle.set_ready(false);
+    assert!(sheds(&mut service, &WakeCount::new()));
+    assert!(executor.poll().is_pending());
+    handle.fail(DEAD);
+    assert!(executor.poll().is_ready());
+    assert_eq!(handle.alive(), 0);
+    let failed = WakeCount::new().poll_ready(service.get_mut());
+    assert_eq!(failed, Poll::Ready(Err(Error::Service(DEAD))));
+}
+
+#[test]
+fn a_driven_service_survives_the_executor() {
+    let (service, handle) = mock::<u32, u32>();
+    let executor = ByHand::default();
+    let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
+    let wakes = WakeCount::new();
+    handle.set_ready(false);
+    for runs in [false, true] {
+        assert!(sheds(&mut service, &wakes));
+        if runs {
+            assert!(executor.poll().is_pending());
+        }
+        executor.stop();
+        assert_eq!(handle.alive(), 1);
+    }
+    handle.set_ready(true);
+    assert!(!sheds(&mut service, &wakes));
+}
+
+#[test]
+fn a_driven_service_goes_with_the_handle() {
+    for runs in [false, true] {
+        let (service, handle) = mock::<u32, u32>();
+        let executor = ByHand::default();
+        let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
+        handle.set_ready(false);
+        assert!(sheds(&mut service, &WakeCount::new()));
+        if runs {
+            assert!(executor.poll().is_pending());
+        }
+        drop(service);
+        assert_eq!(handle.alive(), 0);
+        assert_eq!(executor.is_woken(), runs);
+        assert!(executor.poll().is_ready());
+    }
+}
+
+/// A limit of one, which somebody else has.
+struct Limited {
+    service: ConcurrencyLimit<Mock<u32, u32>>,
+    permits: Semaphore,
+    other: ConcurrencyLimit<Mock<u32, u32>>,
+    executor: ByHand,
+    wakes: WakeCount,
+}
+
+impl Limited {
+    fn new() -> Self {
+        let permits = Semaphore::new(1);
+        let service = ConcurrencyLimit::with_semaphore(mock().0, permits.clone());
+        let mut other = service.clone();
+        let wakes = WakeCount::new();
+        assert!(wakes.poll_ready(&mut other).is_ready());
+        Self {
+            service,
+            permits,
+            other,
+            executor: ByHand::default(),
+            wakes,
+        }
+    }
+}
+
+#[test]
+fn a_shed_request_reserves_nothing() {
+    let set = Limited::new();
+    let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
+    let mut service = LoadShed::new(spawned);
+    for _ in 0..3 {
+        assert!(sheds(&mut service, &set.wakes));
+        assert!(set.executor.poll().is_pending());
+    }
+    drop(set.other);
+    // Nobody was in line for it, and the task does not take it.
+    assert!(!set.executor.is_woken());
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(set.permits.available_permits(), 1);
+    assert!(!sheds(&mut service, &set.wakes));
+}
+
+#[test]
+fn who_waits_after_a_try_is_in_line() {
+    let set = Limited::new();
+    let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
+    let mut service = LoadShed::new(spawned);
+    assert!(sheds(&mut service, &set.wakes));
+    assert!(set.executor.poll().is_pending());
+    let waits = WakeCount::new();
+    assert!(waits.poll_ready(service.get_mut()).is_pending());
+    assert!(set.executor.poll().is_pending());
+    drop(set.other);
+    assert_eq!(set.permits.available_permits(), 0);
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(waits.get(), 1);
+    assert!(waits.poll_ready(service.get_mut()).is_ready());
+}
+
+#[test]
+fn a_wait_that_is_given_up_leaves_the_line() {
+    // The one that waits is first the task, and then the deadline is over.
+    let set = Limited::new();
+    let timer = ManualTimer::new();
+    let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
+    let mut service = Deadline::with_timer(spawned, MS, timer.clone());
+    assert!(set.wakes.poll_ready(&mut service).is_pending());
+    assert!(set.executor.poll().is_pending());
+    timer.advance(MS);
+    assert!(set.wakes.poll_ready(&mut service).is_ready());
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_pending());
+    drop(set.other);
+    assert_eq!(set.permits.available_permits(), 1);
+
+    // The next request waits for itself again.
+    let answer = service.call(1).now_or_never();
+    assert!(matches!(answer, Some(Err(timeout::Error::Elapsed(_)))));
+    assert!(set.wakes.poll_ready(&mut service).is_ready());
+    assert_eq!(set.permits.available_permits(), 0);
+}
+
+#[test]
+fn a_wait_that_is_given_up_takes_back_permits() {
+    // The permit is there, and on its way back from the task.
+    let set = Limited::new();
+    let timer = ManualTimer::new();
+    let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
+    let (mut handle, mut worker) = buffer::pair(Deadline::with_timer(spawned, MS, timer), 1);
+    assert!(set.wakes.poll_ready(&mut handle).is_ready());
+    let response = handle.call(1);
+    assert!(set.wakes.poll(&mut worker).is_pending());
+    assert!(set.executor.poll().is_pending());
+    drop(set.other);
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(set.permits.available_permits(), 0);
+    drop(response);
+    assert!(set.wakes.poll(&mut worker).is_pending());
+    assert_eq!(set.permits.available_permits(), 1);
+}
+
+/// Polls its own `SpawnReady` in earnest while it is driven, as from another thread.
+struct Overtaken {
+    owner: Rc<RefCell<Option<SpawnReady<Overtaken, u32, ByHand>>>>,
+    wakes: WakeCount,
+    polls: u32,
+}
+
+impl Service<u32> for Overtaken {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Ready<Result<u32, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.polls += 1;
+        if self.polls == 2 {
+            let mut owner = self.owner.borrow_mut();
+            let polled = self.wakes.poll_ready(owner.as_mut().unwrap());
+            assert!(polled.is_pending());
+        }
+        match self.polls {
+            1 | 2 => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        ready(Ok(n))
+    }
+}
+
+#[test]
+fn who_begins_to_wait_during_a_drive_is_heard() {
+    let (executor, wakes, owner) = (ByHand::default(), WakeCount::new(), Rc::default());
+    let overtaken = Overtaken {
+        owner: Rc::clone(&owner),
+        wakes: wakes.clone(),
+        polls: 0,
+    };
+    let spawned = SpawnReady::with_executor(overtaken, executor.clone());
+    let mut shed = LoadShed::new(spawned);
+    assert!(sheds(&mut shed, &WakeCount::new()));
+    owner.replace(Some(shed.into_inner()));
+    // It is driven, and then polled in earnest at once.
+    assert!(executor.poll().is_pending());
+    assert_eq!(wakes.get(), 1);
+    let mut service = owner.take().unwrap();
+    assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(service.call(1).now_or_never(), Some(Ok(1)));
+}
+
+#[test]
+fn what_is_tried_connects() {
+    let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
+    let timer = ManualTimer::new();
+    let rng = SplitMix64::new(1);
+    let backoff = ExponentialBackoffMaker::with_timer(MS, MS, Jitter::None, rng, timer.clone());
+    let reconnect = Reconnect::with_backoff(maker, (), backoff.unwrap(), timer.clone());
+    let executor = ByHand::default();
+    let mut service = LoadShed::new(SpawnReady::with_executor(reconnect, executor.clone()));
+    let wakes = WakeCount::new();
+    assert!(sheds(&mut service, &wakes));
+    assert!(executor.poll().is_pending());
+    // No request comes. All the same a second attempt follows the first, after the backoff.
+    connector.try_next().unwrap().1.fail(DEAD);
+    assert!(executor.is_woken());
+    assert!(executor.poll().is_pending());
+    assert_eq!(timer.armed(), 1);
+    timer.advance(MS);
+    assert!(executor.is_woken());
+    assert!(executor.poll().is_pending());
+    let (connection, handle) = mock();
+    connector.try_next().unwrap().1.send(connection);
+    assert!(executor.poll().is_pending());
+    assert!(!sheds(&mut service, &wakes));
+    assert_eq!((handle.calls(), connector.calls()), (1, 2));
+}
+
+/// Panics of what belongs to the user: each costs nobody else his wake-up.
+mod panics {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::task::{Wake, Waker};
+
+    /// Panics when it is dropped.
+    struct Bomb(Rc<Wiring>);
+
+    struct Wiring {
+        is_armed: Cell<bool>,
+        readiness: Cell<Poll<Result<(), Failure>>>,
+    }
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(!self.0.is_armed.take(), "a destructor panics");
+        }
+    }
+
+    impl Service<u32> for Bomb {
+        type Response = u32;
+        type Error = Failure;
+        type Future = Ready<Result<u32, Failure>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            self.0.readiness.get()
+        }
+
+        fn call(&mut self, n: u32) -> Self::Future {
+            ready(Ok(n))
+        }
+    }
+
+    /// Panics when it is woken, or when it is dropped, and only once.
+    struct Fuse {
+        in_wake: bool,
+        is_armed: AtomicBool,
+    }
+
+    impl Fuse {
+        fn waker(in_wake: bool) -> Waker {
+            Waker::from(Arc::new(Self {
+                in_wake,
+                is_armed: AtomicBool::new(true),
+            }))
+        }
+
+        fn go_off(&self) {
+            assert!(!self.is_armed.swap(false, SeqCst), "a waker panics");
+        }
+    }
+
+    impl Wake for Fuse {
+        fn wake(self: Arc<Self>) {
+            self.wake_by_ref();
+        }
+
+        fn wake_by_ref(self: &Arc<Self>) {
+            if self.in_wake {
+                self.go_off();
+            }
+        }
+    }
+
+    impl Drop for Fuse {
+        fn drop(&mut self) {
+            if !self.in_wake {
+                self.go_off();
+            }
+        }
+    }
+
+    fn is_panic<T>(act: impl FnOnce() -> T) -> bool {
+        catch_unwind(AssertUnwindSafe(act)).is_err()
+    }
+
+    /// A service that is handed over to a task and panics when it is dropped, and somebody who waits for it.
+    struct Waiting {
+        service: SpawnReady<Bomb, u32, ByHand>,
+        executor: ByHand,
+        wakes: WakeCount,
+        bomb: Rc<Wiring>,
+    }
+
+    impl Waiting {
+        fn new() -> Self {
+            let bomb = Rc::new(Wiring {
+                is_armed: Cell::new(true),
+                readiness: Cell::new(Poll::Pending),
+            });
+            let (executor, wakes) = (ByHand::default(), WakeCount::new());
+            let mut service = SpawnReady::with_executor(Bomb(bomb.clone()), executor.clone());
+            assert!(wakes.poll_ready(&mut service).is_pending());
+            Self {
+                service,
+                executor,
+                wakes,
+                bomb,
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_that_is_dropped_wakes_the_handle() {
+        // Before it has taken the service, and after.
+        for runs in [false, true] {
+            let Waiting {
+                mut service,
+                executor,
+                wakes,
+                ..
+            } = Waiting::new();
+            if runs {
+                assert!(executor.poll().is_pending());
+            }
+            assert!(is_panic(|| executor.stop()));
+            assert_eq!(wakes.get(), 1);
+            let closed = Poll::Ready(Err(Error::Closed(Closed::new())));
+            assert_eq!(wakes.poll_ready(&mut service), closed);
+        }
+    }
+
+    #[test]
+    fn a_task_whose_service_fails_wakes_the_handle() {
+        let Waiting {
+            mut service,
+            executor,
+            wakes,
+            bomb,
+        } = Waiting::new();
+        bomb.readiness.set(Poll::Ready(Err(DEAD)));
+        assert!(is_panic(|| executor.poll()));
+        assert_eq!(wakes.get(), 1);
+        let panicked = Poll::Ready(Err(Error::Panicked(Panicked::new())));
+        assert_eq!(wakes.poll_ready(&mut service), panicked);
+    }
+
+    #[test]
+    fn a_handle_that_is_dropped_wakes_the_task() {
+        // The service is on its way to the task, with the task, and on its way back.
+        for steps in 0..3 {
+            let Waiting {
+                service,
+                executor,
+                bomb,
+                ..
+            } = Waiting::new();
+            if steps > 0 {
+                assert!(executor.poll().is_pending());
+            }
+            if steps > 1 {
+                bomb.readiness.set(Poll::Ready(Ok(())));
+                assert!(executor.poll().is_pending());
+            }
+            // With the task it is dropped by that.
+            assert_eq!(is_panic(|| drop(service)), steps != 1);
+            assert!(executor.is_woken() || steps == 0);
+            assert_eq!(is_panic(|| executor.poll()), steps == 1);
+        }
+    }
+
+    #[test]
+    fn a_handles_waker_costs_the_task_nothing() {
+        let Waiting {
+            mut service,
+            executor,
+            bomb,
+            ..
+        } = Waiting::new();
+        bomb.is_armed.set(false);
+        assert!(executor.poll().is_pending());
+        let fuse = Fuse::waker(false);
+        let mut cx = Context::from_waker(&fuse);
+        assert!(service.poll_ready(&mut cx).is_pending());
+        drop(fuse);
+        assert!(!executor.is_woken());
+        assert!(is_panic(|| drop(service)));
+        assert!(executor.is_woken());
+    }
+
+    #[test]
+    fn a_waker_that_panics_costs_no_service() {
+        let Waiting {
+            mut service,
+            executor,
+            wakes,
+            bomb,
+        } = Waiting::new();
+        assert!(executor.poll().is_pending());
+        let fuse = Fuse::waker(true);
+        let mut cx = Context::from_waker(&fuse);
+        assert!(service.poll_ready(&mut cx).is_pending());
+        bomb.readiness.set(Poll::Ready(Ok(())));
+        assert!(is_panic(|| executor.poll()));
+        // It was on its way already.
+        assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
+        assert_eq!(service.call(1).now_or_never(), Some(Ok(1)));
+        bomb.is_armed.set(false);
+    }
 }
 
 #[test]
@@ -595,6 +1061,27 @@ impl Service<u32> for Often {
     }
 }
 
+/// Nobody asks but once, and it is connected all the same.
+async fn what_was_tried_connects_by_itself<H: Host>(rt: On<H>) {
+    let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
+    let rng = SplitMix64::new(1);
+    let backoff = ExponentialBackoffMaker::with_timer(MS, MS, Jitter::None, rng, rt.clone());
+    let reconnect = Reconnect::with_backoff(maker, (), backoff.unwrap(), rt.clone());
+    let mut service = LoadShed::new(SpawnReady::with_executor(reconnect, rt.clone()));
+    let wakes = WakeCount::new();
+    assert!(sheds(&mut service, &wakes));
+    connector.next().await.1.fail(DEAD);
+    let attempt = async { connector.next().await.1 };
+    let attempt = rt.advance_until(MS, Box::pin(attempt)).await;
+    let (connection, handle) = mock();
+    handle.set_ready(false);
+    attempt.send(connection);
+    until(|| handle.is_waited_for()).await;
+    handle.set_ready(true);
+    until(|| !sheds(&mut service, &wakes)).await;
+    assert_eq!(handle.calls(), 1);
+}
+
 /// Back and forth, so often that a wake-up which can be lost is.
 async fn no_wake_up_is_lost<H: Host>(rt: On<H>) {
     let often = Often { left: 2, served: 0 };
@@ -610,6 +1097,7 @@ on_every_runtime! {
     readiness_comes_in_the_background,
     a_dropped_handle_ends_the_task,
     no_wake_up_is_lost,
+    what_was_tried_connects_by_itself,
 }
 
 /// The same code against tower and against this crate, but for the request in the type where that is written down.

@@ -8,13 +8,18 @@
 //! is first pending, and then stays for the next time, so that nothing is allocated from there on. It ends when the
 //! `SpawnReady` is dropped; when that has left the service with the task, the service is dropped there.
 //!
-//! A readiness that is tried and not waited for, as a [`LoadShed`](crate::load_shed) does it, hands over nothing.
+//! # When nobody waits
+//!
+//! A service whose readiness is only tried, as by a [`LoadShed`](crate::load_shed), is handed to the task too, or it would not
+//! connect unless requests kept coming. But the task reserves nothing with it, neither a permit nor a place in line: it lets
+//! the service do what work it has of its own. So it is when a service's owner stops waiting, as an idle
+//! [`Buffer`](crate::buffer) does. For the next request the service is taken back and asked on the spot.
 //!
 //! # When it fails
 //!
 //! An error of readiness comes out once, as [`Error::Service`]; the service is dropped then, and [`Failed`] says so from
-//! then on. In the same way a `SpawnReady` has ended for good when its executor drops the task while that has the
-//! service ([`Closed`]), and when the service panics there ([`Panicked`]).
+//! then on. In the same way a `SpawnReady` has ended for good when its executor drops the task while somebody waits for the
+//! service there ([`Closed`]), and when the service panics there ([`Panicked`]).
 //!
 //! # Differences from tower
 //!
@@ -54,8 +59,9 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use self::slot::{End, Order, Slot};
-use crate::{Executor, Layer, NoRuntime, Service, sync::is_try};
+use self::slot::{Back, End, Order, Slot};
+use crate::sync::{Mark, drive, mark};
+use crate::{Executor, Layer, NoRuntime, Service};
 
 /// A layer of [`SpawnReady`], whose tasks run on an `X`.
 #[must_use = "a layer does nothing unless it is applied to a service"]
@@ -176,7 +182,7 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
 
     /// Hands the service over, to the task that waits for it or to a new one.
     #[track_caller]
-    fn hand_over(&mut self)
+    fn hand_over(&mut self, is_driven: bool)
     where
         X: Executor<BackgroundReady<S, Request>>,
     {
@@ -188,17 +194,19 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
             }
         };
         let service = match &self.task.0 {
-            Some(slot) => slot.give(service),
+            Some(slot) => slot.give(service, is_driven),
             None => Err(service),
         };
         if let Err(service) = service {
-            let slot = Arc::new(Slot::new());
-            self.task = Handle(Some(Arc::clone(&slot)));
-            self.executor.execute(BackgroundReady {
-                service: Some(service),
-                end: TaskEnd(slot),
+            let slot = Arc::new(Slot::new(service, is_driven));
+            let task = BackgroundReady {
+                service: None,
+                end: TaskEnd(Arc::clone(&slot)),
                 request: PhantomData,
-            });
+            };
+            // Dropped when the new one runs: that may panic.
+            let _before = replace(&mut self.task, Handle(Some(slot)));
+            self.executor.execute(task);
         }
     }
 }
@@ -214,41 +222,52 @@ where
 
     #[track_caller]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        match &mut self.place {
-            Place::Here { service, is_ready } => match service.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {
-                    *is_ready = true;
-                    return Poll::Ready(Ok(()));
+        let mark = mark(cx);
+        loop {
+            match &mut self.place {
+                Place::Here { service, is_ready } => {
+                    let polled = service.poll_ready(cx);
+                    *is_ready = polled.is_ready() && mark != Some(Mark::Drive);
+                    match polled {
+                        Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                        Poll::Ready(Err(error)) => {
+                            self.place = Place::Gone(Gone::Failed);
+                            return Poll::Ready(Err(Error::Service(error)));
+                        }
+                        // Whoever drives it goes on doing so.
+                        Poll::Pending if mark == Some(Mark::Drive) => return Poll::Pending,
+                        Poll::Pending if mark == Some(Mark::Try) => {
+                            self.hand_over(true);
+                            return Poll::Pending;
+                        }
+                        Poll::Pending => self.hand_over(false),
+                    }
                 }
-                Poll::Ready(Err(error)) => {
+                Place::WithTask => {}
+                Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
+            }
+            let back = match &self.task.0 {
+                Some(slot) => ready!(slot.poll_back(cx)),
+                None => Err(End::Gone(Gone::Closed)),
+            };
+            match back {
+                Ok(Back { service, is_ready }) => {
+                    let is_ready = is_ready && mark != Some(Mark::Drive);
+                    self.place = Place::Here { service, is_ready };
+                    if is_ready {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Err(End::Failed(error)) => {
                     self.place = Place::Gone(Gone::Failed);
                     return Poll::Ready(Err(Error::Service(error)));
                 }
-                Poll::Pending => {
-                    *is_ready = false;
-                    if is_try(cx) {
-                        return Poll::Pending;
-                    }
-                    self.hand_over();
+                Err(End::Gone(gone)) => {
+                    self.place = Place::Gone(gone);
+                    return Poll::Ready(Err(gone.error()));
                 }
-            },
-            Place::WithTask => {}
-            Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
-        }
-        let back = match &self.task.0 {
-            Some(slot) => ready!(slot.poll_back(cx)),
-            None => Err(End::Gone(Gone::Closed)),
-        };
-        let (place, result) = match back {
-            Ok(service) => {
-                let is_ready = true;
-                (Place::Here { service, is_ready }, Ok(()))
             }
-            Err(End::Failed(error)) => (Place::Gone(Gone::Failed), Err(Error::Service(error))),
-            Err(End::Gone(gone)) => (Place::Gone(gone), Err(gone.error())),
-        };
-        self.place = place;
-        Poll::Ready(result)
+        }
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
@@ -307,29 +326,42 @@ impl<S: Service<Request>, Request> Future for BackgroundReady<S, Request> {
 impl<S: Service<Request>, Request> BackgroundReady<S, Request> {
     fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let slot = &*self.end.0;
-        match slot.poll_task(cx) {
-            Order::Wait => return Poll::Pending,
-            Order::End => {
-                self.service = None;
+        loop {
+            let is_driven = match slot.poll_task(cx) {
+                Order::Wait => return Poll::Pending,
+                Order::End => {
+                    self.service = None;
+                    return Poll::Ready(());
+                }
+                Order::Poll { service, is_driven } => {
+                    if service.is_some() {
+                        self.service = service;
+                    }
+                    is_driven
+                }
+            };
+            let Some(service) = &mut self.service else {
                 return Poll::Ready(());
-            }
-            Order::Take(service) => self.service = Some(service),
-            Order::GoOn => {}
-        }
-        let Some(service) = &mut self.service else {
-            return Poll::Ready(());
-        };
-        match ready!(service.poll_ready(cx)) {
-            Ok(()) => {
-                slot.give_back(self.service.take());
-                Poll::Pending
-            }
-            Err(error) => {
+            };
+            let polled = if is_driven {
+                drive(cx.waker(), |cx| service.poll_ready(cx))
+            } else {
+                service.poll_ready(cx)
+            };
+            if let Poll::Ready(Err(error)) = polled {
                 // The service goes first: who learns of the end may rely on it.
                 self.service = None;
                 slot.end(End::Failed(error));
-                Poll::Ready(())
+                return Poll::Ready(());
             }
+            if is_driven && !slot.put_down(&mut self.service) {
+                // Somebody has begun to wait meanwhile.
+                continue;
+            }
+            if polled.is_ready() && !is_driven {
+                slot.give_back(self.service.take());
+            }
+            return Poll::Pending;
         }
     }
 }
@@ -458,4 +490,62 @@ leaf_error! {
 /// The future at the path where tower has it.
 pub mod future {
     pub use super::ResponseFuture;
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::rc::Rc;
+    use core::cell::Cell;
+    use core::convert::Infallible;
+    use core::future::{Ready, ready};
+    use core::task::Waker;
+
+    use super::*;
+    use crate::sync::is_drive;
+
+    /// Is pending when it is driven, and otherwise ready.
+    struct Driven(Rc<Cell<u32>>);
+
+    impl Service<()> for Driven {
+        type Response = ();
+        type Error = Infallible;
+        type Future = Ready<Result<(), Infallible>>;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            if is_drive(cx) {
+                self.0.set(self.0.get() + 1);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+
+    struct NoTask;
+
+    impl<F> Executor<F> for NoTask {
+        fn execute(&self, _: F) {
+            panic!("it is driven where it is")
+        }
+    }
+
+    #[test]
+    fn driven_it_drives_on_the_spot() {
+        let drives = Rc::new(Cell::new(0));
+        let mut service = SpawnReady::with_executor(Driven(drives.clone()), NoTask);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(service.poll_ready(&mut cx).is_ready());
+        for n in 1..4 {
+            let polled = drive(Waker::noop(), |cx| service.poll_ready(cx));
+            assert!(polled.is_pending());
+            assert_eq!(drives.get(), n);
+        }
+        // What it was ready for is given up.
+        let refused = service.call(());
+        assert!(matches!(refused.state, State::Refused { gone: None }));
+        assert!(service.poll_ready(&mut cx).is_ready());
+    }
 }

@@ -2,19 +2,22 @@ use core::mem::{replace, swap};
 use core::task::{Context, Poll, Waker};
 
 use super::Gone;
-use crate::sync::is_try;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
+use crate::sync::{Late, Mark, mark, wake};
 
 /// What a service goes through on its way to the task and back.
 ///
-/// Wakers and services are cloned, woken and dropped outside of the lock.
+/// Wakers, services and errors are cloned, woken and dropped outside of the lock. One whose destructor panics costs neither
+/// side its wake-up.
 pub(super) struct Slot<S, E> {
     state: Mutex<Transfer<S, E>>,
 }
 
 struct Transfer<S, E> {
     step: Step<S, E>,
+    // Nobody waits for readiness: the service is only driven, and rests here between two polls of the task.
+    is_driven: bool,
     has_task: bool,
     task: Option<Waker>,
     handle: Option<Waker>,
@@ -23,9 +26,11 @@ struct Transfer<S, E> {
 enum Step<S, E> {
     /// The handle has the service.
     Idle,
+    /// The task is to take it.
     ToTask(S),
     /// The task has the service.
     Working,
+    /// It is ready.
     ToHandle(S),
     /// The task has ended, and the service with it.
     Ended(End<E>),
@@ -39,20 +44,30 @@ pub(super) enum End<E> {
     Gone(Gone),
 }
 
+/// A service that is back with the handle.
+pub(super) struct Back<S> {
+    pub(super) service: S,
+    pub(super) is_ready: bool,
+}
+
 /// What the task is to do.
 pub(super) enum Order<S> {
     Wait,
-    Take(S),
-    GoOn,
+    /// `None`: with the service that it has.
+    Poll {
+        service: Option<S>,
+        is_driven: bool,
+    },
     End,
 }
 
 impl<S, E> Slot<S, E> {
-    /// For a task that starts with the service.
-    pub(super) fn new() -> Self {
+    /// For a task that is about to start.
+    pub(super) fn new(service: S, is_driven: bool) -> Self {
         Self {
             state: Mutex::new(Transfer {
-                step: Step::Working,
+                step: Step::ToTask(service),
+                is_driven,
                 has_task: true,
                 task: None,
                 handle: None,
@@ -66,37 +81,62 @@ impl<S, E> Slot<S, E> {
     }
 
     /// Gives the service to the task. Back it comes where that has ended.
-    pub(super) fn give(&self, service: S) -> Result<(), S> {
+    pub(super) fn give(&self, service: S, is_driven: bool) -> Result<(), S> {
         let mut state = self.lock();
         if !state.has_task || !matches!(state.step, Step::Idle) {
             return Err(service);
         }
         state.step = Step::ToTask(service);
+        state.is_driven = is_driven;
         let task = state.task.take();
         drop(state);
-        if let Some(task) = task {
-            task.wake();
-        }
+        wake(task);
         Ok(())
     }
 
-    /// Waits for the service to come back.
-    pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<S, End<E>>> {
+    /// Has the service back, or waits for it. One that is only driven comes back at once, unless it is being polled.
+    pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
+        let mark = mark(cx);
         let mut fresh = None;
         loop {
             let mut state = self.lock();
-            match replace(&mut state.step, Step::Idle) {
-                Step::ToHandle(service) => return Poll::Ready(Ok(service)),
-                Step::Ended(end) => return Poll::Ready(Err(end)),
-                step => state.step = step,
-            }
-            // Who only tries does not wait.
-            if is_try(cx) || register(&mut state.handle, cx, &mut fresh) {
-                drop(state);
-                return Poll::Pending;
-            }
-            drop(state);
-            fresh = Some(cx.waker().clone());
+            let back = match replace(&mut state.step, Step::Idle) {
+                Step::ToHandle(service) => Ok(Back {
+                    service,
+                    is_ready: true,
+                }),
+                Step::ToTask(service) if state.is_driven || mark == Some(Mark::Drive) => Ok(Back {
+                    service,
+                    is_ready: false,
+                }),
+                Step::Ended(end) => Err(end),
+                // It was lost on its way to the handle, to a panic.
+                Step::Idle => Err(End::Gone(Gone::Panicked)),
+                step => {
+                    state.step = step;
+                    // Who only tries does not wait.
+                    if mark == Some(Mark::Try) {
+                        return Poll::Pending;
+                    }
+                    if !register(&mut state.handle, cx, &mut fresh) {
+                        drop(state);
+                        fresh = Some(cx.waker().clone());
+                        continue;
+                    }
+                    let is_driven = mark == Some(Mark::Drive);
+                    let was_driven = replace(&mut state.is_driven, is_driven);
+                    // From driving to waiting it goes by itself: it is being polled, and looks here when it was.
+                    let task = if is_driven && !was_driven {
+                        state.task.take()
+                    } else {
+                        None
+                    };
+                    drop(state);
+                    wake(task);
+                    return Poll::Pending;
+                }
+            };
+            return Poll::Ready(back);
         }
     }
 
@@ -109,14 +149,16 @@ impl<S, E> Slot<S, E> {
                 return Order::End;
             }
             if register(&mut state.task, cx, &mut fresh) {
-                return match replace(&mut state.step, Step::Working) {
-                    Step::Working => Order::GoOn,
-                    Step::ToTask(service) => Order::Take(service),
+                let is_driven = state.is_driven;
+                let service = match replace(&mut state.step, Step::Working) {
+                    Step::Working => None,
+                    Step::ToTask(service) => Some(service),
                     step => {
                         state.step = step;
-                        Order::Wait
+                        return Order::Wait;
                     }
                 };
+                return Order::Poll { service, is_driven };
             }
             drop(state);
             fresh = Some(cx.waker().clone());
@@ -135,38 +177,50 @@ impl<S, E> Slot<S, E> {
         state.step = Step::ToHandle(service);
         let handle = state.handle.take();
         drop(state);
-        if let Some(handle) = handle {
-            handle.wake();
-        }
+        wake(handle);
     }
 
-    /// The task has ended; the service, if it was not on its way back, has gone with it.
+    /// Puts the service down after it was driven. `false` if it is to be polled in earnest now, and is kept.
+    pub(super) fn put_down(&self, service: &mut Option<S>) -> bool {
+        let mut state = self.lock();
+        match state.step {
+            Step::Working if !state.is_driven => return false,
+            Step::Working => {
+                if let Some(service) = service.take() {
+                    state.step = Step::ToTask(service);
+                }
+            }
+            // The handle is gone, and the task is woken to end.
+            _ => {}
+        }
+        true
+    }
+
+    /// The task has ended; and the service with it, unless it was on its way back or was only driven.
     pub(super) fn end(&self, end: End<E>) {
         let mut state = self.lock();
         state.has_task = false;
         let dropped = match state.step {
+            Step::ToTask(_) if state.is_driven => Step::Ended(end),
             Step::ToTask(_) | Step::Working => replace(&mut state.step, Step::Ended(end)),
             Step::Idle | Step::ToHandle(_) | Step::Ended(_) | Step::Left => Step::Ended(end),
         };
-        let (task, handle) = (state.task.take(), state.handle.take());
+        let task = state.task.take();
+        let handle = Late(state.handle.take());
         drop(state);
         drop((dropped, task));
-        if let Some(handle) = handle {
-            handle.wake();
-        }
+        drop(handle);
     }
 
     /// The handle is gone.
     pub(super) fn leave(&self) {
         let mut state = self.lock();
         let given = replace(&mut state.step, Step::Left);
-        let (task, handle) = (state.task.take(), state.handle.take());
+        let handle = state.handle.take();
+        let task = Late(state.task.take());
         drop(state);
-        drop(given);
-        drop(handle);
-        if let Some(task) = task {
-            task.wake();
-        }
+        drop((given, handle));
+        drop(task);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the doubles make of a driven poll, whose mark is private.
 
 use core::future::poll_fn;
+use core::panic::AssertUnwindSafe;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
@@ -27,7 +28,7 @@ fn echo() -> impl Service<u32, Response = u32, Error = &'static str> + Clone {
 }
 
 fn panics<T>(act: impl FnOnce() -> T) -> bool {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err()
+    std::panic::catch_unwind(AssertUnwindSafe(act)).is_err()
 }
 
 #[test]
@@ -48,7 +49,7 @@ fn a_driven_mock_reserves_nothing() {
     let mut other = mock.clone();
     assert!(driven(&mut mock).is_ready());
     assert!(poll(&mut other).is_ready());
-    let _ = other.call(1);
+    drop(other.call(1));
     assert!(poll(&mut mock).is_pending());
 }
 
@@ -136,7 +137,7 @@ fn readiness_may_be_given_up_when_driven() {
     assert_eq!(probe.reserved(), 0);
     // Somebody else takes it.
     assert!(poll(&mut mock).is_ready());
-    let _ = mock.call(1);
+    drop(mock.call(1));
     assert!(poll(&mut service).is_pending());
     assert!(try_poll(|cx| Service::<u32>::poll_ready(&mut service, cx)).is_pending());
     probe.assert_kept();

@@ -75,11 +75,24 @@ pin_project! {
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct TrackCompletionFuture<F, C, H, K = Unclassified> {
         #[pin]
-        future: F,
-        // `None`: the result has been given.
-        handle: Option<H>,
+        request: Request<F, H>,
         completion: C,
         classifier: K,
+    }
+}
+
+pin_project! {
+    #[project = RequestProj]
+    #[project_replace = RequestReplace]
+    enum Request<F, H> {
+        // The future is dropped before the handle: a request is under way for as long as anything of it is alive.
+        UnderWay {
+            #[pin]
+            future: F,
+            handle: H,
+        },
+        /// The result has been given.
+        Over,
     }
 }
 
@@ -94,8 +107,7 @@ impl<F, C, H, K> TrackCompletionFuture<F, C, H, K> {
     /// As `new`, and tells the handle of the result what `classifier` says.
     pub(super) const fn with(completion: C, handle: H, future: F, classifier: K) -> Self {
         Self {
-            future,
-            handle: Some(handle),
+            request: Request::UnderWay { future, handle },
             completion,
             classifier,
         }
@@ -111,13 +123,15 @@ where
     type Output = Result<C::Output, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        // Polled again after its end: there is nothing left to give.
-        if this.handle.is_none() {
-            return Poll::Pending;
-        }
-        let result = ready!(this.future.poll(cx));
-        let Some(mut handle) = this.handle.take() else {
+        let mut this = self.project();
+        let result = match this.request.as_mut().project() {
+            RequestProj::UnderWay { future, .. } => ready!(future.poll(cx)),
+            // Polled again after its end: there is nothing left to give.
+            RequestProj::Over => return Poll::Pending,
+        };
+        let RequestReplace::UnderWay { mut handle, .. } =
+            this.request.project_replace(Request::Over)
+        else {
             return Poll::Pending;
         };
         this.classifier.judge(&mut handle, &result);
@@ -127,10 +141,11 @@ where
 
 impl<F: fmt::Debug, C, H: fmt::Debug, K> fmt::Debug for TrackCompletionFuture<F, C, H, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TrackCompletionFuture")
-            .field("future", &self.future)
-            .field("handle", &self.handle)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("TrackCompletionFuture");
+        if let Request::UnderWay { future, handle } = &self.request {
+            debug.field("future", future).field("handle", handle);
+        }
+        debug.finish_non_exhaustive()
     }
 }
 

@@ -816,8 +816,43 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
     .await;
 }
 
+/// A balancer in an idle buffer follows discovery, and takes nothing for it of what is around it.
+async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
+    use campanile::ServiceExt;
+    use campanile::buffer::Buffer;
+    use campanile::limit::ConcurrencyLimit;
+    use campanile::limit::concurrency::Semaphore;
+
+    let permits = Semaphore::new(1);
+    let (feed, discover) = unbounded::<Result<Change<u32, Loaded>, Infallible>>();
+    let balance = Balance::with_layer(discover, Identity::new());
+    let limited = ConcurrencyLimit::with_semaphore(balance, permits.clone());
+    let buffer = Buffer::with_executor(limited, 4, &rt);
+    let [(first, mut one), (second, two)] = [(); 2].map(|()| mock::<u32, u32>());
+    two.set_ready(false);
+    let insert = |key, service| {
+        let change = Change::Insert(key, Loaded(service));
+        feed.unbounded_send(Ok(change)).unwrap();
+    };
+    insert(1, first);
+    let answer = rt.start(buffer.clone().oneshot(1));
+    let (request, responder) = one.next().await;
+    responder.send(request + 1);
+    assert_eq!(answer.await.unwrap().unwrap(), 2);
+    insert(2, second);
+    until(|| two.is_waited_for()).await;
+    assert_eq!(permits.available_permits(), 1);
+    // The next request finds the endpoints as they are now.
+    two.fail(BROKEN);
+    let answer = rt.start(buffer.clone().oneshot(2));
+    let (request, responder) = one.next().await;
+    responder.send(request + 1);
+    assert_eq!(answer.await.unwrap().unwrap(), 3);
+}
+
 on_every_runtime! {
     an_endpoint_that_failed_comes_back,
+    an_idle_balancer_holds_no_permit,
     endpoints_come_and_go_under_load,
 }
 

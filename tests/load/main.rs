@@ -704,6 +704,60 @@ fn a_handle_of_ones_own_is_dropped_with_a_failure_and_a_future_polled_again_give
     assert_eq!(Rc::strong_count(&handle), 1);
 }
 
+/// Whoever learns that the request is over finds nothing of it alive.
+#[test]
+fn the_inner_future_goes_before_the_handle() {
+    /// Answers at once; when it is dropped, it says whether the handle is still there.
+    struct Last {
+        answer: Result<u8, u8>,
+        handle: Rc<()>,
+        had_handle: Rc<Cell<Option<bool>>>,
+    }
+    impl Future for Last {
+        type Output = Result<u8, u8>;
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+            Poll::Ready(self.answer)
+        }
+    }
+    impl Drop for Last {
+        fn drop(&mut self) {
+            // The test's, its own, and the one that is tracked.
+            let had_handle = Rc::strong_count(&self.handle) == 3;
+            self.had_handle.set(Some(had_handle));
+        }
+    }
+
+    let track = |answer, had_handle: &Rc<Cell<_>>| {
+        let handle = Rc::new(());
+        let last = Last {
+            answer,
+            handle: handle.clone(),
+            had_handle: had_handle.clone(),
+        };
+        let tracked = handle.clone();
+        (
+            handle,
+            spawn(TrackCompletionFuture::new(
+                CompleteOnResponse,
+                tracked,
+                last,
+            )),
+        )
+    };
+    for answer in [Ok(1), Err(1)] {
+        let had_handle = Rc::new(Cell::new(None));
+        let (handle, mut response) = track(answer, &had_handle);
+        assert_eq!(done(response.poll()), answer);
+        assert_eq!(had_handle.get(), Some(true));
+        assert_eq!(Rc::strong_count(&handle), 1);
+        // And one that is cancelled.
+        let (_handle, response) = track(answer, &had_handle);
+        had_handle.set(None);
+        drop(response);
+        assert_eq!(had_handle.get(), Some(true));
+    }
+}
+
 #[test]
 fn readiness_is_that_of_the_service() {
     let timer = ManualTimer::new();

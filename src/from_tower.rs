@@ -112,7 +112,7 @@
 //! | `util::{Optional, error::optional::None}` | [`Optional`] | [`Optional::new`] does not ask for the type of requests. |
 //! | `util::{FutureService, future_service}` | [`FutureService`] | |
 //! | `util::{Oneshot, Ready, ReadyOneshot}` | [`Oneshot`], [`Ready`], [`ReadyOneshot`] | |
-//! | `util::{CallAll, CallAllUnordered}` | [`CallAll`], [`CallAllUnordered`] | At most 64 requests under way, or as many as said; in tower there is no bound. `into_inner` and `take_service` give an `Option`: where tower panics, it is `None`. |
+//! | `util::{CallAll, CallAllUnordered}` | [`CallAll`], [`CallAllUnordered`] | At most 1024 requests under way, or as many as said; in tower there is no bound. `into_inner` and `take_service` give an `Option`: where tower panics, it is `None`. |
 //! | `util::future` | [`util::future`] | |
 //! | `util::rng::{Rng, HasherRng}` | [`util::rng`] | [`Rng::next_range`] has no bias, and an empty range gives its start. [`SplitMix64`] is new, for cores without std. |
 //!

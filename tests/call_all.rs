@@ -199,8 +199,8 @@ fn unordered_responses_come_as_soon_as_they_are_there() {
 
 #[test]
 fn what_is_under_way_is_bounded() {
-    assert_eq!(DEFAULT_CONCURRENCY, 64);
-    for (concurrency, expected) in [(None, 64), (Some(3), 3), (Some(100), 100)] {
+    assert_eq!(DEFAULT_CONCURRENCY, 1024);
+    for (concurrency, expected) in [(None, 1024), (Some(3), 3), (Some(2000), 2000)] {
         let desk = Desk::default();
         let mut stream = desk.clone().call_all(stream::iter(0..));
         if let Some(n) = concurrency {
@@ -208,6 +208,10 @@ fn what_is_under_way_is_bounded() {
         }
         let mut stream = pin!(stream);
         let wakes = WakeCount::new();
+        // In one go no more are called than others can wait for.
+        for _ in 0..expected / 100 {
+            assert!(poll(stream.as_mut(), &wakes).is_pending());
+        }
         for _ in 0..3 {
             assert!(poll(stream.as_mut(), &wakes).is_pending());
             assert_eq!(desk.0.borrow().len(), expected);
@@ -476,7 +480,8 @@ fn the_task_that_polled_last_is_woken() {
 #[test]
 fn dropping_the_stream_drops_all_that_is_under_way() {
     let desk = Desk::default();
-    let mut stream = Box::pin(desk.clone().call_all(stream::iter(0..)).unordered());
+    let responses = desk.clone().call_all(stream::iter(0..)).concurrency(64);
+    let mut stream = Box::pin(responses.unordered());
     assert!(poll(stream.as_mut(), &WakeCount::new()).is_pending());
     assert_eq!(desk.0.borrow().len(), 64);
     let wakers: Vec<_> = (desk.0.borrow().values())

@@ -3,17 +3,19 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use campanile::limit::concurrency::{InvalidLimit, Semaphore};
+use campanile::limit::concurrency::{InvalidLimit, Permitted, Semaphore};
 use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
 use campanile::load_shed::{self, LoadShed};
 use campanile::timeout::{Deadline, Timeout};
 use campanile::{Layer, Service, ServiceExt, service_fn};
+use futures::{FutureExt, Stream, StreamExt, stream};
 
 use common::{
     Failure, Host, ManualTimer, On, WakeCount, mock, on_every_runtime, panics_at, ready, spawn,
@@ -215,6 +217,130 @@ fn deadline_that_elapsed_leaves_the_line() {
     make_ready(&mut last);
     assert!(ready(spawn(late.call(1)).poll()).is_err());
     assert_eq!(timer.armed(), 0);
+}
+
+/// A limit of one around a service that answers with a stream, which the test sees dropped.
+fn streamed(
+    semaphore: &Semaphore,
+) -> impl Service<u32, Response = Permitted<Body>, Error = Failure> + Clone {
+    let inner = service_fn(|n: u32| std::future::ready(Ok(Body(stream::iter(0..n)))));
+    GlobalConcurrencyLimitLayer::with_semaphore(semaphore.clone())
+        .with_permit()
+        .layer(inner)
+}
+
+#[derive(Debug)]
+struct Body(stream::Iter<std::ops::Range<u32>>);
+
+impl Stream for Body {
+    type Item = u32;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u32>> {
+        Pin::new(&mut self.0).poll_next(cx)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+fn answer<S: Service<u32>>(service: &mut S, request: u32) -> S::Response
+where
+    S::Error: std::fmt::Debug,
+{
+    make_ready(service);
+    ready(spawn(service.call(request)).poll()).unwrap()
+}
+
+#[test]
+fn stream_has_the_permit_until_it_ends() {
+    let semaphore = Semaphore::new(1);
+    let mut limit = streamed(&semaphore);
+    let mut other = limit.clone();
+    let mut body = answer(&mut limit, 2);
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut other).is_pending());
+    assert_eq!(body.size_hint(), (2, Some(2)));
+    for n in [Some(0), Some(1)] {
+        assert_eq!(body.next().now_or_never(), Some(n));
+        assert_eq!(wakes.get(), 0);
+    }
+    assert_eq!(body.next().now_or_never(), Some(None));
+    assert_eq!(wakes.get(), 1);
+    ready(wakes.poll_ready(&mut other)).unwrap();
+
+    // It gives nothing back a second time.
+    assert_eq!(body.next().now_or_never(), Some(None));
+    drop(body);
+    assert_eq!(semaphore.available_permits(), 0);
+    drop(other);
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn stream_has_the_permit_until_it_is_dropped() {
+    let semaphore = Semaphore::new(1);
+    let mut limit = streamed(&semaphore);
+    let mut body = answer(&mut limit, 2);
+    assert_eq!(body.next().now_or_never(), Some(Some(0)));
+    assert_eq!(semaphore.available_permits(), 0);
+    drop(body);
+    assert_eq!(semaphore.available_permits(), 1);
+
+    // Taken apart and put together, and as a part of what is changed.
+    let (body, permit) = answer(&mut limit, 2).into_parts();
+    let body = Permitted::from_parts(body.map(|n| n + 10), permit);
+    let mut body = Permitted::map(body, StreamExt::enumerate);
+    assert_eq!(body.next().now_or_never(), Some(Some((0, 10))));
+    assert_eq!(semaphore.available_permits(), 0);
+    assert_eq!(body.collect::<Vec<_>>().now_or_never(), Some(vec![(1, 11)]));
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn permit_goes_back_after_its_response() {
+    struct Watch(Semaphore, Arc<AtomicUsize>);
+
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            self.1
+                .fetch_add(1 + self.0.available_permits(), Ordering::SeqCst);
+        }
+    }
+
+    let (semaphore, seen) = (Semaphore::new(1), Arc::new(AtomicUsize::new(0)));
+    let watch = (semaphore.clone(), seen.clone());
+    let inner = service_fn(move |_: u32| {
+        std::future::ready(Ok::<_, Failure>(Watch(watch.0.clone(), watch.1.clone())))
+    });
+    let mut limit = ConcurrencyLimit::with_semaphore(inner, semaphore.clone()).with_permit();
+    drop(answer(&mut limit, 1));
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+    // A panic loses none.
+    let answer = answer(&mut limit, 1);
+    let panics = AssertUnwindSafe(|| Permitted::map(answer, |_| panic!("here")));
+    assert!(catch_unwind(panics).is_err());
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[test]
+fn layer_gives_permits_along() {
+    let inner = || service_fn(async |n: u32| Ok::<_, Failure>(n));
+    let own = ConcurrencyLimitLayer::new(1).unreserved().with_permit();
+    let (mut a, mut b) = (own.layer(inner()), own.layer(inner()));
+    let held = answer(&mut a, 1);
+    drop(answer(&mut b, 1));
+    assert!(spawn(a.call(1)).poll().is_pending());
+    drop(held);
+    drop(answer(&mut a, 1));
+
+    let shared = GlobalConcurrencyLimitLayer::new(1).with_permit();
+    let (mut a, mut b) = (shared.layer(inner()), shared.layer(inner()));
+    let held = answer(&mut a, 1);
+    assert!(WakeCount::new().poll_ready(&mut b).is_pending());
+    drop(held);
+    drop(answer(&mut b, 1));
 }
 
 #[test]

@@ -62,7 +62,7 @@
 //! }
 //! ```
 //!
-//! or by a [`Spawn`], which is an [`Executor`] over a static pool of tasks of one type.
+//! or by a [`Spawn`], which is an [`Executor`](crate::Executor) over a static pool of tasks of one type.
 //!
 //! embassy-time's timers work with the wakers of embassy's executor alone, and panic with others', unless
 //! embassy-time has one of its features `generic-queue-*`: so where a timer is polled by something that has wakers of its

@@ -155,5 +155,5 @@ pub use executor::Executor;
 pub use parts::{NoRuntime, Parts, Runtime};
 #[cfg(feature = "std")]
 pub use shared_timer::{SharedSleep, SharedTimer};
-pub use timer::{Instant, Timer};
 pub(crate) use timer::saturating_nanos;
+pub use timer::{Instant, Timer};

@@ -1,8 +1,10 @@
 //! A stream of requests, and the stream of their responses.
 //!
 //! [`CallAll`] takes requests from a stream, calls a service with each, and is itself the stream of the
-//! responses, in the order of the requests; [`unordered`](CallAll::unordered) gives them as they come.
-//! See [`ServiceExt::call_all`](crate::ServiceExt::call_all).
+//! responses, in the order of the requests; [`unordered`](CallAll::unordered) gives them as they come. At most
+//! [1024](DEFAULT_CONCURRENCY) requests are under way at once, so that a list of any length fits into memory; see
+//! [`concurrency`](CallAll::concurrency) for another bound, and
+//! [`ServiceExt::call_all`](crate::ServiceExt::call_all) for how to make one.
 //!
 //! A request is taken when there is room for it, and when the responses that are there have been given
 //! out; the service is polled ready for it then. A response that waits for its turn takes up room too.
@@ -16,7 +18,8 @@
 //! # Differences from tower
 //!
 //! - At most [`DEFAULT_CONCURRENCY`] requests are under way at once, or as
-//!   [`concurrency`](CallAll::concurrency) says; in tower there is no bound.
+//!   [`concurrency`](CallAll::concurrency) says; in tower there is no bound, and an endless stream of requests takes up
+//!   memory without end.
 //! - It lets others run: after 128 polls of responses in one go it wakes its task and is pending.
 //! - In order, the error of a readiness comes after the responses, and not before.
 //! - [`into_inner`](CallAll::into_inner) and [`take_service`](CallAll::take_service) give `None`, where tower's
@@ -46,12 +49,12 @@ use pin_project_lite::pin_project;
 use super::in_flight::InFlight;
 use crate::Service;
 
-/// How many requests are under way at once unless something else is said: 64.
+/// How many requests are under way at once unless something else is said: 1024.
 ///
-/// Enough to keep a service that answers in 10 ms at 6400 requests a second, and few enough that their futures
-/// and the responses that wait for their turn are no burden. What a service takes less of, it limits by
-/// its readiness.
-pub const DEFAULT_CONCURRENCY: usize = 64;
+/// More than a service over a network usually bears, so that the bound is not what makes a list slow; and few enough that
+/// the futures of an endless stream, and the responses that wait for their turn, take up little memory. What a
+/// service takes less of, it limits by its readiness.
+pub const DEFAULT_CONCURRENCY: usize = 1024;
 
 /// So many polls of responses without a pause: as much as tokio lets a task do at a time.
 const POLLS: u32 = 128;

@@ -68,9 +68,9 @@ macro_rules! service_ext {
 
             /// Calls the service with each request of a stream; the responses are a stream in the same order.
             ///
-            /// At most 64 requests are under way at once, which a service that waits for more before it answers any
-            /// would wait for in vain: see [`call_all`](crate::util::call_all) for how to change
-            /// that and how to have the responses as they come.
+            /// At most 1024 requests are under way at once. A service that waits for more before it answers any would
+            /// wait for them in vain: see [`call_all`](crate::util::call_all) for how to change that and how to have
+            /// the responses as they come.
             ///
             /// # Examples
             ///
@@ -378,7 +378,11 @@ macro_rules! service_ext {
             /// # Panics
             ///
             /// If `num` or `per` is 0.
-            #[cfg(target_has_atomic = "64")]
+            #[cfg(all(
+                feature = "alloc",
+                target_has_atomic = "ptr",
+                any(target_has_atomic = "64", feature = "critical-section")
+            ))]
             #[track_caller]
             fn rate_limit(
                 self,

@@ -64,7 +64,6 @@
 
 use core::fmt;
 use core::mem::replace;
-use core::ops::{Deref, DerefMut};
 use core::task::{Context, Poll};
 
 #[cfg(feature = "critical-section")]
@@ -76,12 +75,14 @@ use crate::{Layer, Service, load::Load, sync::is_drive};
 mod async_lock;
 mod claim;
 pub mod future;
+mod permitted;
 
 #[cfg(feature = "async-lock")]
 pub use self::async_lock::AsyncLockPermit;
 pub use self::claim::{Claim, Permits};
 use self::future::Limited;
 pub use self::future::{PermittedFuture, ResponseFuture};
+pub use self::permitted::{Permitted, WithPermit, WithPermitLayer};
 
 /// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
 #[cfg(feature = "std")]
@@ -124,6 +125,11 @@ impl ConcurrencyLimitLayer {
     pub const fn unreserved(mut self) -> Self {
         self.unreserved = true;
         self
+    }
+
+    /// See [`ConcurrencyLimit::with_permit`].
+    pub const fn with_permit(self) -> WithPermitLayer<Self> {
+        WithPermitLayer { limit: self }
     }
 }
 
@@ -181,6 +187,11 @@ impl<M: Permits> GlobalConcurrencyLimitLayer<M> {
     pub fn unreserved(mut self) -> Self {
         self.unreserved = true;
         self
+    }
+
+    /// See [`ConcurrencyLimit::with_permit`].
+    pub const fn with_permit(self) -> WithPermitLayer<Self> {
+        WithPermitLayer { limit: self }
     }
 }
 
@@ -263,18 +274,24 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// for a response that goes on, such as a body that is streamed.
     ///
     /// ```
+    /// use campanile::limit::concurrency::Semaphore;
     /// use campanile::{ServiceExt, limit::ConcurrencyLimit, service_fn};
+    /// use futures::{StreamExt, stream};
     ///
     /// # futures::executor::block_on(async {
-    /// let inner = service_fn(async |_: ()| Ok::<_, std::convert::Infallible>("a long body"));
-    /// let service = ConcurrencyLimit::new(inner, 1).with_permit();
+    /// let inner = service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(stream::iter(0..n)));
+    /// let semaphore = Semaphore::new(1);
+    /// let service = ConcurrencyLimit::with_semaphore(inner, semaphore.clone()).with_permit();
     ///
-    /// let response = service.oneshot(()).await.unwrap();
-    /// let (body, permit) = response.into_parts();
-    /// assert_eq!(body, "a long body");
-    /// drop(permit); // now the next request may begin
+    /// let mut body = service.oneshot(1).await.unwrap();
+    /// assert_eq!(body.next().await, Some(0));
+    /// assert_eq!(semaphore.available_permits(), 0);
+    /// assert_eq!(body.next().await, None);
+    /// assert_eq!(semaphore.available_permits(), 1); // now the next request may begin
     /// # });
     /// ```
+    ///
+    /// See [`Permitted`] for a response of which the body is a part.
     pub fn with_permit(self) -> WithPermit<S, C> {
         WithPermit { limit: self }
     }
@@ -360,70 +377,6 @@ impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
 
     fn take_over(&mut self, predecessor: &mut Self) {
         self.inner.take_over(&mut predecessor.inner);
-    }
-}
-
-/// A [`ConcurrencyLimit`] that gives the permit along with the response:
-/// see [`with_permit`](ConcurrencyLimit::with_permit).
-#[derive(Debug)]
-pub struct WithPermit<S, C = Permit> {
-    limit: ConcurrencyLimit<S, C>,
-}
-
-// As fresh as the limit's clone is.
-impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
-    fn clone(&self) -> Self {
-        Self {
-            limit: self.limit.clone(),
-        }
-    }
-}
-
-impl<S, Request, C> Service<Request> for WithPermit<S, C>
-where
-    S: Service<Request>,
-    C: Claim,
-{
-    type Response = Permitted<S::Response, C>;
-    type Error = C::Error<S::Error>;
-    type Future = PermittedFuture<S::Future, C>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.limit.poll_limited(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        PermittedFuture {
-            limited: self.limit.start(request),
-        }
-    }
-}
-
-/// A response, and the permit under which it goes on. Dropping it releases the permit.
-#[derive(Debug)]
-pub struct Permitted<T, C = Permit> {
-    response: T,
-    permit: C,
-}
-
-impl<T, C> Permitted<T, C> {
-    /// The response, and what releases the permit when it is dropped.
-    pub fn into_parts(self) -> (T, C) {
-        (self.response, self.permit)
-    }
-}
-
-impl<T, C> Deref for Permitted<T, C> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.response
-    }
-}
-
-impl<T, C> DerefMut for Permitted<T, C> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.response
     }
 }
 

@@ -1,0 +1,197 @@
+use core::ops::{Deref, DerefMut};
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{Claim, ConcurrencyLimit, Permit, PermittedFuture};
+use crate::{Layer, Service, load::Load};
+
+/// A layer of [`WithPermit`]: the layer `L` of a [`ConcurrencyLimit`], whose permits go along with the responses.
+///
+/// [`ConcurrencyLimitLayer::with_permit`](super::ConcurrencyLimitLayer::with_permit) and
+/// [`GlobalConcurrencyLimitLayer::with_permit`](super::GlobalConcurrencyLimitLayer::with_permit) make one.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a layer does nothing unless it is applied to a service"]
+pub struct WithPermitLayer<L> {
+    pub(super) limit: L,
+}
+
+impl<S, L, C> Layer<S> for WithPermitLayer<L>
+where
+    L: Layer<S, Service = ConcurrencyLimit<S, C>>,
+{
+    type Service = WithPermit<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        WithPermit {
+            limit: self.limit.layer(inner),
+        }
+    }
+}
+
+/// A [`ConcurrencyLimit`] that gives the permit along with the response:
+/// see [`with_permit`](ConcurrencyLimit::with_permit).
+#[derive(Debug)]
+pub struct WithPermit<S, C = Permit> {
+    pub(super) limit: ConcurrencyLimit<S, C>,
+}
+
+// As fresh as the limit's clone is.
+impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            limit: self.limit.clone(),
+        }
+    }
+}
+
+impl<S, Request, C> Service<Request> for WithPermit<S, C>
+where
+    S: Service<Request>,
+    C: Claim,
+{
+    type Response = Permitted<S::Response, C>;
+    type Error = C::Error<S::Error>;
+    type Future = PermittedFuture<S::Future, C>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.limit.poll_limited(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        PermittedFuture {
+            limited: self.limit.start(request),
+        }
+    }
+}
+
+/// The load of the service inside.
+impl<S: Load, C: Claim> Load for WithPermit<S, C> {
+    type Metric = S::Metric;
+
+    fn load(&self) -> S::Metric {
+        self.limit.load()
+    }
+
+    fn is_no_busier_than(&self, other: &Self) -> bool {
+        self.limit.is_no_busier_than(&other.limit)
+    }
+}
+
+pin_project! {
+    /// A response, and the permit under which it goes on. Dropping it releases the permit, after the response.
+    ///
+    /// Where the response is a [`Stream`], so is this. The permit is released when the stream has ended, as that of a
+    /// response is when it is ready, or when it is dropped before.
+    ///
+    /// Where the body is a part of the response, the permit goes from the whole to that part:
+    ///
+    /// ```
+    /// use campanile::limit::concurrency::{Permitted, Semaphore};
+    /// use campanile::{ServiceExt, limit::ConcurrencyLimit, service_fn};
+    /// use futures::{StreamExt, stream};
+    ///
+    /// struct Response<B> {
+    ///     status: u16,
+    ///     body: B,
+    /// }
+    ///
+    /// # futures::executor::block_on(async {
+    /// let inner = service_fn(async |lines: u32| {
+    ///     let body = stream::iter(0..lines);
+    ///     Ok::<_, std::convert::Infallible>(Response { status: 200, body })
+    /// });
+    /// let semaphore = Semaphore::new(1);
+    /// let service = ConcurrencyLimit::with_semaphore(inner, semaphore.clone())
+    ///     .with_permit()
+    ///     .map_response(|response| {
+    ///         let (Response { status, body }, permit) = response.into_parts();
+    ///         let body = Permitted::from_parts(body, permit);
+    ///         Response { status, body }
+    ///     });
+    ///
+    /// let mut response = service.oneshot(2).await.unwrap();
+    /// assert_eq!(response.status, 200);
+    /// assert_eq!(response.body.next().await, Some(0));
+    /// assert_eq!(semaphore.available_permits(), 0);
+    /// assert_eq!(response.body.collect::<Vec<_>>().await, [1]);
+    /// assert_eq!(semaphore.available_permits(), 1);
+    /// # });
+    /// ```
+    #[derive(Debug)]
+    pub struct Permitted<T, C = Permit> {
+        // Dropped before the permit goes back.
+        #[pin]
+        pub(super) response: T,
+        pub(super) permit: C,
+    }
+}
+
+impl<T, C> Permitted<T, C> {
+    /// Puts together what [`into_parts`](Self::into_parts) took apart, or a part of it.
+    pub const fn from_parts(response: T, permit: C) -> Self {
+        Self { response, permit }
+    }
+
+    /// The response, and what releases the permit when it is dropped.
+    pub fn into_parts(self) -> (T, C) {
+        (self.response, self.permit)
+    }
+
+    /// Changes the response, which keeps its permit.
+    ///
+    /// Not a method, so that it hides none of the response's.
+    ///
+    /// ```
+    /// use campanile::limit::{ConcurrencyLimitLayer, concurrency::Permitted};
+    /// use campanile::{ServiceBuilder, ServiceExt};
+    ///
+    /// # futures::executor::block_on(async {
+    /// let service = ServiceBuilder::new()
+    ///     .map_response(|body| Permitted::map(body, str::to_uppercase))
+    ///     .layer(ConcurrencyLimitLayer::new(1).with_permit())
+    ///     .service_fn(async |_: ()| Ok::<_, std::convert::Infallible>("body"));
+    /// assert_eq!(*service.oneshot(()).await.unwrap(), "BODY");
+    /// # });
+    /// ```
+    pub fn map<U>(this: Self, f: impl FnOnce(T) -> U) -> Permitted<U, C> {
+        let Self { response, permit } = this;
+        Permitted {
+            response: f(response),
+            permit,
+        }
+    }
+}
+
+impl<T: Stream, C: Claim> Stream for Permitted<T, C> {
+    type Item = T::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
+        let this = self.project();
+        let polled = this.response.poll_next(cx);
+        if let Poll::Ready(None) = polled {
+            this.permit.release();
+        }
+        polled
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.response.size_hint()
+    }
+}
+
+impl<T, C> Deref for Permitted<T, C> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.response
+    }
+}
+
+impl<T, C> DerefMut for Permitted<T, C> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.response
+    }
+}

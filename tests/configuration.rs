@@ -219,7 +219,7 @@ fn drive_rate(rate: Rate, moment: u64) {
         };
         match answer {
             Ok(n) => assert_eq!(n, 1),
-            Err(RateError::Service(error)) => panic!("{error}"),
+            Err(error @ (RateError::Overflow(_) | RateError::Service(_))) => panic!("{error}"),
             Err(RateError::Limited(limited)) => {
                 // At the end of time, nothing will ever change.
                 let now = timer.now().as_nanos();

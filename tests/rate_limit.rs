@@ -160,7 +160,7 @@ fn clones_and_services_of_a_layer_share_one_budget_unless_told_otherwise() {
 }
 
 #[test]
-fn every_waiter_is_woken_and_asks_again() {
+fn each_waiter_is_woken_at_its_turn() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);
     let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
@@ -169,23 +169,24 @@ fn every_waiter_is_woken_and_asks_again() {
     let mut waiters: Vec<_> = (0..3)
         .map(|_| (service.clone(), WakeCount::new()))
         .collect();
-    for left in (0..3).rev() {
-        for (waiter, wakes) in &mut waiters {
-            *wakes = WakeCount::new();
-            assert!(wakes.poll_ready(waiter).is_pending());
-        }
-        timer.advance(100 * MS);
-        assert!(waiters.iter().all(|(_, wakes)| wakes.get() > 0));
-        waiters.retain_mut(|(waiter, _)| request(waiter).is_none());
-        assert_eq!(waiters.len(), left, "one token each time");
+    for (waiter, wakes) in &mut waiters {
+        assert!(wakes.poll_ready(waiter).is_pending());
     }
+    for turn in 0..3 {
+        timer.advance(100 * MS);
+        for (n, (_, wakes)) in waiters.iter().enumerate() {
+            assert_eq!(wakes.get(), usize::from(n <= turn));
+        }
+        assert_eq!(request(&mut waiters[turn].0), Some(Ok(())));
+    }
+    assert_eq!(timer.armed(), 0);
 }
 
 /// A timer on whose first alarm, at the moment at which it rings, somebody else comes first.
 #[derive(Clone)]
 struct Overtaken {
     timer: ManualTimer,
-    other: Rc<Cell<Option<RateLimit<Inner, ManualTimer>>>>,
+    other: Rc<Cell<Option<RateLimit<Inner, ManualTimer, Arc<Limiter>>>>>,
 }
 
 impl Timer for Overtaken {
@@ -203,7 +204,7 @@ impl Timer for Overtaken {
         Box::pin(poll_fn(move |cx| {
             if let Some(mut other) = other.take() {
                 timer.advance(100 * MS);
-                assert_eq!(request(&mut other), Some(Ok(())));
+                assert_eq!(request(&mut other), None, "it does not pass who waits");
             }
             Pin::new(&mut alarm).poll(cx)
         }))
@@ -211,7 +212,7 @@ impl Timer for Overtaken {
 }
 
 #[test]
-fn a_token_that_is_gone_when_the_wait_is_over_is_not_taken() {
+fn who_comes_when_the_wait_is_over_passes_nobody() {
     let timer = ManualTimer::new();
     let limiter = Arc::new(Limiter::new(Rate::new(10, SECOND).burst(1)));
     let mut first = RateLimit::with_limiter(Inner, limiter.clone(), timer.clone());
@@ -221,12 +222,8 @@ fn a_token_that_is_gone_when_the_wait_is_over_is_not_taken() {
         other: Rc::new(Cell::new(Some(first))),
     };
     let mut service = RateLimit::with_limiter(Inner, limiter, overtaken.clone());
-    assert_eq!(request(&mut service), None);
-    assert!(overtaken.other.take().is_none(), "the other has called");
-    timer.advance(99 * MS);
-    assert_eq!(request(&mut service), None);
-    timer.advance(MS);
     assert_eq!(request(&mut service), Some(Ok(())));
+    assert!(overtaken.other.take().is_none(), "the other has come");
 }
 
 #[test]
@@ -243,13 +240,13 @@ fn it_rejects_or_waits_up_to_a_limit() {
 
     let mut patient = service.clone().wait_at_most(100 * MS);
     let mut less = service.clone().wait_at_most(99 * MS);
-    assert_eq!(request(&mut patient), None);
     assert_eq!(request(&mut less), Some(Err(100 * MS)));
+    assert_eq!(request(&mut patient), None);
+    // From here on with the wait of who is in line.
+    assert_eq!(request(&mut less), Some(Err(200 * MS)));
+    assert_eq!(request(&mut service), Some(Err(200 * MS)));
     timer.advance(100 * MS);
-    assert_eq!(request(&mut service), Some(Ok(())));
-    // It waited its 100 ms, and another was faster.
-    assert_eq!(request(&mut patient), Some(Err(100 * MS)));
-    timer.advance(100 * MS);
+    assert_eq!(request(&mut service), Some(Err(100 * MS)));
     assert_eq!(request(&mut patient), Some(Ok(())));
     timer.advance(100 * MS);
     assert_eq!(
@@ -259,16 +256,19 @@ fn it_rejects_or_waits_up_to_a_limit() {
     );
 }
 
+/// A token that is taken while nobody who waits is polled costs them time, and may be too much.
 #[test]
 fn a_refused_request_leaves_the_next_its_whole_patience() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);
     let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
-    let mut patient = service.clone().wait_at_most(100 * MS);
+    let mut idle = service.clone();
+    let mut patient = service.clone().wait_at_most(200 * MS);
     assert_eq!(request(&mut service), Some(Ok(())));
+    assert_eq!(request(&mut idle), None);
     assert_eq!(request(&mut patient), None);
-    timer.advance(100 * MS);
-    assert_eq!(request(&mut service), Some(Ok(())));
+    // The one before it has its token now, though it was due earlier.
+    timer.advance(200 * MS);
     assert_eq!(request(&mut patient), Some(Err(100 * MS)));
     // The next one begins to wait now.
     assert_eq!(request(&mut patient), None);
@@ -338,7 +338,7 @@ fn a_call_without_readiness_takes_a_token_or_fails() {
 fn an_unused_token_comes_back_once() {
     let timer = ManualTimer::new();
     for rate in [Rate::new(2, SECOND), Rate::new(3, SECOND).burst(2)] {
-        let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
+        let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
         let mut idle = service.clone();
         assert!(poll_ready(&mut idle).is_ready());
         assert!(
@@ -757,7 +757,7 @@ async fn who_would_wait_too_long_is_told_at_once<H: Host>(rt: On<H>) {
     let Err(Error::Limited(limited)) = refused else {
         panic!("{refused:?}");
     };
-    assert_eq!(limited.retry_after(), SECOND);
+    assert_eq!(limited.retry_after(), 2 * SECOND, "one is in line");
     // tokio rounds up to the millisecond.
     rt.advance(SECOND + MS).await;
     assert_eq!(waiting.finish().await, Ok(1));

@@ -11,7 +11,32 @@ pub(crate) use modelled::{Mutex, MutexGuard, atomic};
 
 #[cfg(loom)]
 mod modelled {
-    pub(crate) use loom::sync::{Mutex, MutexGuard};
+    use std::sync::{LockResult, OnceLock, PoisonError};
+
+    pub(crate) use loom::sync::MutexGuard;
+
+    /// Made when it is first used, since loom's own has no `const fn new`.
+    pub(crate) struct Mutex<T> {
+        first: std::sync::Mutex<Option<T>>,
+        mutex: OnceLock<loom::sync::Mutex<T>>,
+    }
+
+    impl<T> Mutex<T> {
+        pub(crate) const fn new(first: T) -> Self {
+            Self {
+                first: std::sync::Mutex::new(Some(first)),
+                mutex: OnceLock::new(),
+            }
+        }
+
+        pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+            let make = || {
+                let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+                loom::sync::Mutex::new(first.take().expect("it is made once"))
+            };
+            self.mutex.get_or_init(make).lock()
+        }
+    }
 
     pub(crate) mod atomic {
         use core::ops::Deref;

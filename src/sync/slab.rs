@@ -182,6 +182,29 @@ impl List {
         self.head == NIL
     }
 
+    /// The first.
+    #[cfg_attr(
+        not(any(target_has_atomic = "64", feature = "critical-section")),
+        allow(dead_code, reason = "of use to rate limits")
+    )]
+    pub(crate) fn front(&self) -> Option<Index> {
+        (!self.is_empty()).then_some(Index(self.head))
+    }
+
+    /// Who comes after `index`, which is in this list.
+    #[cfg_attr(
+        not(any(target_has_atomic = "64", feature = "critical-section")),
+        allow(dead_code, reason = "of use to rate limits")
+    )]
+    pub(crate) fn after<N: Nodes + ?Sized>(
+        &self,
+        slab: &mut Slab<N>,
+        Index(index): Index,
+    ) -> Option<Index> {
+        let next = slab.nodes().get(index as usize)?.next;
+        (next != NIL).then_some(Index(next))
+    }
+
     pub(crate) fn push_back<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
         let nodes = slab.nodes();
         if let Some(node) = nodes.get_mut(index as usize) {
@@ -213,7 +236,7 @@ impl List {
     }
 
     pub(crate) fn pop_front<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>) -> Option<Index> {
-        let first = (!self.is_empty()).then_some(Index(self.head))?;
+        let first = self.front()?;
         self.unlink(slab, first);
         Some(first)
     }

@@ -23,18 +23,38 @@
 //!
 //! # When a request counts
 //!
-//! When `poll_ready` is ready: only then is the token taken, and so after the inner service is ready. A handle
-//! that was told "ready" and idles keeps its one token and holds up nobody; its request, when it comes at last,
-//! counts for the moment at which the handle was told. If such a handle is
-//! dropped unused, its token comes back, or what time has not brought back of it already. A call without readiness
-//! takes a token itself, or fails with [`Limited`] when there is none.
+//! When its token is taken: when `poll_ready` is ready, or for a handle in line when its turn comes. A handle that idles
+//! from then on keeps its one token and holds up nobody; its request, when it comes at last, counts for the moment at which
+//! the token was taken. If such a handle is dropped unused, its token comes back, or what time has not brought back of it
+//! already. A call without readiness takes a token itself, or fails with [`Limited`] when there is none.
 //!
 //! # Waiting or not
 //!
 //! By default `poll_ready` waits. [`wait_at_most`](RateLimit::wait_at_most) and
 //! [`reject`](RateLimit::reject) limit the wait; when it would be longer the service is ready, and the call
-//! fails with [`Limited`], which says when to try again, and does not reach the inner service. Waiters are not
-//! in a queue: each wakes when the next token is due, the first to ask takes it, and the others wait on.
+//! fails with [`Limited`], which says when to try again, and does not reach the inner service.
+//!
+//! Who waits is in line: first come, first served, whatever the executor. Each handle in line sets an alarm for its own turn,
+//! and whoever is polled at or after its turn sees to it that those before it have their tokens. So a handle in line that
+//! nobody polls any more stalls nobody: it costs those behind it one token, and the time until one of them looks after it.
+//! One that is dropped, or that gives up, costs them nothing: they move up. Who comes while others are in line does not pass
+//! them, even if it would not wait.
+//!
+//! # The inner service
+//!
+//! It is not asked while a handle waits for its turn, so that nothing of it is reserved meanwhile. If it is not ready when
+//! the turn comes, the token goes to the next in line, and the handle is the first in line when it asks again. So a handle
+//! whose inner service is never ready takes nothing from the others.
+//!
+//! # Without an allocator
+//!
+//! A [`StaticLimiter`] is shared by tasks and interrupts (feature `critical-section`; the application brings the critical
+//! section), a [`LocalLimiter`] on one thread. There is room for `N` in line. A request beyond that does not wait: its
+//! handle is ready, and the call fails with [`Overflow`], for this request alone. With as many places as there are handles
+//! that never happens.
+//!
+//! A plain [`Limiter`] has a line with the feature `std` only. Without, handles wait until the next token is due, the first
+//! to ask takes it, and the others wait on; [`wait_at_most`](RateLimit::wait_at_most) then looks no further than to that token.
 //!
 //! # Differences from tower
 //!
@@ -69,7 +89,7 @@
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
 use core::fmt;
-use core::mem::replace;
+use core::mem::take;
 use core::ops::Deref;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -78,20 +98,52 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::runtime::saturating_nanos;
-use crate::sync::is_try;
+#[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
+use crate::sync::heap::Shared as Arc;
+use crate::sync::{is_drive, is_try, try_poll};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
+mod budget;
 mod limiter;
+mod line;
 
-pub use self::limiter::{InvalidRate, Limiter, Rate};
-use self::limiter::{Offer, Taken};
+pub use self::budget::{InvalidRate, Rate};
+#[cfg(feature = "critical-section")]
+pub use self::limiter::StaticLimiter;
+pub use self::limiter::{AnyLimiter, Limiter, LocalLimiter};
+use self::line::{Ask, Place, Refusal, Turn};
 
-/// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
+/// How a [`Limiter`] is shared where nothing else is said: on the heap. Without an allocator there is no value of this type.
+#[derive(Clone)]
+pub struct Shared(Arc<Limiter>);
+
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
-pub type Shared = Arc<Limiter>;
-/// How a budget is shared where nothing else is said: by an `Arc`, or without an allocator as a `static`.
-#[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
-pub type Shared = &'static Limiter;
+impl From<Arc<Limiter>> for Shared {
+    fn from(limiter: Arc<Limiter>) -> Self {
+        Self(limiter)
+    }
+}
+
+#[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
+impl From<Limiter> for Shared {
+    fn from(limiter: Limiter) -> Self {
+        Self(Arc::new(limiter))
+    }
+}
+
+impl Deref for Shared {
+    type Target = Limiter;
+
+    fn deref(&self) -> &Limiter {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
 
 /// A layer of [`RateLimit`]. All services that it makes share one budget.
 #[derive(Clone)]
@@ -121,18 +173,18 @@ impl<T: Default> RateLimitLayer<T> {
 impl<T> RateLimitLayer<T> {
     /// A layer that lets requests through at `rate`, on `timer`.
     pub fn with_timer(rate: Rate, timer: T) -> Self {
-        Self::with_limiter(Arc::new(Limiter::new(rate)), timer)
+        Self::with_limiter(Limiter::new(rate).into(), timer)
     }
 
     /// Gives each service that the layer makes a budget of its own. Clones of it still share that.
     pub const fn per_service(mut self) -> Self {
-        self.own = Some(|rate| Arc::new(Limiter::new(rate)));
+        self.own = Some(|rate| Limiter::new(rate).into());
         self
     }
 }
 
 impl<T, H> RateLimitLayer<T, H> {
-    /// A layer whose services share `limiter`, an `Arc<Limiter>` or a `&'static Limiter`.
+    /// A layer whose services share `limiter`: an `Arc<Limiter>`, a `&'static Limiter`, a `&StaticLimiter<N>`, ...
     pub const fn with_limiter(limiter: H, timer: T) -> Self {
         Self {
             limiter,
@@ -157,23 +209,23 @@ impl<T, H> RateLimitLayer<T, H> {
 impl<S, T, H> Layer<S> for RateLimitLayer<T, H>
 where
     T: Timer + Clone,
-    H: Deref<Target = Limiter> + Clone,
+    H: Deref<Target: AnyLimiter> + Clone,
 {
     type Service = RateLimit<S, T, H>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let limiter = match self.own {
-            Some(own) => own(self.limiter.rate()),
+            Some(own) => own(self.limiter.budget().rate()),
             None => self.limiter.clone(),
         };
         RateLimit::with_limiter(inner, limiter, self.timer.clone()).wait_at_most(self.patience)
     }
 }
 
-impl<T: fmt::Debug, H: Deref<Target = Limiter>> fmt::Debug for RateLimitLayer<T, H> {
+impl<T: fmt::Debug, H: Deref<Target: AnyLimiter>> fmt::Debug for RateLimitLayer<T, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimitLayer")
-            .field("limiter", &*self.limiter)
+            .field("rate", &self.limiter.budget().rate())
             .field("patience", &self.patience)
             .field("per_service", &self.own.is_some())
             .field("timer", &self.timer)
@@ -187,15 +239,14 @@ impl<T: fmt::Debug, H: Deref<Target = Limiter>> fmt::Debug for RateLimitLayer<T,
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness takes nothing. With [`wait_at_most`](RateLimit::wait_at_most)
-/// the wait goes on from where it began when the same handle asks again; a clone begins afresh.
-pub struct RateLimit<S, T: Timer, H: Deref<Target = Limiter> = Shared> {
+/// A caller that stops waiting for readiness keeps its place in line, for when the same handle asks again, and gives it up
+/// when the handle is dropped. A clone begins afresh.
+pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     inner: S,
     token: Token<T, H>,
     // Nanoseconds.
     patience: u64,
-    wait: Wait,
-    // Kept from wait to wait, and set in place; `due` is what it is set to.
+    // There while the handle waits for its turn; `due` is what it is set to.
     alarm: Option<T::Alarm>,
     due: Instant,
 }
@@ -212,23 +263,22 @@ impl<S, T: Timer + Default> RateLimit<S, T> {
 impl<S, T: Timer> RateLimit<S, T> {
     /// Lets requests through to `inner` at `rate`, on `timer`.
     pub fn with_timer(inner: S, rate: Rate, timer: T) -> Self {
-        Self::with_limiter(inner, Arc::new(Limiter::new(rate)), timer)
+        Self::with_limiter(inner, Limiter::new(rate).into(), timer)
     }
 }
 
-impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
-    /// Lets requests through to `inner` out of the budget of `limiter`, an `Arc<Limiter>` or a
-    /// `&'static Limiter`.
+impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
+    /// Lets requests through to `inner` out of the budget of `limiter`: an `Arc<Limiter>`, a `&'static Limiter`, or without
+    /// an allocator a `&StaticLimiter<N>` or a `&LocalLimiter<N>`.
     pub const fn with_limiter(inner: S, limiter: H, timer: T) -> Self {
         Self {
             inner,
             token: Token {
                 limiter,
                 timer,
-                held: None,
+                place: Place::Outside,
             },
             patience: u64::MAX,
-            wait: Wait::Not,
             alarm: None,
             due: Instant::MAX,
         }
@@ -249,26 +299,73 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
-    /// There is no token before `due`: ready when there may be one, or when it is too long to wait for.
+    /// There is no token without waiting, or others wait already.
     #[cold]
-    fn poll_due(&mut self, now: Instant, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let is_too_long = match self.wait {
-            Wait::Refused(_) => true,
-            _ if is_try(cx) => return Poll::Pending,
-            Wait::Not | Wait::Since(_) => {
-                let since = match self.wait {
-                    Wait::Since(since) => since,
-                    _ => now,
-                };
-                self.wait = Wait::Since(since);
-                due.as_nanos() > since.as_nanos().saturating_add(self.patience)
-            }
+    fn poll_turn<Request>(
+        &mut self,
+        mut now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error<S::Error>>>
+    where
+        S: Service<Request>,
+    {
+        // Who is to fail is ready to, and stays so.
+        let refusal = match self.token.place {
+            Place::Refused(refusal) => Some(refusal),
+            _ => None,
         };
-        if is_too_long {
-            self.wait = Wait::Refused(Limited::until(due, now));
-            return Poll::Ready(());
+        let waits = refusal.is_none() && !is_try(cx);
+        // An alarm may be ready though its moment has not come: asking twice is enough for one poll.
+        for _ in 0..2 {
+            match (self.token.poll(now, self.patience, waits, cx), refusal) {
+                (Turn::Settled, _) => {
+                    self.alarm = None;
+                    if let Place::Refused(_) = self.token.place {
+                        return Poll::Ready(Ok(()));
+                    }
+                    return self.poll_inner(refusal, cx);
+                }
+                (Turn::At(due), Some(refusal)) => {
+                    self.token.place = match refusal {
+                        Refusal::Limited(_) => Place::refused(due, now),
+                        Refusal::Overflow => Place::Refused(refusal),
+                    };
+                    return Poll::Ready(Ok(()));
+                }
+                (Turn::At(due), None) if waits => ready!(self.poll_alarm(due, cx)),
+                (Turn::At(_), None) => return Poll::Pending,
+            }
+            now = self.token.timer.now();
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The turn has come. If the inner service is not ready, it is another's.
+    fn poll_inner<Request>(
+        &mut self,
+        refusal: Option<Refusal>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error<S::Error>>>
+    where
+        S: Service<Request>,
+    {
+        let polled = self.inner.poll_ready(cx);
+        if let Poll::Ready(Ok(())) = polled {
+            return Poll::Ready(Ok(()));
+        }
+        self.token.release();
+        if let Some(refusal) = refusal.filter(|_| polled.is_pending()) {
+            self.token.place = Place::Refused(refusal);
+            return Poll::Ready(Ok(()));
+        }
+        self.token.place = Place::Passed;
+        polled.map_err(Error::Service)
+    }
+
+    fn poll_alarm(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         if due == Instant::MAX {
+            self.alarm = None;
             return Poll::Pending;
         }
         let alarm = match &mut self.alarm {
@@ -281,17 +378,20 @@ impl<S, T: Timer, H: Deref<Target = Limiter>> RateLimit<S, T, H> {
             none => none.insert(self.token.timer.alarm_until(due)),
         };
         self.due = due;
-        Pin::new(alarm).poll(cx)
+        let polled = Pin::new(alarm).poll(cx);
+        if polled.is_ready() {
+            // It is set anew before it is polled again.
+            self.due = Instant::MAX;
+        }
+        polled
     }
-}
 
-/// What a handle has to do with the limit while it holds no token.
-#[derive(Clone, Copy)]
-enum Wait {
-    Not,
-    Since(Instant),
-    /// It was too long, and the next call fails, unless the handle is polled before that and finds a token.
-    Refused(Limited),
+    /// Gives up what is reserved for a request.
+    #[cold]
+    fn withdraw(&mut self) {
+        self.alarm = None;
+        self.token.release();
+    }
 }
 
 // A clone shares the budget, but not the readiness.
@@ -299,7 +399,7 @@ impl<S, T, H> Clone for RateLimit<S, T, H>
 where
     S: Clone,
     T: Timer + Clone,
-    H: Deref<Target = Limiter> + Clone,
+    H: Deref<Target: AnyLimiter> + Clone,
 {
     fn clone(&self) -> Self {
         let Token { limiter, timer, .. } = &self.token;
@@ -312,7 +412,7 @@ where
 }
 
 /// The load of the service inside.
-impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> {
+impl<S: Load, T: Timer, H: Deref<Target: AnyLimiter>> Load for RateLimit<S, T, H> {
     type Metric = S::Metric;
 
     fn load(&self) -> S::Metric {
@@ -328,13 +428,13 @@ impl<S: Load, T: Timer, H: Deref<Target = Limiter>> Load for RateLimit<S, T, H> 
     }
 }
 
-impl<S: fmt::Debug, T: Timer, H: Deref<Target = Limiter>> fmt::Debug for RateLimit<S, T, H> {
+impl<S: fmt::Debug, T: Timer, H: Deref<Target: AnyLimiter>> fmt::Debug for RateLimit<S, T, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimit")
             .field("inner", &self.inner)
-            .field("limiter", &*self.token.limiter)
+            .field("rate", &self.token.limiter.budget().rate())
             .field("patience", &Duration::from_nanos(self.patience))
-            .field("is_ready", &self.token.held.is_some())
+            .field("is_ready", &matches!(self.token.place, Place::Held(_)))
             .finish_non_exhaustive()
     }
 }
@@ -343,52 +443,52 @@ impl<S, Request, T, H> Service<Request> for RateLimit<S, T, H>
 where
     S: Service<Request>,
     T: Timer,
-    H: Deref<Target = Limiter>,
+    H: Deref<Target: AnyLimiter>,
 {
     type Response = S::Response;
     type Error = Error<S::Error>;
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.token.held.is_some() {
+        if is_drive(cx) {
+            self.withdraw();
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
-        loop {
-            let now = self.token.timer.now();
-            // Nothing is asked of the inner service while the limit is reached, and no token is kept
-            // while the inner service is not ready: tokens that pile up would be a burst when it is.
-            let taken = match self.token.limiter.offer(now) {
-                Ok(offer) => match self.inner.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => self.token.take(offer, now),
-                    // It was ready, to fail, and stays so until the call.
-                    Poll::Pending if matches!(self.wait, Wait::Refused(_)) => {
+        match self.token.place {
+            Place::Held(_) => return self.inner.poll_ready(cx).map_err(Error::Service),
+            Place::InLine(..) | Place::Alone => {
+                return self.poll_turn(self.token.timer.now(), cx);
+            }
+            Place::Outside | Place::Passed | Place::Refused(_) => {}
+        }
+        let now = self.token.timer.now();
+        if let Some(offer) = self.token.limiter.budget().offer(now) {
+            // No token is kept while the inner service is not ready: tokens that pile up would be a burst when it is.
+            match self.inner.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    if let Some(token) = self.token.limiter.budget().take(offer, now) {
+                        self.token.place = Place::Held(token);
                         return Poll::Ready(Ok(()));
                     }
-                    other => return other.map_err(Error::Service),
-                },
-                Err(due) => Err(due),
-            };
-            match taken {
-                Ok(()) => {
-                    self.wait = Wait::Not;
+                }
+                // It was ready, to fail, and stays so until the call.
+                Poll::Pending if matches!(self.token.place, Place::Refused(_)) => {
                     return Poll::Ready(Ok(()));
                 }
-                Err(due) => ready!(self.poll_due(now, due, cx)),
-            }
-            if let Wait::Refused(_) = self.wait {
-                return Poll::Ready(Ok(()));
+                other => return other.map_err(Error::Service),
             }
         }
+        self.poll_turn(now, cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let admitted = if self.token.spend() {
-            Ok(())
-        } else {
-            match replace(&mut self.wait, Wait::Not) {
-                Wait::Refused(limited) => Err(limited),
-                // Called without readiness.
-                _ => self.token.limiter.spend(self.token.timer.now()),
+        let admitted = match take(&mut self.token.place) {
+            Place::Held(_) => Ok(()),
+            Place::Refused(refusal) => Err(refusal),
+            place => {
+                self.token.place = place;
+                self.alarm = None;
+                self.token.spend()
             }
         };
         ResponseFuture {
@@ -396,7 +496,7 @@ where
                 Ok(()) => State::Admitted {
                     inner: self.inner.call(request),
                 },
-                Err(limited) => State::Refused { limited },
+                Err(refusal) => State::Refused { refusal },
             },
         }
     }
@@ -421,7 +521,7 @@ pin_project! {
             inner: F,
         },
         Refused {
-            limited: Limited,
+            refusal: Refusal,
         },
     }
 }
@@ -435,7 +535,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().state.project() {
             StateProj::Admitted { inner } => ready!(inner.poll(cx)).map_err(Error::Service),
-            StateProj::Refused { limited } => Err(Error::Limited(*limited)),
+            StateProj::Refused { refusal } => Err(match *refusal {
+                Refusal::Limited(limited) => Error::Limited(limited),
+                Refusal::Overflow => Error::Overflow(Overflow::new()),
+            }),
         })
     }
 }
@@ -445,11 +548,18 @@ where
 pub enum Error<E> {
     /// The limit was reached, and the wait would have been too long.
     Limited(Limited),
+    /// The line of those who wait was full, which with an allocator it never is.
+    Overflow(Overflow),
     /// The inner service failed.
     Service(E),
 }
 
-flatten!(Error: Limited);
+flatten!(Error: Limited, Overflow);
+
+leaf_error! {
+    /// The line of those who wait for a rate limit was full.
+    Overflow, "more requests wait for a rate limit than there is room for"
+}
 
 /// A request was refused: the rate limit was reached, and the wait would have been too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -465,7 +575,7 @@ impl Limited {
         }
     }
 
-    /// How long it was, at the refusal, until the next token was due.
+    /// How long it was, at the refusal, until its turn: until a token was due that none of those in line was before it for.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         Duration::from_nanos(self.retry_after)
@@ -480,29 +590,44 @@ impl fmt::Display for Limited {
 
 impl core::error::Error for Limited {}
 
-/// A handle's access to the budget, and the token it may hold. Dropped, it gives that back.
-struct Token<T: Timer, H: Deref<Target = Limiter>> {
+/// A handle's access to the budget, and the token or the place in line that it may have. Dropped, it gives that back.
+struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
     limiter: H,
     timer: T,
-    held: Option<Taken>,
+    place: Place,
 }
 
-impl<T: Timer, H: Deref<Target = Limiter>> Token<T, H> {
-    fn take(&mut self, offer: Offer, now: Instant) -> Result<(), Instant> {
-        self.held = Some(self.limiter.take(offer, now)?);
-        Ok(())
+impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
+    fn poll(&mut self, now: Instant, patience: u64, waits: bool, cx: &Context<'_>) -> Turn {
+        let until = Instant::from_nanos(now.as_nanos().saturating_add(patience));
+        let ask = Ask { now, until, waits };
+        limiter::poll(&*self.limiter, ask, &mut self.place, cx)
     }
 
-    /// Uses the token up, if there is one.
-    fn spend(&mut self) -> bool {
-        self.held.take().is_some()
-    }
-}
-
-impl<T: Timer, H: Deref<Target = Limiter>> Drop for Token<T, H> {
-    fn drop(&mut self) {
-        if let Some(token) = self.held.take() {
-            self.limiter.give_back(token, self.timer.now());
+    /// Uses a token up, or says when one is due.
+    #[cold]
+    fn spend(&mut self) -> Result<(), Refusal> {
+        let now = self.timer.now();
+        if let Turn::At(due) = try_poll(|cx| self.poll(now, 0, false, cx)) {
+            self.release();
+            self.place = Place::refused(due, now);
         }
+        match take(&mut self.place) {
+            Place::Refused(refusal) => Err(refusal),
+            _ => Ok(()),
+        }
+    }
+
+    fn release(&mut self) {
+        if let Place::InLine(..) | Place::Held(_) = self.place {
+            limiter::leave(&*self.limiter, &mut self.place, self.timer.now());
+        }
+        self.place = Place::Outside;
+    }
+}
+
+impl<T: Timer, H: Deref<Target: AnyLimiter>> Drop for Token<T, H> {
+    fn drop(&mut self) {
+        self.release();
     }
 }

@@ -1,0 +1,588 @@
+use core::fmt;
+use core::num::NonZeroU64;
+use core::time::Duration;
+
+use crate::Instant;
+use crate::runtime::saturating_nanos;
+use crate::sync::word::Word;
+
+/// So many requests per period, and so many at once.
+///
+/// ```
+/// use campanile::limit::Rate;
+/// use core::time::Duration;
+///
+/// const FIVE_A_SECOND: Rate = Rate::new(5, Duration::from_secs(1)); // five at once after a pause
+/// const EVENLY: Rate = FIVE_A_SECOND.burst(1); // one every 200 ms at most
+/// # let _ = EVENLY;
+/// assert!(Rate::try_new(0, Duration::from_secs(1)).is_err());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    // At most `per`.
+    num: NonZeroU64,
+    // Nanoseconds.
+    per: NonZeroU64,
+    // At least 1.
+    burst: u64,
+    fixed_window: bool,
+}
+
+/// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
+const LONGEST: u64 = 1 << 62;
+
+impl Rate {
+    /// `num` requests in each `per`, and after a pause as many at once.
+    ///
+    /// # Panics
+    ///
+    /// If `num` or `per` is 0.
+    #[must_use]
+    #[track_caller]
+    pub const fn new(num: u64, per: Duration) -> Self {
+        match Self::try_new(num, per) {
+            Ok(rate) => rate,
+            Err(InvalidRate::Num) => panic!("a rate of 0 requests: `num` must be at least 1"),
+            Err(InvalidRate::Per) => panic!("a rate per 0 ns: `per` must be at least 1 ns"),
+        }
+    }
+
+    /// `num` requests in each `per`, and after a pause as many at once.
+    ///
+    /// # Errors
+    ///
+    /// If `num` or `per` is 0.
+    pub const fn try_new(num: u64, per: Duration) -> Result<Self, InvalidRate> {
+        let Some(num) = NonZeroU64::new(num) else {
+            return Err(InvalidRate::Num);
+        };
+        let nanos = saturating_nanos(per);
+        let Some(per) = NonZeroU64::new(if nanos < LONGEST { nanos } else { LONGEST }) else {
+            return Err(InvalidRate::Per);
+        };
+        Ok(Self {
+            num: if num.get() < per.get() { num } else { per },
+            per,
+            burst: num.get(),
+            fixed_window: false,
+        })
+    }
+
+    /// Lets `burst` requests through at once after a pause; 0 counts as 1.
+    #[must_use]
+    pub const fn burst(mut self, burst: u64) -> Self {
+        self.burst = if burst == 0 { 1 } else { burst };
+        self
+    }
+
+    /// Lets `burst` requests through at once after a pause, and still no more than `num` in any window of
+    /// `per`: what follows the burst is slowed down to `num - burst + 1` in each `per`.
+    ///
+    /// A `burst` outside of 1 to `num` counts as the nearer of the two.
+    #[must_use]
+    pub const fn strict(mut self, burst: u64) -> Self {
+        let num = self.num.get();
+        let burst = if burst < num { burst } else { num };
+        self.burst = if burst == 0 { 1 } else { burst };
+        if let Some(rest) = NonZeroU64::new(num - (self.burst - 1)) {
+            self.num = rest;
+        }
+        self
+    }
+
+    /// All of a burst but one, as far as it comes back within the longest period: with more the budget could be
+    /// overdrawn by all of time, and nothing would come back.
+    const fn others(self) -> u64 {
+        let most = LONGEST / (self.per.get() / self.num.get());
+        let others = self.burst - 1;
+        if others < most { others } else { most }
+    }
+
+    /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back when the
+    /// next one begins.
+    ///
+    /// Windows of `per` follow one another from the first request on. Two bursts can meet at an edge, so that
+    /// up to `2 * num` requests pass within less than `per`; a [`burst`](Self::burst) has no meaning here. This
+    /// is for a server that counts in the same way.
+    #[must_use]
+    pub const fn fixed_window(mut self) -> Self {
+        self.fixed_window = true;
+        self
+    }
+}
+
+/// A [`Rate`] that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidRate {
+    /// No requests at all.
+    Num,
+    /// A period of no length.
+    Per,
+}
+
+impl fmt::Display for InvalidRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Num => "a rate of 0 requests: `num` must be at least 1",
+            Self::Per => "a rate per 0 ns: `per` must be at least 1 ns",
+        })
+    }
+}
+
+impl core::error::Error for InvalidRate {}
+
+/// What the word of a budget says while somebody is in line: nothing is to be had but through the lock of the line,
+/// which has what else the word would say.
+const LINE: u64 = u64::MAX;
+
+/// The budget of a limiter: one word, changed without a lock while nobody waits.
+#[derive(Debug)]
+pub struct Budget {
+    rate: Rate,
+    pace: Pace,
+    // The width of one cell: so many nanoseconds, and `rest / num` of one.
+    one: NonZeroU64,
+    rest: u64,
+    // All of a burst but one.
+    others: Width,
+    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
+    // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
+    // Or `LINE`.
+    full_at: Word,
+    // With fixed windows: where the latest begins that somebody has asked in; 0 before that. Without: the latest
+    // moment from which a token was given back that was not the last one taken; of those that lead to it or to an
+    // earlier one nobody knows whether they are the last.
+    window: Word,
+}
+
+impl Budget {
+    /// A full budget.
+    pub(super) const fn new(rate: Rate) -> Self {
+        let (num, per) = (rate.num.get(), rate.per.get());
+        let rest = per % num;
+        Self {
+            rate,
+            pace: match rest {
+                _ if rate.fixed_window => Pace::Windows,
+                0 => Pace::Even,
+                _ => Pace::Uneven,
+            },
+            one: match NonZeroU64::new(per / num) {
+                Some(one) => one,
+                None => NonZeroU64::MIN,
+            },
+            rest,
+            others: Width::of(rate.others(), rate),
+            full_at: Word::new(0),
+            window: Word::new(0),
+        }
+    }
+
+    /// The rate at which it comes back.
+    pub(super) const fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// A token to be had at `now`.
+    #[inline]
+    pub(super) fn offer(&self, now: Instant) -> Option<Offer> {
+        // Nothing but this one word is shared, so no order with other memory is needed.
+        self.offer_after(self.full_at.load(), now)
+    }
+
+    // On a small processor the call is nothing beside the rest, and two copies of it are large.
+    #[cfg_attr(target_has_atomic = "64", inline)]
+    #[cfg_attr(not(target_has_atomic = "64"), inline(never))]
+    pub(super) fn offer_after(&self, full_at: u64, now: Instant) -> Option<Offer> {
+        match self.pace {
+            Pace::Even => self.offer_cell(full_at, now),
+            Pace::Uneven => self.offer_uneven_cell(full_at, now),
+            Pace::Windows => self.offer_in_window(full_at, now),
+        }
+    }
+
+    #[inline]
+    fn offer_cell(&self, full_at: u64, now: Instant) -> Option<Offer> {
+        let mut from = now.as_nanos();
+        if full_at > from {
+            let due = self.back(full_at, self.others);
+            if due > from {
+                return None;
+            }
+            from = full_at;
+        }
+        let then = self.forward(from)?;
+        Some(Offer { full_at, then })
+    }
+
+    #[cold]
+    fn offer_uneven_cell(&self, full_at: u64, now: Instant) -> Option<Offer> {
+        self.offer_cell(full_at, now)
+    }
+
+    #[inline]
+    fn offer_in_window(&self, full_at: u64, now: Instant) -> Option<Offer> {
+        let window = self.window(now.as_nanos());
+        // As none has passed in it, if that is before.
+        let counted = full_at.max(window);
+        if counted - window >= self.rate.num.get() {
+            return None;
+        }
+        let then = NonZeroU64::MIN.checked_add(counted)?;
+        Some(Offer { full_at, then })
+    }
+
+    /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
+    #[inline]
+    fn window(&self, nanos: u64) -> u64 {
+        let latest = self.window.load();
+        if latest != 0 && nanos.wrapping_sub(latest) < self.rate.per.get() {
+            return latest;
+        }
+        self.open_window(nanos)
+    }
+
+    #[cold]
+    fn open_window(&self, nanos: u64) -> u64 {
+        self.window
+            .update(|latest| match nanos.checked_sub(latest) {
+                // The first to ask begins the first.
+                _ if latest == 0 => Some(nanos.max(1)),
+                Some(since) if since >= self.rate.per.get() => Some(nanos - since % self.rate.per),
+                _ => None,
+            });
+        self.window.load()
+    }
+
+    /// Takes the offered token, or another if it is gone.
+    #[inline]
+    pub(super) fn take(&self, offer: Offer, now: Instant) -> Option<Taken> {
+        let mut full_at = offer.then;
+        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then.get()) {
+            full_at = self.take_another(changed, now).ok()?;
+        }
+        Some(Taken { at: now, full_at })
+    }
+
+    /// If there is none left, what the word says.
+    #[cold]
+    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, u64> {
+        loop {
+            let offer = self.offer_after(full_at, now).ok_or(full_at)?;
+            match self.full_at.replace(full_at, offer.then.get()) {
+                Ok(()) => return Ok(offer.then),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    /// Takes a token. If there is none, when the budget is full again; which nobody but the line knows, where that
+    /// [`is_line`](Self::is_line).
+    pub(super) fn take_any(&self, now: Instant) -> Result<Taken, u64> {
+        let full_at = self.take_another(self.full_at.load(), now)?;
+        Ok(Taken { at: now, full_at })
+    }
+
+    /// Whether this is what the word says while somebody is in line.
+    pub(super) const fn is_line(full_at: u64) -> bool {
+        full_at == LINE
+    }
+
+    /// Gives a token back, at `now`.
+    ///
+    /// # Errors
+    ///
+    /// If somebody is in line, to whom it belongs.
+    pub(super) fn give_back(&self, token: Taken, now: Instant) -> Result<(), InLine> {
+        // Not by `update`, during which interrupts may have to wait: a division of many steps can be in it.
+        let mut full_at = self.full_at.load();
+        loop {
+            if full_at == LINE {
+                return Err(InLine);
+            }
+            let Some(then) = self.without(token, full_at, now) else {
+                return Ok(());
+            };
+            match self.full_at.replace(full_at, then) {
+                Ok(()) => return Ok(()),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    /// What `full_at` is once `token` is given back at `now`, if that changes it.
+    pub(super) fn without(&self, token: Taken, full_at: u64, now: Instant) -> Option<u64> {
+        if self.rate.fixed_window {
+            // Into the window that it was taken from, as long as no later one has begun.
+            let window = self.window.load();
+            let passed = full_at.saturating_sub(window);
+            let is_current = token.full_at.get() > window;
+            return (is_current && 0 < passed && passed <= self.rate.per.get())
+                .then(|| full_at - 1);
+        }
+        // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
+        // part of it, up to all of what has passed since, where without it the budget would have been full; and to
+        // give that a second time would be too much.
+        // Where cells are not all of one width, its own may be narrower by one than that which is given back.
+        let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
+        let is_uneven = elapsed > 0 && self.rest != 0;
+        let elapsed = elapsed.saturating_add(u64::from(is_uneven));
+        // What was given back in between may have let others take what leads to the same moment.
+        let is_last = full_at == token.full_at.get() && full_at > self.window.load();
+        let mut then = self.back(full_at, self.one());
+        if !is_last {
+            then = then.saturating_add(elapsed);
+        }
+        if then >= full_at {
+            return None;
+        }
+        if !is_last {
+            self.window
+                .update(|latest| (latest < full_at).then_some(full_at));
+        }
+        Some(then)
+    }
+
+    /// When a token is due for who has `ahead` others before it, after what leads to `full_at`.
+    ///
+    /// Where that moment has passed it may be any such.
+    pub(super) fn turn(&self, full_at: u64, ahead: u64, now: Instant) -> Instant {
+        // `None` if it is beyond all time.
+        let turn = if self.rate.fixed_window {
+            self.turn_in_window(full_at, ahead, now)
+        } else {
+            let full_at = self.cells_later(full_at.max(now.as_nanos()), ahead);
+            full_at
+                .filter(|&full_at| self.forward(full_at).is_some())
+                .map(|full_at| self.back(full_at, self.others))
+        };
+        Instant::from_nanos(turn.unwrap_or(u64::MAX))
+    }
+
+    fn turn_in_window(&self, full_at: u64, ahead: u64, now: Instant) -> Option<u64> {
+        let window = self.window(now.as_nanos());
+        let full_at = full_at.max(window).checked_add(ahead)?;
+        full_at.checked_add(1)?;
+        let windows = (full_at - window) / self.rate.num;
+        window.checked_add(windows.checked_mul(self.rate.per.get())?)
+    }
+
+    /// From here on tokens are to be had through the line only, unless `full_at` is another by now.
+    ///
+    /// Under the lock of the line, as is [`end_line`](Self::end_line).
+    pub(super) fn begin_line(&self, full_at: u64) -> bool {
+        self.full_at.replace(full_at, LINE).is_ok()
+    }
+
+    /// Nobody is in line any more.
+    pub(super) fn end_line(&self, full_at: u64) {
+        self.full_at.store(full_at);
+    }
+
+    // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such
+    // that `num` cells are `per` exactly. A token moves the theoretical arrival time on by one cell, with
+    // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
+    // all cells are of one width, and this needs no division.
+    //
+    // Cell `c` begins at `c * per / num`, rounded up. What was added to round it up, in parts of `num`, says how
+    // wide the cells next to it are.
+
+    /// What was added where the cell of `nanos` begins.
+    #[cold]
+    fn rounded(&self, nanos: u64) -> u64 {
+        let Rate { num, per, .. } = self.rate;
+        // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
+        multiply_divide(num.get(), nanos % per, per.get()).1 % num
+    }
+
+    const fn one(&self) -> Width {
+        Width {
+            whole: self.one.get(),
+            rest: self.rest,
+        }
+    }
+
+    /// One token later; `None` if that is beyond all time.
+    #[inline]
+    fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
+        let then = self.one.checked_add(nanos)?;
+        if self.pace == Pace::Uneven && self.rest > self.rounded(nanos) {
+            return then.checked_add(1);
+        }
+        Some(then)
+    }
+
+    /// So many tokens later; `None` if that is beyond all time.
+    fn cells_later(&self, nanos: u64, tokens: u64) -> Option<u64> {
+        let Width { whole, rest } = Width::of_cells(tokens, self.one.get(), self.rest, self.rate);
+        let then = nanos.checked_add(whole)?;
+        if rest > 0 && rest > self.rounded(nanos) {
+            return then.checked_add(1);
+        }
+        Some(then)
+    }
+
+    /// So much earlier, at least 0.
+    #[inline]
+    fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
+        let then = nanos.saturating_sub(whole);
+        if self.pace == Pace::Uneven && rest + self.rounded(nanos) >= self.rate.num.get() {
+            return then.saturating_sub(1);
+        }
+        then
+    }
+}
+
+/// How the budget comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// In cells of one width.
+    Even,
+    /// In cells that are one nanosecond wider, or not.
+    Uneven,
+    /// All at once.
+    Windows,
+}
+
+/// The width of a number of cells: `whole` nanoseconds, and `rest / num` of one.
+#[derive(Clone, Copy, Debug)]
+struct Width {
+    whole: u64,
+    rest: u64,
+}
+
+impl Width {
+    const fn of(tokens: u64, rate: Rate) -> Self {
+        let (num, per) = (rate.num.get(), rate.per.get());
+        Self::of_cells(tokens, per / num, per % num, rate)
+    }
+
+    /// Of so many cells of `one` nanosecond, and `rest / num` of one, each.
+    const fn of_cells(tokens: u64, one: u64, rest: u64, rate: Rate) -> Self {
+        let (more, rest) = multiply_divide(tokens, rest, rate.num.get());
+        Self {
+            whole: one.saturating_mul(tokens).saturating_add(more),
+            rest,
+        }
+    }
+}
+
+/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the lowest of `a` on. Most processors have no
+/// arithmetic of 128 bits, and what stands in for it is large.
+const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
+    let (mut quotient, mut rest) = (0, 0);
+    // What this bit of `a` adds.
+    let (mut whole, mut part) = (0, b);
+    loop {
+        if a % 2 == 1 {
+            quotient += whole;
+            rest += part;
+            if rest >= c {
+                rest -= c;
+                quotient += 1;
+            }
+        }
+        a /= 2;
+        if a == 0 {
+            return (quotient, rest);
+        }
+        whole *= 2;
+        part *= 2;
+        if part >= c {
+            part -= c;
+            whole += 1;
+        }
+    }
+}
+
+/// Somebody is in line.
+pub(super) struct InLine;
+
+/// A token that was there when it was looked for.
+pub(super) struct Offer {
+    full_at: u64,
+    // When the budget is full if the token is taken.
+    then: NonZeroU64,
+}
+
+impl Offer {
+    /// When the budget is full again if the token is taken.
+    pub(super) const fn full_at(&self) -> u64 {
+        self.then.get()
+    }
+
+    /// The token, where nobody else can have taken it.
+    pub(super) const fn taken(self, now: Instant) -> Taken {
+        Taken {
+            at: now,
+            full_at: self.then,
+        }
+    }
+}
+
+/// A token that was taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    at: Instant,
+    // When the budget was to be full again.
+    full_at: NonZeroU64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::rng::{Rng, SplitMix64};
+
+    #[test]
+    fn a_product_is_divided_as_by_128_bits() {
+        let mut rng = SplitMix64::new(1);
+        for n in 0..50_000 {
+            let c = rng.next_range(1..1 << (n % 63 + 1)) + u64::from(n % 63 == 62);
+            let b = rng.next_range(0..c);
+            let a = rng.next_u64() >> (n % 64);
+            let (product, wide) = (u128::from(a) * u128::from(b), u128::from(c));
+            let (quotient, rest) = multiply_divide(a, b, c);
+            assert_eq!(
+                (quotient.into(), rest.into()),
+                (product / wide, product % wide)
+            );
+        }
+    }
+
+    /// The start of cell `cell`, and the cell of a moment, by the definition.
+    fn start(cell: u128, num: u128, per: u128) -> u128 {
+        (cell * per).div_ceil(num)
+    }
+
+    #[test]
+    fn a_token_is_a_cell_to_the_nanosecond() {
+        let mut rng = SplitMix64::new(2);
+        for n in 0..20_000_u32 {
+            let per = rng.next_range(1..1 << (n % 62 + 1));
+            let num = rng.next_range(1..per + 1) >> (n / 62 % 62);
+            let rate = Rate::new(num.max(1), Duration::from_nanos(per))
+                .burst(rng.next_u64() >> (n % 61 + 3));
+            let budget = Budget::new(rate);
+            let nanos = rng.next_u64() >> (n / 7 % 10 + 1);
+            let (num, per) = (u128::from(rate.num.get()), u128::from(rate.per.get()));
+            let cell = u128::from(nanos) * num / per;
+            let offset = u128::from(nanos) - start(cell, num, per);
+            assert_eq!(
+                budget.forward(nanos).map(|then| then.get().into()),
+                Some(start(cell + 1, num, per) + offset)
+            );
+            for (tokens, width) in [(1, budget.one()), (rate.others(), limiter.others)] {
+                let expected = (cell.checked_sub(tokens.into()))
+                    .map_or(0, |cell| start(cell, num, per) + offset);
+                let found = u128::from(budget.back(nanos, width));
+                // Before the first cell there is none, and what is left of its offset is as good as 0.
+                let is_before = cell < tokens.into() && found <= offset + per;
+                assert!(
+                    found == expected || is_before,
+                    "{rate:?} {nanos} {tokens}: {found}, not {expected}"
+                );
+            }
+        }
+    }
+}

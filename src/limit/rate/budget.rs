@@ -572,7 +572,7 @@ mod tests {
                 budget.forward(nanos).map(|then| then.get().into()),
                 Some(start(cell + 1, num, per) + offset)
             );
-            for (tokens, width) in [(1, budget.one()), (rate.others(), limiter.others)] {
+            for (tokens, width) in [(1, budget.one()), (rate.others(), budget.others)] {
                 let expected = (cell.checked_sub(tokens.into()))
                     .map_or(0, |cell| start(cell, num, per) + offset);
                 let found = u128::from(budget.back(nanos, width));

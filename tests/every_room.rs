@@ -97,7 +97,6 @@ fn cloned<T: Clock>() -> Vec<Room<Cloned>> {
         ("pending_requests", |s| {
             boxed(PendingRequests::<_, _, T>::new(s, CompleteOnResponse))
         }),
-        ("quarantine", |s| boxed(Quarantine::<_, T>::new(s))),
         ("rate_limit", |s| {
             boxed(RateLimit::<_, T>::new(s, Rate::new(1, SECOND)))
         }),
@@ -135,6 +134,7 @@ fn single_ones<T: Clock>() -> Vec<Room<Single>> {
             let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
             single(Balance::with_timer(endpoints, T::default()))
         }),
+        ("quarantine", |s| single(Quarantine::<_, T>::new(s))),
         ("spawn_ready", |s| single(SpawnReady::<_, u32>::new(s))),
     ]
 }

@@ -19,9 +19,9 @@ use loom::thread::{self, JoinHandle};
 
 use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
 use super::semaphore::Permit;
-use super::try_poll;
 use super::wakes::Wakes;
 use super::word::Word;
+use super::{try_poll, withdraw};
 use crate::buffer::{self, Buffer, Error};
 use crate::limit::RateLimit;
 use crate::limit::concurrency::{ConcurrencyLimit, Semaphore};
@@ -526,6 +526,33 @@ fn a_service_comes_back_from_its_task_and_the_task_ends() {
         drop(service.call(Request::new(&Arc::default())));
         join([opens]);
         // And loom waits for the task.
+    });
+}
+
+#[test]
+fn a_service_that_is_driven_is_waited_for() {
+    loom::model(|| {
+        let gate = Gate::new();
+        let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
+        let _ = try_poll(|cx| service.poll_ready(cx));
+        let opens = thread::spawn(move || gate.open());
+        block_on(poll_fn(|cx| service.poll_ready(cx))).unwrap();
+        drop(service.call(Request::new(&Arc::default())));
+        join([opens]);
+    });
+}
+
+#[test]
+fn a_wait_that_is_given_up_is_taken_up_again() {
+    loom::model(|| {
+        let gate = Gate::new();
+        let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
+        let _ = poll_once(poll_fn(|cx| service.poll_ready(cx)));
+        let opens = thread::spawn(move || gate.open());
+        let _ = withdraw(|cx| service.poll_ready(cx));
+        block_on(poll_fn(|cx| service.poll_ready(cx))).unwrap();
+        drop(service.call(Request::new(&Arc::default())));
+        join([opens]);
     });
 }
 

@@ -24,9 +24,11 @@ pub(crate) mod wakes;
 pub(crate) mod word;
 
 use core::mem::swap;
+#[cfg(feature = "std")]
+use core::panic::AssertUnwindSafe;
 use core::task::{Context, Waker};
 #[cfg(feature = "std")]
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 
 pub(crate) use self::mark::{Mark, drive, is_drive, is_try, mark, own_work, try_poll, withdraw};
 

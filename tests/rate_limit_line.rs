@@ -158,9 +158,9 @@ fn waiters_are_served_in_order() {
 fn grant_takes_one_wake_and_one_poll() {
     let (limit, timer) = used_up(one_per(10));
     let mut clients = line(&limit, 500);
-    for n in 0..500 {
+    for client in &mut clients {
         timer.advance(10 * MS);
-        assert!(clients[n].poll());
+        assert!(client.poll());
     }
     for client in &clients {
         assert_eq!((client.wakes.get(), client.polls), (1, 2));
@@ -333,8 +333,8 @@ fn panicking_waker_costs_nobody_a_wake() {
     assert!(catch_unwind(wait).is_err(), "by its own alarm");
     let before = second.wakes.get();
     let poll = AssertUnwindSafe(|| third.poll());
-    let panicked = catch_unwind(poll).is_err();
-    let _ = panicked;
+    // Whose waker is woken first is not for the test to say.
+    let _ = catch_unwind(poll);
     assert_eq!(second.wakes.get(), before + 1);
     assert!(second.poll());
     assert!(third.poll());

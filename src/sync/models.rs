@@ -725,6 +725,46 @@ fn a_fixed_window_gets_a_token_back_once() {
     loom::model(|| a_token_comes_back_once(TWO.fixed_window()));
 }
 
+/// One waits, one gives up waiting, and the token that comes back is the first one's, whoever was granted it before.
+fn a_token_comes_to_who_waits(rate: Rate) {
+    let limit = |limiter: &Arc<Limiter>| {
+        let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
+        RateLimit::with_limiter(inner, limiter.clone(), Still)
+    };
+    let limiter = Arc::new(Limiter::new(rate));
+    assert!(take_token(&limiter, true));
+    let mut held = limit(&limiter);
+    assert!(poll_once(poll_fn(|cx| held.poll_ready(cx))).is_ready());
+    let cancelled = {
+        let limiter = limiter.clone();
+        thread::spawn(move || {
+            let mut limit = limit(&limiter);
+            let _ = poll_once(poll_fn(|cx| limit.poll_ready(cx)));
+        })
+    };
+    let waits = {
+        let limiter = limiter.clone();
+        thread::spawn(move || {
+            let mut limit = limit(&limiter);
+            block_on(poll_fn(|cx| limit.poll_ready(cx))).unwrap();
+            drop(limit.call(()));
+        })
+    };
+    drop(held);
+    join([cancelled, waits]);
+    assert!(!take_token(&limiter, true));
+}
+
+#[test]
+fn a_rate_limit_gives_what_comes_back_to_who_waits() {
+    loom::model(|| a_token_comes_to_who_waits(TWO));
+}
+
+#[test]
+fn a_fixed_window_gives_what_comes_back_to_who_waits() {
+    loom::model(|| a_token_comes_to_who_waits(TWO.fixed_window()));
+}
+
 const TTL: Duration = Duration::from_secs(1);
 
 #[test]

@@ -97,7 +97,8 @@ impl RateBound {
     }
 }
 
-/// Around a rate limit, to know when a request counts: when its handle was told that it is ready.
+/// Around a rate limit, to know when a request counts: when its handle was told that it is ready, and has a token. One
+/// that is only driven is ready without.
 pub(super) struct Admission<S> {
     inner: S,
     ready_at: Option<Instant>,
@@ -121,15 +122,17 @@ impl<S: Clone> Clone for Admission<S> {
     }
 }
 
-impl<S: Service<u64>> Service<u64> for Admission<S> {
+impl<S: Service<u64> + fmt::Debug> Service<u64> for Admission<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let polled = self.inner.poll_ready(cx);
-        if polled.is_ready() {
+        if format!("{:?}", self.inner).ends_with("is_ready: true, .. }") {
             self.ready_at.get_or_insert_with(now);
+        } else {
+            self.ready_at = None;
         }
         polled
     }

@@ -187,10 +187,11 @@ pub(super) fn poll<L: AnyLimiter>(
     cx: &Context<'_>,
 ) -> Turn {
     let budget = limiter.budget();
+    let mut next = Instant::MAX;
     // Where nobody is in line, who joins none needs no lock.
     if !matches!(place, Place::InLine(..)) {
         match poll_without_line(budget, ask, place) {
-            Some(Turn::At(_)) if ask.waits => {}
+            Some(Turn::At(due)) if ask.waits => next = due,
             Some(turn) => return turn,
             None => {}
         }
@@ -201,7 +202,7 @@ pub(super) fn poll<L: AnyLimiter>(
             limiter.with_line(|line| line.poll(budget, ask, place, cx, waker, &mut farewell));
         polled.unwrap_or_else(|| {
             *place = Place::Alone;
-            poll_without_line(budget, ask, place)
+            Some(Turn::At(next))
         })
     })
 }

@@ -106,8 +106,8 @@ const GRANTS: usize = 8;
 
 /// What a [`Line`] leaves to be done outside the lock. It is done when this is dropped.
 pub(super) struct Farewell {
-    // Those who were granted tokens, and one who is to set its alarm anew.
-    woken: [Option<Waker>; GRANTS + 1],
+    // Those who were granted tokens, and two who are to set their alarms anew: who comes after one that leaves, and the first.
+    woken: [Option<Waker>; GRANTS + 2],
     len: usize,
     // Of who is polled, which need not be woken.
     discarded: Option<Waker>,
@@ -116,7 +116,7 @@ pub(super) struct Farewell {
 impl Farewell {
     pub(super) const fn new() -> Self {
         Self {
-            woken: [const { None }; GRANTS + 1],
+            woken: [const { None }; GRANTS + 2],
             len: 0,
             discarded: None,
         }

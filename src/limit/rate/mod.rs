@@ -299,6 +299,21 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
+    /// It was polled before, or is only driven.
+    #[cold]
+    fn poll_again<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<S::Error>>>
+    where
+        S: Service<Request>,
+    {
+        if is_drive(cx) {
+            self.alarm = None;
+            self.token.release();
+        } else if !matches!(self.token.place, Place::Held(_)) {
+            return self.poll_turn(self.token.timer.now(), cx);
+        }
+        self.inner.poll_ready(cx).map_err(Error::Service)
+    }
+
     /// There is no token without waiting, or others wait already.
     #[cold]
     fn poll_turn<Request>(
@@ -385,13 +400,6 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         }
         polled
     }
-
-    /// Gives up what is reserved for a request.
-    #[cold]
-    fn withdraw(&mut self) {
-        self.alarm = None;
-        self.token.release();
-    }
 }
 
 // A clone shares the budget, but not the readiness.
@@ -450,53 +458,36 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if is_drive(cx) {
-            self.withdraw();
-            return self.inner.poll_ready(cx).map_err(Error::Service);
-        }
-        match self.token.place {
-            Place::Held(_) => return self.inner.poll_ready(cx).map_err(Error::Service),
-            Place::InLine(..) | Place::Alone => {
-                return self.poll_turn(self.token.timer.now(), cx);
-            }
-            Place::Outside | Place::Passed | Place::Refused(_) => {}
+        if !matches!(self.token.place, Place::Outside) || is_drive(cx) {
+            return self.poll_again(cx);
         }
         let now = self.token.timer.now();
         if let Some(offer) = self.token.limiter.budget().offer(now) {
             // No token is kept while the inner service is not ready: tokens that pile up would be a burst when it is.
-            match self.inner.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {
-                    if let Some(token) = self.token.limiter.budget().take(offer, now) {
-                        self.token.place = Place::Held(token);
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                // It was ready, to fail, and stays so until the call.
-                Poll::Pending if matches!(self.token.place, Place::Refused(_)) => {
-                    return Poll::Ready(Ok(()));
-                }
-                other => return other.map_err(Error::Service),
+            ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
+            if let Some(token) = self.token.limiter.budget().take(offer, now) {
+                self.token.place = Place::Held(token);
+                return Poll::Ready(Ok(()));
             }
         }
         self.poll_turn(now, cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let admitted = match take(&mut self.token.place) {
-            Place::Held(_) => Ok(()),
-            Place::Refused(refusal) => Err(refusal),
-            place => {
-                self.token.place = place;
-                self.alarm = None;
-                self.token.spend()
-            }
+        let refusal = if let Place::Held(_) = self.token.place {
+            self.token.place = Place::Outside;
+            None
+        } else {
+            self.alarm = None;
+            self.token.spend().err()
         };
         ResponseFuture {
-            state: match admitted {
-                Ok(()) => State::Admitted {
+            state: match refusal {
+                None => State::Admitted {
                     inner: self.inner.call(request),
                 },
-                Err(refusal) => State::Refused { refusal },
+                Some(Refusal::Limited(limited)) => State::Limited { limited },
+                Some(Refusal::Overflow) => State::Overflow,
             },
         }
     }
@@ -520,9 +511,10 @@ pin_project! {
             #[pin]
             inner: F,
         },
-        Refused {
-            refusal: Refusal,
+        Limited {
+            limited: Limited,
         },
+        Overflow,
     }
 }
 
@@ -535,10 +527,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().state.project() {
             StateProj::Admitted { inner } => ready!(inner.poll(cx)).map_err(Error::Service),
-            StateProj::Refused { refusal } => Err(match *refusal {
-                Refusal::Limited(limited) => Error::Limited(limited),
-                Refusal::Overflow => Error::Overflow(Overflow::new()),
-            }),
+            StateProj::Limited { limited } => Err(Error::Limited(*limited)),
+            StateProj::Overflow => Err(Error::Overflow(Overflow::new())),
         })
     }
 }
@@ -607,6 +597,10 @@ impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     /// Uses a token up, or says when one is due.
     #[cold]
     fn spend(&mut self) -> Result<(), Refusal> {
+        if let Place::Refused(refusal) = self.place {
+            self.place = Place::Outside;
+            return Err(refusal);
+        }
         let now = self.timer.now();
         if let Turn::At(due) = try_poll(|cx| self.poll(now, 0, false, cx)) {
             self.release();

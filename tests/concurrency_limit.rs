@@ -199,6 +199,39 @@ fn unready_service_takes_no_permit() {
 }
 
 #[test]
+fn waiting_for_a_permit_holds_no_room() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let (buffer, worker) = campanile::buffer::pair(service, 1);
+    let mut worker = spawn(worker);
+    let limit = ConcurrencyLimit::new(buffer.clone(), 1);
+    let (mut first, mut second) = (limit.clone(), limit.clone());
+    make_ready(&mut first);
+    let mut response = spawn(first.call(1));
+    assert!(worker.poll().is_pending());
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut second).is_pending());
+    // Nor does a request that is shed.
+    let mut shed = LoadShed::new(limit.clone());
+    make_ready(&mut shed);
+    // As another attempt of the first request would.
+    make_ready(&mut buffer.clone());
+    assert!(wakes.poll_ready(&mut second).is_pending());
+    make_ready(&mut buffer.clone());
+    handle.try_next().unwrap().1.send(2);
+    assert!(ready(response.poll()).is_ok());
+    assert_eq!(wakes.get(), 1);
+    // It has the permit, and no room: others have the permit then.
+    let mut room = buffer.clone();
+    make_ready(&mut room);
+    assert!(wakes.poll_ready(&mut second).is_pending());
+    let mut other = LoadShed::new(ConcurrencyLimit::new(limit.clone(), 1));
+    make_ready(&mut other);
+    drop(room);
+    assert_eq!(wakes.get(), 2);
+    ready(wakes.poll_ready(&mut second)).unwrap();
+}
+
+#[test]
 fn deadline_that_elapsed_leaves_the_line() {
     let (service, _handle) = mock::<u32, u32>();
     let timer = ManualTimer::new();

@@ -41,6 +41,8 @@ use super::{Run, Stack};
 struct Beneath {
     /// A handle that is ready keeps others from getting ready.
     reserves: bool,
+    /// A retry may have to wait for what handles reserve.
+    retries: bool,
     /// A response that is not polled may hold a permit.
     holds: bool,
     /// A worker may panic, and all is over then.
@@ -92,6 +94,7 @@ impl<'a> Builder<'a> {
     ///
     /// In some stacks a request can wait for what is kept for nobody, as is documented where it is so:
     ///
+    /// - A buffer that keeps its service ready keeps what a retry beneath it may need.
     /// - The endpoints of a balancer that are ready, and are not chosen, keep what they reserve from each other.
     /// - An unreserved limit calls before there is a permit: what the call holds, others may need.
     ///
@@ -101,6 +104,7 @@ impl<'a> Builder<'a> {
             reserves,
             holds,
             panics,
+            ..
         } = self.beneath;
         let kind = self.dice.number(0..14);
         let waits_for_itself = match kind {
@@ -224,6 +228,10 @@ impl<'a> Builder<'a> {
         let dice = &mut *self.dice;
         let (bound, unreserved) = (dice.size(1..6), dice.chance(0.2));
         let keep_ready = dice.chance(0.2);
+        let keeps_from_retries = keep_ready && self.beneath.retries;
+        self.run
+            .is_hasty
+            .set(self.run.is_hasty.get() || keeps_from_retries);
         let name = if unreserved { " unreserved" } else { "" };
         let kept = if keep_ready { " kept ready" } else { "" };
         self.run.say(format_args!("buffer {bound}{name}{kept}"));
@@ -250,6 +258,7 @@ impl<'a> Builder<'a> {
         self.run.wavers.set(false);
         self.beneath = Beneath {
             reserves: !unreserved,
+            retries: false,
             ..self.beneath
         };
         boxed(buffer)
@@ -459,6 +468,7 @@ impl<'a> Builder<'a> {
         let left = self.dice.number(1..3);
         let wait = self.dice.millis(0..50);
         self.run.multiply_attempts(left + 1);
+        self.beneath.retries |= self.beneath.reserves;
         let inner = self.probed(inner, None);
         if self.dice.chance(0.5) {
             self.run.say(format_args!("retry {left}"));

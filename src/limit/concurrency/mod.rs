@@ -10,7 +10,8 @@
 //!
 //! By default `poll_ready` takes the permit, as tower's does, but asks the inner service first: a permit is only taken for
 //! a request that can go on, and is given back when the inner service is not ready any more. So a caller of a service that
-//! is never ready starves no other caller on the same semaphore. A handle that was polled ready keeps its permit until it
+//! is never ready starves no other caller on the same semaphore. While a handle waits in line, its inner service reserves
+//! nothing, since requests that have a permit may need that, for another attempt say. A handle that was polled ready keeps its permit until it
 //! calls or is dropped, and handles that idle in that state can keep the others waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
 //! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
@@ -69,7 +70,8 @@ use core::task::{Context, Poll};
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::{Layer, Service, load::Load, sync::is_drive};
+use crate::sync::{drive, is_drive, is_try};
+use crate::{Layer, Service, load::Load};
 
 #[cfg(feature = "async-lock")]
 mod async_lock;
@@ -213,6 +215,8 @@ pub struct ConcurrencyLimit<S, C = Permit> {
     inner: S,
     claim: C,
     unreserved: bool,
+    // For the permit, and not for the inner service.
+    is_in_line: bool,
 }
 
 #[cfg(feature = "std")]
@@ -254,6 +258,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
             inner,
             claim: semaphore.claim(),
             unreserved: false,
+            is_in_line: false,
         }
     }
 
@@ -265,7 +270,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// around it has nothing to go by.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
-        self.claim.release();
+        self.leave();
         self.unreserved = true;
         self
     }
@@ -298,7 +303,8 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
 
     accessors!(S);
 
-    /// The inner service is asked first: who holds a permit can go on with it.
+    /// The inner service is asked first, so that who holds a permit can go on. Neither is held while the other is waited
+    /// for: requests that have a permit may need what the inner service would have reserved here.
     fn poll_limited<Request>(
         &mut self,
         cx: &mut Context<'_>,
@@ -306,16 +312,47 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     where
         S: Service<Request>,
     {
+        if self.is_in_line && !is_drive(cx) {
+            if self.claim.poll_acquire::<S::Error>(cx).is_pending() {
+                return self.wait_in_line(cx);
+            }
+            self.is_in_line = false;
+        }
         let polled = self.inner.poll_ready(cx);
         if !matches!(polled, Poll::Ready(Ok(()))) || is_drive(cx) {
-            self.claim.release();
+            self.leave();
             return polled.map_err(C::Error::from);
         }
         // Refused, a claim is made again by the response future, whose error is the request's alone.
         if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
-            return Poll::Pending;
+            self.is_in_line = !is_try(cx);
+            return self.wait_in_line(cx);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// There is no permit: meanwhile the inner service reserves nothing, and goes on with work of its own.
+    #[cold]
+    fn wait_in_line<Request>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), C::Error<S::Error>>>
+    where
+        S: Service<Request>,
+    {
+        match drive(cx.waker(), |cx| self.inner.poll_ready(cx)) {
+            Poll::Ready(Err(error)) => {
+                self.leave();
+                Poll::Ready(Err(error.into()))
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Gives up the permit, or the place in the line.
+    fn leave(&mut self) {
+        self.claim.release();
+        self.is_in_line = false;
     }
 
     fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
@@ -325,6 +362,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         let next = self.claim.another();
         // Out of the service first: if the call panics, the permit goes with this claim.
         let claim = replace(&mut self.claim, next);
+        self.is_in_line = false;
         Limited {
             inner: Some(self.inner.call(request)),
             claim,
@@ -359,6 +397,7 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
             inner: self.inner.clone(),
             claim: self.claim.another(),
             unreserved: self.unreserved,
+            is_in_line: false,
         }
     }
 }

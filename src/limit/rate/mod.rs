@@ -89,7 +89,7 @@
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
 use core::fmt;
-use core::mem::take;
+use core::mem::{replace, take};
 use core::ops::Deref;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -100,7 +100,7 @@ use pin_project_lite::pin_project;
 use crate::runtime::saturating_nanos;
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 use crate::sync::heap::Shared as Arc;
-use crate::sync::{is_drive, is_try, try_poll};
+use crate::sync::{drive, is_drive, is_try, try_poll};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod budget;
@@ -249,6 +249,8 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     // There while the handle waits for its turn; `due` is what it is set to.
     alarm: Option<T::Alarm>,
     due: Instant,
+    // The inner service was asked in vain, and may hold a place in a line of its own.
+    is_asked: bool,
 }
 
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
@@ -281,6 +283,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             patience: u64::MAX,
             alarm: None,
             due: Instant::MAX,
+            is_asked: false,
         }
     }
 
@@ -307,11 +310,14 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     {
         if is_drive(cx) {
             self.alarm = None;
+            self.is_asked = false;
             self.token.release();
-        } else if !matches!(self.token.place, Place::Held(_)) {
-            return self.poll_turn(self.token.timer.now(), cx);
+            return self.inner.poll_ready(cx).map_err(Error::Service);
         }
-        self.inner.poll_ready(cx).map_err(Error::Service)
+        if let Place::Held(_) = self.token.place {
+            return self.poll_inner(None, cx);
+        }
+        self.poll_turn(self.token.timer.now(), cx)
     }
 
     /// There is no token without waiting, or others wait already.
@@ -330,13 +336,19 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             _ => None,
         };
         let waits = refusal.is_none() && !is_try(cx);
+        // A turn is of no use before the inner service is ready, and to take one that others need and to pass it on again
+        // would go round for as long as it is not.
+        if let Place::Passed = self.token.place {
+            self.is_asked = true;
+            ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
+        }
         // An alarm may be ready though its moment has not come: asking twice is enough for one poll.
         for _ in 0..2 {
             match (self.token.poll(now, self.patience, waits, cx), refusal) {
                 (Turn::Settled, _) => {
                     self.alarm = None;
                     if let Place::Refused(_) = self.token.place {
-                        return Poll::Ready(Ok(()));
+                        return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
                     }
                     return self.poll_inner(refusal, cx);
                 }
@@ -347,13 +359,33 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                     };
                     return Poll::Ready(Ok(()));
                 }
-                (Turn::At(due), None) if waits => ready!(self.poll_alarm(due, cx)),
-                (Turn::At(_), None) => return Poll::Pending,
+                (Turn::At(due), None) => {
+                    if !waits || self.poll_alarm(due, cx).is_pending() {
+                        return self.withdraw(cx).map_or(Poll::Pending, Poll::Ready);
+                    }
+                }
             }
             now = self.token.timer.now();
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
+        self.withdraw(cx).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Has an inner service that was asked give up what it reserved, since there is no token for it; says if it fails.
+    fn withdraw<Request>(&mut self, cx: &mut Context<'_>) -> Option<Result<(), Error<S::Error>>>
+    where
+        S: Service<Request>,
+    {
+        if !replace(&mut self.is_asked, false) {
+            return None;
+        }
+        match drive(cx.waker(), |cx| self.inner.poll_ready(cx)) {
+            Poll::Ready(Err(error)) => {
+                self.token.release();
+                Some(Err(Error::Service(error)))
+            }
+            _ => None,
+        }
     }
 
     /// The turn has come. If the inner service is not ready, it is another's.
@@ -369,6 +401,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         if let Poll::Ready(Ok(())) = polled {
             return Poll::Ready(Ok(()));
         }
+        self.is_asked = true;
         self.token.release();
         if let Some(refusal) = refusal.filter(|_| polled.is_pending()) {
             self.token.place = Place::Refused(refusal);
@@ -464,11 +497,17 @@ where
         let now = self.token.timer.now();
         if let Some(offer) = self.token.limiter.budget().offer(now) {
             // No token is kept while the inner service is not ready: tokens that pile up would be a burst when it is.
-            ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
+            let polled = self.inner.poll_ready(cx);
+            if polled.is_pending() {
+                self.is_asked = true;
+                return Poll::Pending;
+            }
+            ready!(polled).map_err(Error::Service)?;
             if let Some(token) = self.token.limiter.budget().take(offer, now) {
                 self.token.place = Place::Held(token);
                 return Poll::Ready(Ok(()));
             }
+            self.is_asked = true;
         }
         self.poll_turn(now, cx)
     }

@@ -26,7 +26,7 @@ use crate::Timer;
 /// let runtime = Runtime::new(Rc::downgrade(&executor), SharedTimer::new(Smol));
 /// let builder = ServiceBuilder::with_runtime(runtime)
 ///     .buffer::<u32>(16)
-///     .spawn_ready()
+///     .spawn_ready::<u32>()
 ///     .timeout(Duration::from_secs(1));
 /// # let _ = builder;
 /// # }

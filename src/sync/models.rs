@@ -733,8 +733,13 @@ fn a_token_comes_to_who_waits(rate: Rate) {
     };
     let limiter = Arc::new(Limiter::new(rate));
     assert!(take_token(&limiter, true));
+    // What loom watches is made by the thread that uses it first, which is to be this one.
+    assert!(take_token(&limiter, false));
     let mut held = limit(&limiter);
     assert!(poll_once(poll_fn(|cx| held.poll_ready(cx))).is_ready());
+    let mut first = limit(&limiter);
+    assert!(poll_once(poll_fn(|cx| first.poll_ready(cx))).is_pending());
+    drop(first);
     let cancelled = {
         let limiter = limiter.clone();
         thread::spawn(move || {

@@ -561,7 +561,7 @@ mod tests {
                     }
                     4 if cache.ready_len() > 0 => {
                         let index = below(cache.ready_len() as u64) as usize;
-                        let _ = cache.call_ready_index(index, ());
+                        drop(cache.call_ready_index(index, ()));
                     }
                     5 => {
                         let index = below(6) as usize;

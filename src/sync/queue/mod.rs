@@ -2,10 +2,10 @@
 
 use core::cell::RefCell;
 use core::fmt;
-use core::iter::{from_fn, once};
+use core::iter::from_fn;
 use core::mem::{swap, take};
 use core::pin::Pin;
-use core::task::{Context, Poll, Waker, ready};
+use core::task::{Context, Poll, ready};
 
 #[cfg(feature = "critical-section")]
 use critical_section::Mutex;
@@ -401,8 +401,9 @@ pub trait Channel: Clone {
                 state.worker.take()
             })
         });
-        if let Some(worker) = worker {
-            wake_all(worker.into_iter().chain(self.refused_room()));
+        if let Some(mut worker) = worker {
+            let room = || self.with(|state| Self::Storage::view(&mut state.room).release());
+            wake_all(from_fn(|| worker.take().or_else(room)));
         }
     }
 
@@ -482,21 +483,16 @@ pub trait Channel: Clone {
             return;
         };
         // The slots stay for their senders, who take the reason from them.
-        let first = Refused {
+        let mut first = Some(Refused {
             waiter: sender,
             worker,
             ..Refused::default()
-        };
-        let rest = from_fn(|| self.with(State::refuse));
-        for_all(once(first).chain(rest), |refused| {
+        });
+        let all = from_fn(|| first.take().or_else(|| self.with(State::refuse)));
+        for_all(all, |refused| {
             let _waiter = Late(refused.waiter);
             drop((refused.message, refused.worker));
         });
-    }
-
-    /// Those who wait for room, since there will be none.
-    fn refused_room(&self) -> impl Iterator<Item = Waker> {
-        from_fn(|| self.with(|state| Self::Storage::view(&mut state.room).release()))
     }
 }
 #[cfg(all(test, feature = "std"))]

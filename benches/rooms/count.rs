@@ -50,6 +50,29 @@ pub(crate) struct Outcome {
     pub(crate) elapsed: Duration,
 }
 
+/// From when on allocations count.
+pub(crate) struct Counted {
+    allocations: u64,
+    bytes: u64,
+    start: Instant,
+}
+
+impl Counted {
+    pub(crate) fn begin() -> Self {
+        Self {
+            allocations: ALLOCATIONS.load(Relaxed),
+            bytes: BYTES.load(Relaxed),
+            start: Instant::now(),
+        }
+    }
+
+    pub(crate) fn end(self, outcome: &mut Outcome) {
+        outcome.elapsed = self.start.elapsed();
+        outcome.allocations = ALLOCATIONS.load(Relaxed) - self.allocations;
+        outcome.bytes = BYTES.load(Relaxed) - self.bytes;
+    }
+}
+
 /// What is kept is made by the first requests, and not counted.
 const FIRST: u64 = 512;
 

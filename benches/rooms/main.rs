@@ -5,6 +5,7 @@
 //! rooms run ROOM WHOSE LEAF COUNT  so many requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
 //!                                  Prints the right answers, the allocations and their bytes that came after the
 //!                                  first requests, and the bytes of a response future.
+//! rooms polls                      how often handles of rate limits are polled that are waited for
 //! rooms clock [ROOM..]             wall clock, in rounds that take turns
 //! rooms buffers                    wall clock of buffers, by callers and bound
 //! rooms limits                     wall clock of concurrency limits, by callers and limit
@@ -16,6 +17,7 @@
 
 #[cfg(all(feature = "async-std", feature = "smol"))]
 mod clock;
+mod contended;
 mod count;
 mod host;
 mod leaf;
@@ -32,9 +34,8 @@ fn main() -> ExitCode {
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["list"] => list::rooms()
-            .iter()
-            .for_each(|room| println!("{}", room.name)),
+        ["list"] => rooms().for_each(|room| println!("{}", room.name)),
+        ["polls"] => contended::polls(),
         ["run", room, whose, leaf, count] => return run(room, whose, leaf, count),
         #[cfg(all(feature = "async-std", feature = "smol"))]
         ["clock", ref rooms @ ..] => clock::run(rooms),
@@ -42,14 +43,19 @@ fn main() -> ExitCode {
         ["buffers"] => shared::run_buffers(),
         #[cfg(all(feature = "async-std", feature = "smol"))]
         ["limits"] => shared::run_limits(),
-        _ => println!("rooms list | run ROOM WHOSE LEAF COUNT | clock [ROOM..] | buffers | limits"),
+        _ => println!(
+            "rooms list | run ROOM WHOSE LEAF COUNT | polls | clock [ROOM..] | buffers | limits"
+        ),
     }
     ExitCode::SUCCESS
 }
 
+fn rooms() -> impl Iterator<Item = list::Room> {
+    list::rooms().into_iter().chain(contended::rooms())
+}
+
 fn run(name: &str, whose: &str, leaf: &str, count: &str) -> ExitCode {
-    let rooms = list::rooms();
-    let room = rooms.iter().find(|room| room.name == name);
+    let room = rooms().find(|room| room.name == name);
     let (Some(room), Ok(count)) = (room, count.parse()) else {
         eprintln!("no such room, or no such count: {name} {count}");
         return ExitCode::FAILURE;

@@ -28,6 +28,7 @@ mod own {
         fn layer(&self, inner: S) -> Self::Service;
     }
 
+    #[allow(clippy::needless_lifetimes, reason = "as it is written in tower-layer")]
     impl<'a, T, S> Layer<S> for &'a T
     where
         T: ?Sized + Layer<S>,

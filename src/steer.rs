@@ -234,15 +234,12 @@ impl Readiness {
         if services.is_empty() {
             return Poll::Ready(Err(Error::Empty(Empty::new())));
         }
-        let mark = mark(cx);
-        let polled = match self.phase {
-            Phase::Failed => return Poll::Ready(Err(Error::Failed(Failed::new()))),
-            _ if mark == Some(Mark::Drive) => self.drive(services, cx),
-            Phase::Ready => return Poll::Ready(Ok(())),
-            Phase::Unready => match self.poll_unready(services, cx) {
-                Poll::Pending if mark == Some(Mark::Try) => self.withdraw(services),
-                polled => polled,
-            },
+        if let Phase::Failed = self.phase {
+            return Poll::Ready(Err(Error::Failed(Failed::new())));
+        }
+        let polled = match mark(cx) {
+            None => self.poll_unready(services, cx),
+            Some(mark) => self.poll_marked(mark, services, cx),
         };
         polled.map_err(|error| {
             self.phase = Phase::Failed;
@@ -250,11 +247,30 @@ impl Readiness {
         })
     }
 
+    #[cold]
+    fn poll_marked<S: Service<Req>, Req>(
+        &mut self,
+        mark: Mark,
+        services: &mut [S],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>> {
+        match mark {
+            Mark::Drive => self.drive(services, cx),
+            Mark::Try => match self.poll_unready(services, cx) {
+                Poll::Pending => self.withdraw(services),
+                polled => polled,
+            },
+        }
+    }
+
     fn poll_unready<S: Service<Req>, Req>(
         &mut self,
         services: &mut [S],
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), S::Error>> {
+        if let Phase::Ready = self.phase {
+            return Poll::Ready(Ok(()));
+        }
         ready!(match services.get_mut(self.start) {
             // After a call there is one to ask.
             Some(called) if self.start == self.end => called.poll_ready(cx),

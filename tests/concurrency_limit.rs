@@ -800,7 +800,7 @@ async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
                 .unwrap();
             let mut response = Box::pin(limit.call(0));
             response.as_mut().await.unwrap_err();
-            response
+            [response]
         })
     });
     // All of them are kept.

@@ -130,7 +130,7 @@ pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, f: impl FnMut(T)) {
 
     let items = items.into_iter();
     let mut rest = Rest { items, f };
-    while let Some(item) = rest.items.next() {
+    for item in rest.items.by_ref() {
         (rest.f)(item);
     }
 }

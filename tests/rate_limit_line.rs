@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::{
     AnyLimiter, Error, Limiter, LocalLimiter, Overflow, Rate, RateLimit, Shared,
 };
@@ -455,6 +456,58 @@ fn never_ready_service_takes_no_token() {
         }
     }
     assert!(served >= 98, "{served}");
+}
+
+#[test]
+fn useless_turn_goes_round_nowhere() {
+    let (limit, timer) = used_up(one_per(10));
+    let busy = Inner::default();
+    busy.busy.set(true);
+    // Handles of one task, which polls all of them whenever it is woken.
+    let task = WakeCount::new();
+    let mut handles: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = Client::new(limit.clone());
+            client.wakes = task.clone();
+            *client.limit.get_mut() = busy.clone();
+            assert!(!client.poll());
+            client
+        })
+        .collect();
+    timer.advance(10 * MS);
+    let mut seen = 0;
+    for _ in 0..6 {
+        if task.get() == seen {
+            return;
+        }
+        seen = task.get();
+        assert!(!handles.iter_mut().any(Client::poll));
+    }
+    panic!("it is woken again and again");
+}
+
+#[test]
+fn waiting_in_line_holds_nothing_inside() {
+    let timer = ManualTimer::new();
+    let semaphore = Semaphore::new(1);
+    let inner = ConcurrencyLimit::with_semaphore(Inner::default(), semaphore.clone());
+    let mut busy = inner.clone();
+    assert!(WakeCount::new().poll_ready(&mut busy).is_ready());
+    let limit = RateLimit::with_timer(inner, one_per(10), timer.clone());
+    let mut client = Client::new(limit.clone());
+    // There is a token, and no permit.
+    assert!(!client.poll());
+    drop(busy);
+    // The permit is for it, and now the token is another's.
+    assert_eq!(semaphore.available_permits(), 0);
+    let mut other = Client::new(limit.clone());
+    *other.limit.get_mut() = ConcurrencyLimit::new(Inner::default(), 1);
+    assert!(other.poll());
+    assert!(!client.poll());
+    assert_eq!(semaphore.available_permits(), 1);
+    timer.advance(10 * MS);
+    assert!(client.poll());
+    assert_eq!(semaphore.available_permits(), 0);
 }
 
 #[test]

@@ -4,15 +4,34 @@
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use campanile::Service;
 
 use crate::count::{Counted, Outcome};
-use crate::leaf::{Leaf, answer};
+use crate::leaf::{Answer, Failed, Leaf, answer};
 use crate::list::{Pair, Room};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A type of its own: what is made for one caller alone is inlined there, and the other rooms are to stay as they are.
+#[derive(Clone, Copy)]
+struct Waited<const PENDING: bool>(Leaf<PENDING>);
+
+impl<const PENDING: bool> Service<u64> for Waited<PENDING> {
+    type Response = u64;
+    type Error = Failed;
+    type Future = Answer<PENDING>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, n: u64) -> Self::Future {
+        self.0.call(n)
+    }
+}
 
 /// How often handles were polled for readiness.
 static POLLS: AtomicU64 = AtomicU64::new(0);
@@ -20,14 +39,14 @@ static POLLS: AtomicU64 = AtomicU64::new(0);
 fn ours<const PENDING: bool, const WAITERS: u64>(count: u64) -> Outcome {
     run::<_, WAITERS>(count, || {
         let rate = campanile::limit::Rate::new(1, MILLISECOND);
-        campanile::tokio::limit::RateLimit::new(Leaf::<PENDING>, rate)
+        campanile::tokio::limit::RateLimit::new(Waited::<PENDING>(Leaf), rate)
     })
 }
 
 fn towers<const PENDING: bool, const WAITERS: u64>(count: u64) -> Outcome {
     run::<_, WAITERS>(count, || {
         let rate = tower::limit::rate::Rate::new(1, MILLISECOND);
-        let limit = tower::limit::RateLimit::new(Leaf::<PENDING>, rate);
+        let limit = tower::limit::RateLimit::new(Waited::<PENDING>(Leaf), rate);
         tower::buffer::Buffer::new(limit, WAITERS as usize)
     })
 }

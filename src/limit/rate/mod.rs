@@ -246,7 +246,7 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     token: Token<T, H>,
     // Nanoseconds.
     patience: u64,
-    // There while the handle waits for its turn; `due` is what it is set to.
+    // Set in place, where it has rung before; `due` is what it is set to, or never.
     alarm: Option<T::Alarm>,
     due: Instant,
     // The inner service was asked in vain, and may hold a place in a line of its own.
@@ -346,7 +346,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         for _ in 0..2 {
             match (self.token.poll(now, self.patience, waits, cx), refusal) {
                 (Turn::Settled, _) => {
-                    self.alarm = None;
+                    self.disarm(now);
                     if let Place::Refused(_) = self.token.place {
                         return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
                     }
@@ -409,6 +409,28 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         }
         self.token.place = Place::Passed;
         polled.map_err(Error::Service)
+    }
+
+    /// Takes a token for a call without readiness, or says why there is none.
+    #[cold]
+    fn call_unready(&mut self) -> Option<Refusal> {
+        self.alarm = None;
+        self.token.spend().err()
+    }
+
+    /// The inner service is not ready, though there is a token.
+    #[cold]
+    fn inner_unready<E>(&mut self, polled: Poll<Result<(), E>>) -> Poll<Result<(), Error<E>>> {
+        self.is_asked = true;
+        polled.map_err(Error::Service)
+    }
+
+    /// Nobody waits at `now`: no alarm stays armed. One whose moment has come is kept, to be set again.
+    fn disarm(&mut self, now: Instant) {
+        if self.due > now {
+            self.alarm = None;
+        }
+        self.due = Instant::MAX;
     }
 
     fn poll_alarm(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
@@ -497,12 +519,10 @@ where
         let now = self.token.timer.now();
         if let Some(offer) = self.token.limiter.budget().offer(now) {
             // No token is kept while the inner service is not ready: tokens that pile up would be a burst when it is.
-            let polled = self.inner.poll_ready(cx);
-            if polled.is_pending() {
-                self.is_asked = true;
-                return Poll::Pending;
+            match self.inner.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                other => return self.inner_unready(other),
             }
-            ready!(polled).map_err(Error::Service)?;
             if let Some(token) = self.token.limiter.budget().take(offer, now) {
                 self.token.place = Place::Held(token);
                 return Poll::Ready(Ok(()));
@@ -517,8 +537,7 @@ where
             self.token.place = Place::Outside;
             None
         } else {
-            self.alarm = None;
-            self.token.spend().err()
+            self.call_unready()
         };
         ResponseFuture {
             state: match refusal {

@@ -11,7 +11,9 @@
 //! By default `poll_ready` takes the permit, as tower's does, but asks the inner service first: a permit is only taken for
 //! a request that can go on, and is given back when the inner service is not ready any more. So a caller of a service that
 //! is never ready starves no other caller on the same semaphore. While a handle waits in line, its inner service reserves
-//! nothing, since requests that have a permit may need that, for another attempt say. A handle that was polled ready keeps its permit until it
+//! nothing, since requests that have a permit may need that, for another attempt say. Where the inner service is contended
+//! too, both are seldom there at once: a handle whose inner service was ready twice, each time without a permit, keeps its
+//! next permit while it waits for the inner service. A handle that was polled ready keeps its permit until it
 //! calls or is dropped, and handles that idle in that state can keep the others waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
 //! future waits for its permit before it is first polled. A handle that is called without having been polled
 //! ready does the same.
@@ -67,10 +69,11 @@ use core::fmt;
 use core::mem::replace;
 use core::task::{Context, Poll};
 
+use super::LetGo;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::sync::{drive, is_drive, is_try};
+use crate::sync::{drive, is_drive, is_try, withdraw};
 use crate::{Layer, Service, load::Load};
 
 #[cfg(feature = "async-lock")]
@@ -215,8 +218,19 @@ pub struct ConcurrencyLimit<S, C = Permit> {
     inner: S,
     claim: C,
     unreserved: bool,
-    // For the permit, and not for the inner service.
-    is_in_line: bool,
+    waits: Waits,
+    let_go: LetGo,
+}
+
+/// What a handle waited for when it was last polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// Nothing.
+    No,
+    /// The inner service, which may be in a line of its own.
+    ForInner,
+    /// The permit.
+    InLine,
 }
 
 #[cfg(feature = "std")]
@@ -258,7 +272,8 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
             inner,
             claim: semaphore.claim(),
             unreserved: false,
-            is_in_line: false,
+            waits: Waits::No,
+            let_go: LetGo::NEVER,
         }
     }
 
@@ -312,23 +327,47 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     where
         S: Service<Request>,
     {
-        if self.is_in_line && !is_drive(cx) {
-            if self.claim.poll_acquire::<S::Error>(cx).is_pending() {
+        if self.waits != Waits::No {
+            if self.waits == Waits::InLine
+                && !is_drive(cx)
+                && self.claim.poll_acquire::<S::Error>(cx).is_pending()
+            {
                 return self.wait_in_line(cx);
             }
-            self.is_in_line = false;
+            self.waits = Waits::No;
         }
         let polled = self.inner.poll_ready(cx);
         if !matches!(polled, Poll::Ready(Ok(()))) || is_drive(cx) {
-            self.leave();
-            return polled.map_err(C::Error::from);
+            return self.inner_unready(polled, cx);
         }
         // Refused, a claim is made again by the response future, whose error is the request's alone.
         if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
-            self.is_in_line = !is_try(cx);
+            if !is_try(cx) {
+                self.waits = Waits::InLine;
+                self.let_go.count();
+            }
             return self.wait_in_line(cx);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The inner service is not ready, or only driven: the permit is another's, but see [`LetGo`].
+    #[cold]
+    fn inner_unready<E>(
+        &mut self,
+        polled: Poll<Result<(), E>>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), C::Error<E>>> {
+        if polled.is_ready() || is_drive(cx) {
+            self.let_go = LetGo::NEVER;
+        }
+        if !self.let_go.is_enough() || is_try(cx) {
+            self.leave();
+        }
+        if polled.is_pending() && !is_drive(cx) && !is_try(cx) {
+            self.waits = Waits::ForInner;
+        }
+        polled.map_err(C::Error::from)
     }
 
     /// There is no permit: meanwhile the inner service reserves nothing, and goes on with work of its own.
@@ -352,7 +391,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// Gives up the permit, or the place in the line.
     fn leave(&mut self) {
         self.claim.release();
-        self.is_in_line = false;
+        self.waits = Waits::No;
     }
 
     fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
@@ -362,7 +401,11 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         let next = self.claim.another();
         // Out of the service first: if the call panics, the permit goes with this claim.
         let claim = replace(&mut self.claim, next);
-        self.is_in_line = false;
+        self.let_go = LetGo::NEVER;
+        // Called without being ready, it waits for the permit: a place that it has further in would be held meanwhile.
+        if replace(&mut self.waits, Waits::No) == Waits::ForInner {
+            let _ = withdraw(|cx| self.inner.poll_ready(cx));
+        }
         Limited {
             inner: Some(self.inner.call(request)),
             claim,
@@ -397,7 +440,8 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
             inner: self.inner.clone(),
             claim: self.claim.another(),
             unreserved: self.unreserved,
-            is_in_line: false,
+            waits: Waits::No,
+            let_go: LetGo::NEVER,
         }
     }
 }

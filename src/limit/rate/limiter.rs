@@ -189,7 +189,7 @@ pub(super) fn poll<L: AnyLimiter>(
     let budget = limiter.budget();
     let mut next = Instant::MAX;
     // Where nobody is in line, who joins none needs no lock.
-    if !matches!(place, Place::InLine(..)) {
+    if !matches!(place, Place::InLine(_)) {
         match poll_without_line(budget, ask, place) {
             Some(Turn::At(due)) if ask.waits => next = due,
             Some(turn) => return turn,
@@ -230,7 +230,7 @@ pub(super) fn leave<L: AnyLimiter>(limiter: &L, place: &mut Place, now: Instant)
     let budget = limiter.budget();
     let mut farewell = Farewell::new();
     match core::mem::take(place) {
-        Place::InLine(index, _) => {
+        Place::InLine(index) => {
             limiter.with_line(|line| line.leave(budget, index, now, &mut farewell));
         }
         Place::Held(token) if budget.give_back(token, now).is_err() => {

@@ -60,8 +60,8 @@ pub(super) enum Place {
     Outside,
     /// It had its turn, when its inner service was not ready. Its next place in line is the first.
     Passed,
-    /// In line, until that moment at the most.
-    InLine(Index, Instant),
+    /// In line.
+    InLine(Index),
     /// Waits where there is no line.
     Alone,
     /// Has a token.
@@ -161,12 +161,13 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         farewell: &mut Farewell,
     ) -> Option<Turn> {
         let own = match *place {
-            Place::InLine(index, _) => Some(index),
+            Place::InLine(index) => Some(index),
             _ => None,
         };
         self.grant(budget, ask.now, own, farewell);
         let turn = match *place {
-            Place::InLine(index, until) => {
+            Place::InLine(index) => {
+                let until = ask.until;
                 let ahead = self.ahead(index);
                 let due = budget.turn(self.full_at, ahead, ask.now);
                 let next = budget.turn(self.full_at, 0, ask.now);
@@ -258,7 +259,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             } else {
                 self.queue.push_back(&mut self.waiters, index);
             }
-            *place = Place::InLine(index, ask.until);
+            *place = Place::InLine(index);
             return Some(Turn::At(due));
         }
     }

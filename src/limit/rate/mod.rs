@@ -44,7 +44,9 @@
 //!
 //! It is not asked while a handle waits for its turn, so that nothing of it is reserved meanwhile. If it is not ready when
 //! the turn comes, the token goes to the next in line, and the handle is the first in line when it asks again. So a handle
-//! whose inner service is never ready takes nothing from the others.
+//! whose inner service is never ready takes nothing from the others. Where the inner service is contended too, both are seldom
+//! there at once: a handle whose inner service was ready twice, each time without a token, keeps its next token while it
+//! waits for the inner service.
 //!
 //! # Without an allocator
 //!
@@ -97,10 +99,11 @@ use core::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use super::LetGo;
 use crate::runtime::saturating_nanos;
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 use crate::sync::heap::Shared as Arc;
-use crate::sync::{drive, is_drive, is_try, try_poll};
+use crate::sync::{drive, is_drive, is_try, try_poll, withdraw};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod budget;
@@ -251,6 +254,7 @@ pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     due: Instant,
     // The inner service was asked in vain, and may hold a place in a line of its own.
     is_asked: bool,
+    let_go: LetGo,
 }
 
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
@@ -279,11 +283,13 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                 limiter,
                 timer,
                 place: Place::Outside,
+                until: Instant::MAX,
             },
             patience: u64::MAX,
             alarm: None,
             due: Instant::MAX,
             is_asked: false,
+            let_go: LetGo::NEVER,
         }
     }
 
@@ -311,6 +317,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         if is_drive(cx) {
             self.alarm = None;
             self.is_asked = false;
+            self.let_go = LetGo::NEVER;
             self.token.release();
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
@@ -341,6 +348,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         if let Place::Passed = self.token.place {
             self.is_asked = true;
             ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
+            self.let_go.count();
         }
         // An alarm may be ready though its moment has not come: asking twice is enough for one poll.
         for _ in 0..2 {
@@ -357,7 +365,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                         Refusal::Limited(_) => Place::refused(due, now),
                         Refusal::Overflow => Place::Refused(refusal),
                     };
-                    return Poll::Ready(Ok(()));
+                    return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
                 }
                 (Turn::At(due), None) => {
                     if !waits || self.poll_alarm(due, cx).is_pending() {
@@ -388,7 +396,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         }
     }
 
-    /// The turn has come. If the inner service is not ready, it is another's.
+    /// The turn has come. If the inner service is not ready, it is another's, but see [`LetGo`].
     fn poll_inner<Request>(
         &mut self,
         refusal: Option<Refusal>,
@@ -399,13 +407,17 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     {
         let polled = self.inner.poll_ready(cx);
         if let Poll::Ready(Ok(())) = polled {
+            self.let_go = LetGo::NEVER;
             return Poll::Ready(Ok(()));
+        }
+        if polled.is_pending() && self.let_go.is_enough() && refusal.is_none() && !is_try(cx) {
+            return Poll::Pending;
         }
         self.is_asked = true;
         self.token.release();
         if let Some(refusal) = refusal.filter(|_| polled.is_pending()) {
             self.token.place = Place::Refused(refusal);
-            return Poll::Ready(Ok(()));
+            return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
         }
         self.token.place = Place::Passed;
         polled.map_err(Error::Service)
@@ -413,9 +425,17 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
 
     /// Takes a token for a call without readiness, or says why there is none.
     #[cold]
-    fn call_unready(&mut self) -> Option<Refusal> {
+    fn call_unready<Request>(&mut self) -> Option<Refusal>
+    where
+        S: Service<Request>,
+    {
         self.alarm = None;
-        self.token.spend().err()
+        self.let_go = LetGo::NEVER;
+        let refusal = self.token.spend().err()?;
+        if replace(&mut self.is_asked, false) {
+            let _ = withdraw(|cx| self.inner.poll_ready(cx));
+        }
+        Some(refusal)
     }
 
     /// The inner service is not ready, though there is a token.
@@ -537,7 +557,7 @@ where
             self.token.place = Place::Outside;
             None
         } else {
-            self.call_unready()
+            self.call_unready::<Request>()
         };
         ResponseFuture {
             state: match refusal {
@@ -643,12 +663,20 @@ struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
     limiter: H,
     timer: T,
     place: Place,
+    // Who waits waits until then at the most, also if its turn was passed on meanwhile.
+    until: Instant,
 }
 
 impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     fn poll(&mut self, now: Instant, patience: u64, waits: bool, cx: &Context<'_>) -> Turn {
-        let until = Instant::from_nanos(now.as_nanos().saturating_add(patience));
-        let ask = Ask { now, until, waits };
+        if !matches!(self.place, Place::InLine(_) | Place::Passed) {
+            self.until = Instant::from_nanos(now.as_nanos().saturating_add(patience));
+        }
+        let ask = Ask {
+            now,
+            until: self.until,
+            waits,
+        };
         limiter::poll(&*self.limiter, ask, &mut self.place, cx)
     }
 
@@ -671,7 +699,7 @@ impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     }
 
     fn release(&mut self) {
-        if let Place::InLine(..) | Place::Held(_) = self.place {
+        if let Place::InLine(_) | Place::Held(_) = self.place {
             limiter::leave(&*self.limiter, &mut self.place, self.timer.now());
         }
         self.place = Place::Outside;

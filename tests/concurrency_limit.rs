@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -196,6 +199,105 @@ fn unready_service_takes_no_permit() {
     assert!(wakes.poll_ready(&mut stuck).is_pending());
     assert_eq!(semaphore.available_permits(), 1);
     make_ready(&mut other);
+}
+
+/// Two limits of one permit each, and what is in front of one or of both of them.
+struct TwoLimits {
+    outer: Semaphore,
+    inner: Semaphore,
+}
+
+impl TwoLimits {
+    fn new() -> Self {
+        let [outer, inner] = [(); 2].map(|()| Semaphore::new(1));
+        Self { outer, inner }
+    }
+
+    fn one(
+        semaphore: &Semaphore,
+    ) -> impl Service<u32, Future: Unpin, Error: Debug> + Clone + use<> {
+        let echo = service_fn(|n: u32| std::future::ready(Ok::<_, Infallible>(n)));
+        ConcurrencyLimit::with_semaphore(echo, semaphore.clone())
+    }
+
+    fn both(&self) -> impl Service<u32, Future: Unpin, Error: Debug> + Clone + use<> {
+        ConcurrencyLimit::with_semaphore(Self::one(&self.inner), self.outer.clone())
+    }
+}
+
+/// Each has gone a while after the other came, so that one of the two permits is always another's.
+#[test]
+fn who_needs_two_contended_permits_gets_them() {
+    let limits = TwoLimits::new();
+    let users = |semaphore| {
+        let mut users = VecDeque::from([(); 2].map(|()| TwoLimits::one(semaphore)));
+        let [first, second] = [0, 1].map(|n| WakeCount::new().poll_ready(&mut users[n]));
+        assert!(first.is_ready() && second.is_pending());
+        // Who has the permit goes, if somebody has it, and comes again.
+        move || {
+            if WakeCount::new().poll_ready(&mut users[0]).is_ready() {
+                let mut next = users[0].clone();
+                drop(users.pop_front());
+                assert!(WakeCount::new().poll_ready(&mut next).is_pending());
+                users.push_back(next);
+            }
+        }
+    };
+    let mut outer_goes = users(&limits.outer);
+    let mut inner_goes = users(&limits.inner);
+    let mut both = limits.both();
+    let wakes = WakeCount::new();
+    for _ in 0..10 {
+        if wakes.poll_ready(&mut both).is_ready() {
+            return;
+        }
+        outer_goes();
+        if wakes.poll_ready(&mut both).is_ready() {
+            return;
+        }
+        inner_goes();
+    }
+    panic!("it was passed over ten times");
+}
+
+#[test]
+fn two_permits_do_not_go_round() {
+    let limits = TwoLimits::new();
+    let mut outer = TwoLimits::one(&limits.outer);
+    let mut inner = TwoLimits::one(&limits.inner);
+    let mut handles = [(); 3].map(|()| (limits.both(), WakeCount::new()));
+    let mut poll = |n: usize| {
+        let (handle, wakes) = &mut handles[n];
+        wakes.poll_ready(handle).is_ready()
+    };
+    make_ready(&mut outer);
+    assert!(!poll(0) && !poll(2), "they wait for the first permit");
+    make_ready(&mut inner);
+    assert!(!poll(1), "it waits for the second one");
+    drop((outer, inner));
+    assert!(
+        (0..30).any(|turn| poll(turn % 3)),
+        "both permits are there, and nobody has them"
+    );
+}
+
+#[test]
+fn call_without_readiness_holds_no_place_further_in() {
+    let limits = TwoLimits::new();
+    let mut outer = TwoLimits::one(&limits.outer);
+    let mut inner = TwoLimits::one(&limits.inner);
+    make_ready(&mut outer);
+    make_ready(&mut inner);
+    let (mut first, mut second) = (limits.both(), limits.both());
+    assert!(WakeCount::new().poll_ready(&mut first).is_pending());
+    let mut second = spawn(second.call(2));
+    assert!(second.poll().is_pending());
+    // It was the first to wait for the second permit.
+    let mut first = spawn(first.call(1));
+    assert!(first.poll().is_pending());
+    drop((outer, inner));
+    assert!(ready(second.poll()).is_ok());
+    assert!(ready(first.poll()).is_ok());
 }
 
 #[test]

@@ -510,6 +510,92 @@ fn waiting_in_line_holds_nothing_inside() {
     assert_eq!(semaphore.available_permits(), 0);
 }
 
+/// A rate limit of one token per 10 ms around a limit of one permit.
+fn token_and_permit() -> (
+    RateLimit<ConcurrencyLimit<Inner>, ManualTimer>,
+    ConcurrencyLimit<Inner>,
+    ManualTimer,
+) {
+    let timer = ManualTimer::new();
+    let permit = ConcurrencyLimit::new(Inner::default(), 1);
+    let limit = RateLimit::with_timer(permit.clone(), one_per(10), timer.clone());
+    (limit, permit, timer)
+}
+
+#[test]
+fn refused_handle_leaves_the_line_inside() {
+    let (limit, permit, timer) = token_and_permit();
+    let mut first = Client::new(limit.clone());
+    assert!(first.poll());
+    let response = first.limit.call(());
+    let mut refused = Client::new(limit.reject());
+    assert!(refused.poll());
+    timer.advance(10 * MS);
+    assert!(refused.poll(), "there is a token, and no permit");
+    assert!(refused.call().is_err());
+    drop(response);
+    assert!(WakeCount::new().poll_ready(&mut permit.clone()).is_ready());
+}
+
+#[test]
+fn refused_call_leaves_the_line_inside() {
+    let (limit, permit, _timer) = token_and_permit();
+    let wakes = WakeCount::new();
+    let mut busy = permit.clone();
+    assert!(wakes.poll_ready(&mut busy).is_ready());
+    let mut called = Client::new(limit.clone());
+    assert!(!called.poll());
+    let response = limit.clone().call(());
+    assert!(called.call().is_err());
+    drop((busy, response));
+    assert!(wakes.poll_ready(&mut permit.clone()).is_ready());
+}
+
+#[test]
+fn who_needs_a_contended_permit_too_is_served() {
+    let (limit, permit, timer) = token_and_permit();
+    let wakes = WakeCount::new();
+    let mut client = Client::new(limit.clone());
+    let mut other = Client::new(limit.clone());
+    *other.limit.get_mut() = ConcurrencyLimit::new(Inner::default(), 1);
+    assert!(other.is_served());
+    let mut users = [permit.clone(), permit];
+    for turn in 0..10 {
+        // Whenever there is a token the permit is another's, and the token when there is a permit.
+        let user = turn % 2;
+        assert!(wakes.poll_ready(&mut users[user]).is_ready());
+        assert!(wakes.poll_ready(&mut users[1 - user]).is_pending());
+        timer.advance(10 * MS);
+        if client.poll() {
+            return;
+        }
+        let _ = other.is_served();
+        users[user] = users[user].clone();
+        if client.poll() {
+            return;
+        }
+    }
+    panic!("it was passed over ten times");
+}
+
+#[test]
+fn patience_does_not_begin_anew() {
+    let (limit, timer) = used_up(one_per(10));
+    let busy = limit.get_ref().busy.clone();
+    let mut client = Client::new(limit.clone().wait_at_most(10 * MS));
+    assert!(!client.poll());
+    timer.advance(10 * MS);
+    busy.set(true);
+    assert!(!client.poll(), "its turn is of no use");
+    busy.set(false);
+    assert!(Client::new(limit.reject()).is_served());
+    assert!(client.poll());
+    let Err(Error::Limited(limited)) = client.call() else {
+        panic!("it went through");
+    };
+    assert_eq!(limited.retry_after(), 10 * MS);
+}
+
 #[test]
 fn call_without_readiness_leaves_the_line() {
     let (limit, timer) = used_up(one_per(10));

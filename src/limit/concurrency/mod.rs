@@ -398,14 +398,14 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     where
         S: Service<Request>,
     {
-        let next = self.claim.another();
-        // Out of the service first: if the call panics, the permit goes with this claim.
-        let claim = replace(&mut self.claim, next);
         self.let_go = LetGo::NEVER;
         // Called without being ready, it waits for the permit: a place that it has further in would be held meanwhile.
         if replace(&mut self.waits, Waits::No) == Waits::ForInner {
             let _ = withdraw(|cx| self.inner.poll_ready(cx));
         }
+        let next = self.claim.another();
+        // Out of the service first: if the call panics, the permit goes with this claim.
+        let claim = replace(&mut self.claim, next);
         Limited {
             inner: Some(self.inner.call(request)),
             claim,

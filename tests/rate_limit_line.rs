@@ -532,9 +532,9 @@ fn refused_handle_leaves_the_line_inside() {
     assert!(refused.poll());
     timer.advance(10 * MS);
     assert!(refused.poll(), "there is a token, and no permit");
-    assert!(refused.call().is_err());
     drop(response);
     assert!(WakeCount::new().poll_ready(&mut permit.clone()).is_ready());
+    assert!(refused.call().is_err());
 }
 
 #[test]

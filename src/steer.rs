@@ -11,9 +11,12 @@
 //!
 //! When the readiness of one service fails, so does that of the `Steer`, for good: [`Failed`] says so from then
 //! on, and no service is asked again. Where a service may fail and come back, put a
-//! [`Reconnect`](crate::reconnect) around it.
+//! [`Reconnect`](crate::reconnect) around it, with a [`Buffer`] around that. Without the buffer an attempt to connect that
+//! failed is told to the next request for that service, though it be an hour later and the other end be up again, because a
+//! service that is ready is not asked again. [`ConnectErrors::Nowhere`] is the other way out: then all wait until it connects.
 //!
 //! [`Buffer`]: crate::buffer
+//! [`ConnectErrors::Nowhere`]: crate::reconnect::ConnectErrors::Nowhere
 //! [`LoadShed`]: crate::load_shed
 //!
 //! # Differences from tower

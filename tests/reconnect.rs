@@ -14,9 +14,12 @@ use campanile::reconnect::{
     ConnectErrors, Error, Failed, Lost, NotReady, Reconnect, ReconnectLayer,
 };
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
+use campanile::steer::Steer;
 use campanile::util::rng::SplitMix64;
-use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
-use common::{Failure, Handle, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime};
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, buffer, service_fn};
+use common::{
+    Failure, Handle, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime, spawn,
+};
 use futures::FutureExt;
 
 const MS: Duration = Duration::from_millis(1);
@@ -175,6 +178,34 @@ fn an_old_refusal_is_forgotten() {
     set.connector.try_next().unwrap().1.send(connection.0);
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
     assert_eq!((set.call(), connection.1.calls()), (None, 1));
+}
+
+/// A `Steer` does not ask again what is ready.
+#[test]
+fn a_buffer_forgets_an_old_refusal_in_a_steer() {
+    let mut set = Set::new(ConnectErrors::InResponse);
+    let (buffer, worker) = buffer::pair(set.service, 1);
+    let mut worker = spawn(worker);
+    let mut steer = Steer::new([buffer], |_: &u32, _: &[_]| 0);
+    for _ in 0..2 {
+        // Who asks goes away before the attempt fails.
+        assert!(set.wakes.poll_ready(&mut steer).is_ready());
+        let response = steer.call(1);
+        assert!(worker.poll().is_pending());
+        drop(response);
+        assert!(worker.poll().is_pending());
+        set.connector.try_next().unwrap().1.fail(REFUSED);
+        assert!(worker.poll().is_pending());
+        assert!(set.wakes.poll_ready(&mut steer).is_ready());
+        set.timer.advance(Duration::from_secs(3600));
+    }
+    let mut response = spawn(steer.call(2));
+    assert!(worker.poll().is_pending());
+    let mut connection = mock();
+    set.connector.try_next().unwrap().1.send(connection.0);
+    assert!(worker.poll().is_pending());
+    connection.1.try_next().expect("no request").1.send(8);
+    assert!(matches!(response.poll(), Poll::Ready(Ok(8))));
 }
 
 #[test]

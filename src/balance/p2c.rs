@@ -31,7 +31,7 @@
 //! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
 //!   such as a limit for all of them, belongs outside the balancer.
 //! - In a [`Buffer`](crate::buffer) that is idle it goes on with work of its own, such as connecting, and gives up what
-//!   it has reserved.
+//!   it has reserved, and its place in a line if it waits.
 //!
 //! # Differences from tower
 //!

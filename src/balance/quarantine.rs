@@ -27,7 +27,8 @@
 //!
 //! When discovery inserts another service under a key that is known, the endpoint is still the same: the new service is
 //! set aside until the moment at which the old one was to come back, and the backoff and the failures in a row go on from
-//! where they were. A removal before the insertion forgets all that.
+//! where they were. So they do with the old one, which is used until the new one is ready. A removal before the insertion
+//! forgets all that.
 //!
 //! # Reconnect
 //!
@@ -173,6 +174,7 @@ where
             timer: self.timer.clone(),
             maker: self.maker.clone(),
             backoff: None,
+            drawn: 0,
             alarm: None,
         }
     }
@@ -219,11 +221,15 @@ pub struct Quarantine<
     maker: M,
     // `None`: responses are not counted.
     record: Option<Arc<Record<C>>>,
-    // `None`: at its beginning.
+    // `None`: not made yet. `drawn` of its waits are over, or are to be passed over when it is made.
     backoff: Option<M::Backoff>,
+    drawn: u8,
     // Kept from wait to wait, and set in place.
     alarm: Option<T::Alarm>,
 }
+
+/// From a nanosecond on, so many times doubled is the longest of all waits. More are not passed over, as that takes time.
+const MOST_DRAWN: u8 = 64;
 
 /// The present instance, and what is thought of it.
 #[derive(Debug)]
@@ -231,10 +237,12 @@ enum Instance<S> {
     /// It works, and its responses are not counted: there is nothing to look at but its readiness.
     Trusted(S),
     Watched(S, Standing),
-    /// It is gone, and the next one comes then. `armed`: the alarm is set to that.
+    /// It is gone, and the next one comes then: `original`, which was not used yet, or else a clone. `armed`: the alarm is
+    /// set to that.
     Aside {
         until: Instant,
         armed: bool,
+        original: Option<S>,
     },
 }
 
@@ -253,6 +261,7 @@ impl<S> Instance<S> {
     const NONE: Self = Self::Aside {
         until: Instant::MAX,
         armed: false,
+        original: None,
     };
 
     fn good<C>(inner: S, record: Option<&Arc<Record<C>>>) -> Self {
@@ -371,27 +380,50 @@ where
     #[cold]
     fn set_aside(&mut self) {
         if let Some(record) = &self.record {
-            if record.worked.load(Ordering::Relaxed) {
-                self.backoff = None;
-            }
+            let worked = record.worked.load(Ordering::Relaxed);
             self.record = Record::of(record.limit, &record.classify);
+            if worked {
+                self.restart_backoff();
+            }
         }
-        let Self { maker, backoff, .. } = self;
-        let wait = backoff
-            .get_or_insert_with(|| maker.make_backoff())
-            .next_delay();
+        let wait = self.next_wait();
         self.instance = Instance::Aside {
             until: self.timer.now().saturating_add(wait),
             armed: false,
+            original: None,
         };
+    }
+
+    fn next_wait(&mut self) -> Duration {
+        let Self { maker, drawn, .. } = self;
+        let backoff = self.backoff.get_or_insert_with(|| {
+            let mut backoff = maker.make_backoff();
+            for _ in 0..*drawn {
+                backoff.next_delay();
+            }
+            backoff
+        });
+        *drawn = (*drawn + 1).min(MOST_DRAWN);
+        backoff.next_delay()
+    }
+
+    fn restart_backoff(&mut self) {
+        self.backoff = None;
+        self.drawn = 0;
     }
 
     /// Takes a new instance when the time has come.
     #[cold]
     fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Instance::Aside { until, armed } = self.instance else {
+        let Instance::Aside {
+            until,
+            armed,
+            original,
+        } = &mut self.instance
+        else {
             return Poll::Ready(());
         };
+        let until = *until;
         // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
         // up, whatever the time.
         if self.timer.now() < until {
@@ -399,17 +431,18 @@ where
                 return Poll::Pending;
             }
             let alarm = match &mut self.alarm {
-                Some(alarm) if armed => alarm,
+                Some(alarm) if *armed => alarm,
                 Some(alarm) => {
                     self.timer.reset(alarm, until);
                     alarm
                 }
                 alarm @ None => alarm.insert(self.timer.alarm_until(until)),
             };
-            self.instance = Instance::Aside { until, armed: true };
+            *armed = true;
             ready!(Pin::new(alarm).poll(cx));
         }
-        self.instance = Instance::Watched(self.spare.clone(), Standing::Fresh);
+        let inner = original.take().unwrap_or_else(|| self.spare.clone());
+        self.instance = Instance::Watched(inner, Standing::Fresh);
         Poll::Ready(())
     }
 
@@ -433,7 +466,7 @@ where
         };
         // That nothing is left to drive shows nothing.
         if works && *standing != Standing::Good && !is_drive(cx) {
-            self.backoff = None;
+            self.restart_backoff();
             let instance = replace(&mut self.instance, Instance::NONE);
             if let Instance::Watched(inner, _) = instance {
                 self.instance = Instance::good(inner, self.record.as_ref());
@@ -550,14 +583,24 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
     /// a row.
     fn take_over(&mut self, predecessor: &mut Self) {
         self.spare.take_over(&mut predecessor.spare);
-        self.backoff = predecessor.backoff.take();
+        // The predecessor, which may be used on, has its own.
+        self.backoff = None;
+        self.drawn = predecessor.drawn;
         if let (Some(record), Some(predecessors)) = (&mut self.record, &predecessor.record) {
             record.clone_from(predecessors);
         }
         let is_good = match &mut predecessor.instance {
             Instance::Aside { until, .. } => {
-                let (until, armed) = (*until, false);
-                self.instance = Instance::Aside { until, armed };
+                self.instance.take_over(&mut predecessor.spare);
+                let original = match replace(&mut self.instance, Instance::NONE) {
+                    Instance::Trusted(inner) | Instance::Watched(inner, _) => Some(inner),
+                    Instance::Aside { original, .. } => original,
+                };
+                self.instance = Instance::Aside {
+                    until: *until,
+                    armed: false,
+                    original,
+                };
                 return;
             }
             Instance::Trusted(inner) => {

@@ -156,12 +156,15 @@ where
     /// As `check`, for nobody: it is not known to be ready afterwards.
     #[cold]
     pub(super) fn drive_check(&mut self, at: usize) -> Checked<K, S::Error> {
-        let polled = self.drive_at(at);
-        if let Poll::Ready(Ok(())) = polled {
-            self.order.ready_to_due(at);
-            return Ok(false);
+        match self.drive_at(at) {
+            Poll::Ready(Ok(())) => self.order.ready_to_due(at),
+            Poll::Ready(Err(error)) => self.failed(at, error)?,
+            Poll::Pending => {
+                self.order.ready_to_due(at);
+                self.order.due_to_waiting(self.order.ready);
+            }
         }
-        self.checked(at, polled, false)
+        Ok(false)
     }
 
     #[cold]
@@ -183,7 +186,7 @@ where
         self.order.ready_to_due(at);
         // A try has left no waker with it.
         if !was_tried {
-            self.order.due_to_waiting(self.order.ready);
+            self.order.asked_to_waiting(self.order.ready);
         }
     }
 
@@ -245,7 +248,7 @@ where
             Poll::Ready(Err(error)) => self.failed(at, error)?,
             Poll::Pending => {
                 self.order.ready_to_due(at);
-                self.order.due_to_waiting(self.order.ready);
+                self.order.asked_to_waiting(self.order.ready);
             }
         }
         Ok(())
@@ -263,7 +266,7 @@ where
             match self.poll_at(self.order.ready) {
                 Poll::Ready(Ok(())) => self.order.due_to_ready(self.order.ready),
                 Poll::Ready(Err(error)) => self.failed(self.order.ready, error)?,
-                Poll::Pending => self.order.due_to_waiting(self.order.ready),
+                Poll::Pending => self.order.asked_to_waiting(self.order.ready),
             }
         }
         self.is_behind = self.order.ready < self.order.due;
@@ -305,8 +308,8 @@ where
         Ok(())
     }
 
-    /// As [`poll_due`](Self::poll_due), for nobody: drives those that are due and those that are ready, which may hold
-    /// something. None of them is ready afterwards, or chosen.
+    /// As [`poll_due`](Self::poll_due), for nobody: drives those that are due, and those that may hold something for a
+    /// request, as they are ready or were asked for somebody. None of them is ready afterwards, or chosen.
     #[cold]
     pub(crate) fn drive_due(
         &mut self,

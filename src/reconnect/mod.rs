@@ -34,6 +34,10 @@
 //! the caller that nobody listens at the other end. So each attempt that fails, fails one request. An error that no
 //! request has taken by the end of the backoff is forgotten, and the next attempt begins.
 //!
+//! That is so for whoever asks for readiness again before each request. A [`Steer`](crate::steer) does not ask a service
+//! that is ready, and so keeps an error for the next request to it, however late that comes. There,
+//! [`Nowhere`](ConnectErrors::Nowhere) is the choice, or a [`Buffer`](crate::buffer) around each `Reconnect`.
+//!
 //! # Sharing a connection
 //!
 //! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. Where

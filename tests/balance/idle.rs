@@ -3,8 +3,9 @@
 
 use super::*;
 use campanile::buffer;
-use campanile::limit::ConcurrencyLimit;
 use campanile::limit::concurrency::Semaphore;
+use campanile::limit::rate::Rate;
+use campanile::limit::{ConcurrencyLimit, RateLimit};
 use common::Task;
 
 /// An endpoint of which one request at a time is under way; its permits are those of all who share `permits`.
@@ -85,6 +86,70 @@ fn its_endpoints_hold_no_permits() {
         send(&mut buffer, &mut worker);
         assert_eq!(calls(&sites).iter().sum::<u32>(), round + 1);
     }
+}
+
+#[test]
+fn its_endpoints_are_in_no_line() {
+    let permits = Semaphore::new(1);
+    let sites = sites(&[1; 4]);
+    let mut holder = limited(&sites[2], &permits);
+    found(WakeCount::new().poll_ready(&mut holder)).unwrap();
+    // The first one serves, and the second waits for the permit of another.
+    let (feed, discover) = unbounded::<Limited>();
+    let insert = |key, endpoint| feed.unbounded_send(Ok(Change::Insert(key, endpoint)));
+    let own = Semaphore::new(2);
+    insert(0, limited(&sites[0], &own)).unwrap();
+    insert(1, limited(&sites[1], &permits)).unwrap();
+    let balance = Balance::with_layer(discover, Identity::new());
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    assert_eq!(calls(&sites), [1, 0, 0, 0]);
+    insert(2, limited(&sites[2], &own)).unwrap();
+    settle(&mut worker);
+    drop(holder);
+    assert!(!worker.is_woken());
+    let mut other = limited(&sites[3], &permits);
+    found(WakeCount::new().poll_ready(&mut other)).unwrap();
+}
+
+#[test]
+fn a_request_given_up_leaves_no_place_in_line() {
+    let permits = Semaphore::new(1);
+    let sites = sites(&[1; 3]);
+    let mut holder = limited(&sites[1], &permits);
+    found(WakeCount::new().poll_ready(&mut holder)).unwrap();
+    let endpoints = ServiceList::new([limited(&sites[0], &permits)]);
+    let balance = Balance::<_, u32, _>::with_layer(endpoints, Identity::new());
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    found(WakeCount::new().poll_ready(&mut buffer)).unwrap();
+    let response = common::spawn(buffer.call(1));
+    settle(&mut worker);
+    drop(response);
+    settle(&mut worker);
+    drop(holder);
+    let mut other = limited(&sites[2], &permits);
+    found(WakeCount::new().poll_ready(&mut other)).unwrap();
+}
+
+#[test]
+fn a_request_given_up_leaves_no_alarm() {
+    let timer = ManualTimer::new();
+    let site = Site::new(Mood::Ready, 1);
+    let rate = Rate::new(1, Duration::from_secs(10));
+    let endpoints = ServiceList::new([RateLimit::with_timer(site.endpoint(), rate, timer.clone())]);
+    let balance = Balance::<_, u32, _>::with_layer(endpoints, Identity::new());
+    let (mut buffer, worker) = buffer::pair(balance, 4);
+    let mut worker = common::spawn(worker);
+    send(&mut buffer, &mut worker);
+    found(WakeCount::new().poll_ready(&mut buffer)).unwrap();
+    let response = common::spawn(buffer.call(1));
+    settle(&mut worker);
+    assert_eq!(timer.armed(), 1);
+    drop(response);
+    settle(&mut worker);
+    assert_eq!(timer.armed(), 0);
 }
 
 #[test]

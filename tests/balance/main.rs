@@ -20,7 +20,7 @@ use campanile::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
 use campanile::balance::quarantine::{Quarantine, QuarantineLayer};
 use campanile::discover::{Change, ServiceList};
 use campanile::layer::Identity;
-use campanile::load::{Load, Outcome};
+use campanile::load::{Constant, Load, Outcome};
 use campanile::load_shed::LoadShed;
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
 use campanile::util::rng::{Rng, SplitMix64};

@@ -376,6 +376,71 @@ mod inserted_again {
     }
 
     #[test]
+    fn the_old_one_backs_off_from_where_it_was() {
+        let (timer, feed, mut balance) = fed(0);
+        let old = Site::new(Mood::Broken, 1);
+        insert(&feed, 0, &old);
+        for wait in [100, 200] {
+            assert!(is_aside(&mut balance));
+            timer.advance(wait * MS);
+        }
+        old.mood.set(Mood::Ready);
+        assert!(!is_aside(&mut balance));
+        // Its successor is not ready, and so it serves on; then it fails again.
+        let new = Site::new(Mood::Busy, 1);
+        insert(&feed, 0, &new);
+        assert!(!is_aside(&mut balance));
+        old.mood.set(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        old.polls.set(0);
+        timer.advance(399 * MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!(old.polls.get(), 0);
+        // The successor has a backoff of its own, which goes on from there too.
+        new.become_(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        new.polls.set(0);
+        timer.advance(399 * MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!((old.polls.get(), new.polls.get()), (1, 0));
+        timer.advance(MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!(new.polls.get(), 1);
+    }
+
+    /// It may be connected already, and a clone of it is not.
+    #[test]
+    fn the_original_is_used_though_the_old_one_is_set_aside() {
+        struct Original(bool);
+        impl Clone for Original {
+            fn clone(&self) -> Self {
+                Self(false)
+            }
+        }
+        let timer = ManualTimer::new();
+        let layer = layer(&timer).consecutive_failures(1);
+        let make = |fails: bool| {
+            let original = Original(true);
+            let service = service_fn(move |_: u32| {
+                let Original(is_original) = &original;
+                ready(if fails {
+                    Err(BROKEN)
+                } else {
+                    Ok(u32::from(*is_original))
+                })
+            });
+            layer.layer(Constant::new(service, 1))
+        };
+        let (mut old, mut new) = (make(true), make(false));
+        assert_eq!(answer(&mut old), Err(BROKEN));
+        assert!(WakeCount::new().poll_ready(&mut old).is_pending());
+        new.take_over(&mut old);
+        assert!(WakeCount::new().poll_ready(&mut new).is_pending());
+        timer.advance(100 * MS);
+        assert_eq!(answer(&mut new), Ok(1));
+    }
+
+    #[test]
     fn failures_in_a_row_go_on() {
         let (timer, feed, mut balance) = fed(3);
         let send = |balance: &mut Kept, site: &Rc<Site>, fails| {

@@ -25,6 +25,8 @@ struct Case {
     before: Duration,
     /// Whether the clients pause for two decays after each two decays.
     lulls: bool,
+    /// How many short ones, apart from these, were given up at once.
+    given_up: u32,
     /// Whether the first endpoint answers nothing.
     hangs: bool,
 }
@@ -37,6 +39,7 @@ const CASE: Case = Case {
     watched_for: HOUR,
     before: Duration::ZERO,
     lulls: false,
+    given_up: 0,
     hangs: false,
 };
 
@@ -78,6 +81,9 @@ fn shares_of_first(case: Case, count: usize) -> Vec<f64> {
         for _ in 0..case.watches {
             let watch = endpoints[0].clone().call(Some(case.watched_for));
             drop(spawn(watch));
+        }
+        for _ in 0..case.given_up {
+            drop(endpoints[0].clone().call(Some(SECOND)));
         }
         sleep(case.before).await;
         let balance = Balance::new(ServiceList::new(endpoints)).seed(SplitMix64::new(3));
@@ -146,6 +152,19 @@ fn one_long_request_starves_nobody() {
         let shares = shares_of_first(case, 2);
         assert!(shares[1] > 0.15, "{case:?}: {shares:?}");
     }
+}
+
+/// One that is given up says nothing of the long one. Where requests are few, nothing else ends what would count as silence.
+#[test]
+fn one_long_request_and_one_given_up_starve_nobody() {
+    let case = Case {
+        clients: 4,
+        given_up: 1,
+        before: SECOND,
+        ..CASE
+    };
+    let shares = shares_of_first(case, 2);
+    assert!(shares[1] > 0.15, "{case:?}: {shares:?}");
 }
 
 #[test]

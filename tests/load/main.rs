@@ -609,6 +609,12 @@ fn middleware_hands_a_takeover_on() {
     let limit = || ConcurrencyLimit::with_semaphore(leaf(), &*permits);
     takes_over(limit(), limit(), |old| old.get_ref().set_penalty(3.0));
 
+    let limit = |inner| ConcurrencyLimit::with_semaphore(inner, &*permits).with_permit();
+    let inside = leaf();
+    takes_over(limit(inside.clone()), limit(leaf()), |_| {
+        inside.set_penalty(3.0)
+    });
+
     let limit = || RateLimit::with_timer(leaf(), Rate::new(1, SECOND), timer.clone());
     takes_over(limit(), limit(), |old| old.get_ref().set_penalty(3.0));
 

@@ -93,10 +93,8 @@ fn what_the_formula_says() {
                     0 => Err(0),
                     _ => Ok(0),
                 };
-                if under_way.is_empty() {
-                    unanswered = 0;
-                }
-                unanswered += 1;
+                // Of those that were given up the silence is nobody's.
+                unanswered = unanswered.min(under_way.len()) + 1;
                 if unanswered == 2 {
                     second = now;
                 }
@@ -135,7 +133,7 @@ fn what_the_formula_says() {
             _ => {}
         }
         let mut expected = decayed(estimate, at, now);
-        if !under_way.is_empty() && unanswered >= 2 {
+        if under_way.len() >= 2 && unanswered >= 2 {
             let since = nanos(now.saturating_duration_since(last));
             let silent = nanos(now.saturating_duration_since(second));
             expected = expected.max(silent * f64::exp(-since / decay));
@@ -208,7 +206,18 @@ fn who_was_given_up_makes_no_silence() {
     let next = service.call(Ok(0));
     timer.advance(DECAY);
     assert_estimate(&service, nanos(MILLI) / std::f64::consts::E);
-    drop(next);
+    // Nor do a long one and one that is given up, as by a hedge that was faster.
+    service.set_estimate(SECOND);
+    let other = service.call(Ok(0));
+    timer.advance(MILLI);
+    drop(other);
+    timer.advance(10 * DECAY);
+    assert_estimate(&service, nanos(SECOND) * f64::exp(-10.0001));
+    // It begins anew with the next one.
+    let third = service.call(Ok(0));
+    timer.advance(SECOND);
+    assert_estimate(&service, nanos(SECOND) * f64::exp(-0.1));
+    drop((next, third));
 }
 
 /// A request that took longer than a decay, while others were sent and answered, was long by nature.

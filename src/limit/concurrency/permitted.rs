@@ -78,6 +78,10 @@ impl<S: Load, C: Claim> Load for WithPermit<S, C> {
     fn is_no_busier_than(&self, other: &Self) -> bool {
         self.limit.is_no_busier_than(&other.limit)
     }
+
+    fn take_over(&mut self, predecessor: &mut Self) {
+        self.limit.take_over(&mut predecessor.limit);
+    }
 }
 
 pin_project! {

@@ -77,7 +77,8 @@ impl<T> Shared<T> {
         let load = &*self.load;
         load.start(now);
         let estimate = load.estimate.get(now, load.settings.decay).unwrap_or(1.0);
-        if self.in_flight() == 0 {
+        // The count tells of those that were given up, on whatever threads: one alone may be long.
+        if self.in_flight() <= 1 {
             return estimate;
         }
         fence(Ordering::Acquire);
@@ -136,7 +137,8 @@ pub(super) struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: Word,
-    // When the second request was sent since the last response; or `NONE` or `ONE`, while there were no more.
+    // When the second request was sent since the last response, not counting those that were given up before it; or
+    // `NONE` or `ONE`, while there were no more.
     second: Word,
     // When the last request was sent, if not before that.
     last: Word,
@@ -167,17 +169,17 @@ impl<T> Measured<T> {
         self.estimate.set(now, self.settings.decay, estimate);
     }
 
-    /// A request is sent. The estimate has been started.
+    /// A request is sent, and so many others are under way. The estimate has been started.
     #[inline]
-    pub(super) fn sent(&self, now: Instant, is_only_one: bool) {
+    pub(super) fn sent(&self, now: Instant, others: usize) {
         // What was sent before and is not under way any more was given up: its silence is that of nobody.
-        if is_only_one {
+        if others == 0 {
             self.second.store(ONE);
             return;
         }
         match self.second.load() {
             NONE => self.second.store(ONE),
-            ONE => {
+            second if second == ONE || others == 1 => {
                 let now = now.as_nanos().max(ONE + 1);
                 self.last.store(now);
                 self.second.store(now);

@@ -21,11 +21,12 @@
 //!
 //! An endpoint that hangs gives no responses, and must not look better with time. One that has a long request under way, such
 //! as a watch or a body that is held, must not look worse for it, as long as it answers the others. So silence counts only
-//! where more than one request waits for an answer: while requests are under way, the estimate is at least
+//! where more than one request waits for an answer: while two or more are under way, the estimate is at least
 //!
 //! > (now − second) × e<sup>−(now − last) / decay</sup>
 //!
-//! where `second` is when the second request was sent since the last response, and `last` is when the last one was. One
+//! where `second` is when the second request was sent since the last response, and `last` is when the last one was. Where
+//! requests were cancelled until only one is left, the next to be sent is the second. One
 //! request may be long, and says nothing of others. Two may be long as well; so when no further requests are sent, that they
 //! are silent weighs less and less, and after some decays the endpoint is tried again. A response ends the silence; if
 //! there is none, all of it counts again. So an endpoint that hangs gets a request or so in several decays, and one with
@@ -286,7 +287,7 @@ impl<T: Timer> Handle<T> {
         let load = &shared.load;
         let sent = load.timer.now();
         load.start(sent);
-        load.sent(sent, shared.in_flight() == 0);
+        load.sent(sent, shared.in_flight());
         // Whoever sees the request sees since when it is silent.
         fence(Ordering::Release);
         Self {

@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{drive, withdraw};
+use crate::sync::{apart, drive, withdraw};
 
 /// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
 /// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
@@ -343,6 +343,7 @@ struct Panicking<'a, S, Q: Queue> {
 impl<S, Q: Queue> Drop for Panicking<'_, S, Q> {
     fn drop(&mut self) {
         *self.driven = None;
-        self.queue.close(End::Panicked);
+        // A second panic would end the process.
+        apart(|| self.queue.close(End::Panicked));
     }
 }

@@ -51,7 +51,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::runtime::saturating_nanos;
-use crate::sync::{Mark, mark, withdraw};
+use crate::sync::{Mark, drive, mark};
 use crate::{Instant, Layer, Service, Timer};
 
 /// A layer of [`Timeout`].
@@ -245,7 +245,8 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
 /// The clock starts when readiness is first pending, or at the call if that comes first, and what is left
 /// at the call is left for the response. When the time is over and the inner service is still not ready,
 /// this service reports itself ready, and the next call fails with [`Elapsed`] at once; the request does not
-/// reach the inner service, and a handle that waited in a line of the inner service's leaves it. (An error from
+/// reach the inner service, and a handle that waited in a line of the inner service's leaves it; what that does of its own
+/// accord, such as connecting, goes on. (An error from
 /// `poll_ready` would say that the service is dead, which it is not.) That call ends the deadline; the next request has one
 /// of its own. A clone has one of its own too.
 ///
@@ -386,9 +387,10 @@ where
             Poll::Pending => {
                 ready!(self.poll_lapsed(cx));
                 self.end_wait(Phase::Lapsed);
-                // This handle waits no more. What it waited for is for others.
-                let withdrawn = withdraw(|cx| self.inner.poll_ready(cx));
-                if let Poll::Ready(Err(error)) = withdrawn {
+                // This handle waits no more. What it waited for is for others; what the inner service does of its own
+                // accord goes on.
+                let driven = drive(cx.waker(), |cx| self.inner.poll_ready(cx));
+                if let Poll::Ready(Err(error)) = driven {
                     return Poll::Ready(Err(Error::Service(error)));
                 }
                 Poll::Ready(Ok(()))
@@ -490,7 +492,7 @@ pin_project! {
     where
         T: Timer,
     {
-        // `None`: the time was over.
+        // `None`: the time was over, or the response was given.
         #[pin]
         inner: Option<F>,
         #[pin]
@@ -508,10 +510,16 @@ impl<F, T: Timer> Timed<F, T> {
         if let Some(inner) = this.inner.as_mut().as_pin_mut() {
             // A response that is there wins over a limit that has passed.
             if let Poll::Ready(result) = inner.poll(cx) {
+                // Whoever keeps this future keeps nothing of the request alive.
+                this.clock.project().wait.set(Wait::Answered);
+                this.inner.set(None);
                 return Poll::Ready(result.map_err(Error::Service));
             }
             ready!(this.clock.poll_elapsed(cx));
             this.inner.set(None);
+        } else if let Wait::Answered = this.clock.wait {
+            // Polled again after its end.
+            return Poll::Pending;
         }
         Poll::Ready(Err(Error::Elapsed(Elapsed::new())))
     }
@@ -551,6 +559,8 @@ pin_project! {
             #[pin]
             sleep: S,
         },
+        // The response was there in time.
+        Answered,
     }
 }
 
@@ -579,7 +589,7 @@ impl<T: Timer> Clock<T> {
         let now = this.timer.now().as_nanos();
         let deadline = match *this.wait {
             Wait::After => now.saturating_add(*this.nanos),
-            Wait::Until | Wait::Armed { .. } => *this.nanos,
+            Wait::Until | Wait::Armed { .. } | Wait::Answered => *this.nanos,
         };
         if now >= deadline {
             // Whoever keeps this future keeps no wait, which a shared timer may have woken to see to the others.
@@ -605,6 +615,7 @@ impl<T: Timer> Clock<T> {
 impl<T: Timer> fmt::Debug for Clock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.wait {
+            Wait::Answered => f.write_str("Answered"),
             _ if self.nanos == NEVER => f.write_str("Never"),
             Wait::After => write!(f, "After({:?})", Duration::from_nanos(self.nanos)),
             Wait::Until | Wait::Armed { .. } => write!(f, "Until({} ns)", self.nanos),

@@ -9,9 +9,14 @@ use std::future::{Ready, ready as done};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use campanile::balance::p2c::Balance;
 use campanile::buffer::{self, Buffer};
+use campanile::discover::ServiceList;
+use campanile::layer::Identity;
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::{Rate, RateLimit};
+use campanile::load::Constant;
+use campanile::steer::Steer;
 use campanile::timeout::{self, Deadline};
 use campanile::{Service, ServiceExt, service_fn};
 use common::{Host, ManualTimer, On, WakeCount, on_every_runtime, ready, spawn, yield_now};
@@ -168,10 +173,11 @@ fn idle_service_is_polled_once_per_wake_up() {
     assert!(response.poll().is_pending());
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // Called, and so it holds nothing to be given up.
+    // It was asked for the request, and is polled once more when there is none: parts that were not called may hold
+    // something.
     assert!(worker.poll().is_pending());
-    assert_eq!(polls.get(), 1);
-    for n in 2..5 {
+    assert_eq!(polls.get(), 2);
+    for n in 3..6 {
         waker.borrow().as_ref().unwrap().wake_by_ref();
         assert!(worker.is_woken());
         assert!(worker.poll().is_pending());
@@ -179,6 +185,54 @@ fn idle_service_is_polled_once_per_wake_up() {
         assert_eq!(polls.get(), n);
         assert!(!worker.is_woken());
     }
+}
+
+#[test]
+fn busy_service_is_polled_once_per_request() {
+    let (polls, waker) = Default::default();
+    let service = Busy { polls, waker };
+    let polls = service.polls.clone();
+    let (buffer, worker) = buffer::pair(service, 4);
+    let mut worker = spawn(worker);
+    let mut responses = [1, 2, 3, 4].map(|n| spawn(buffer.clone().oneshot(n)));
+    assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
+    assert!(worker.poll().is_pending());
+    assert!(responses.iter_mut().all(|r| r.poll().is_ready()));
+    // And once when it was idle.
+    assert_eq!(polls.get(), 5);
+}
+
+/// A request is for one of several services, and all of them were ready for it.
+#[track_caller]
+fn holds_no_permit_after_a_call<S>(service: S, permits: &[Semaphore])
+where
+    S: Service<u32, Response = u32, Error: std::fmt::Debug>,
+{
+    let (buffer, worker) = buffer::pair(service, 4);
+    let mut worker = spawn(worker);
+    for n in 0..3 {
+        let mut response = spawn(buffer.clone().oneshot(n));
+        assert!(response.poll().is_pending());
+        assert!(worker.poll().is_pending());
+        assert_eq!(ready(response.poll()).ok(), Some(n));
+        assert!(!worker.is_woken());
+        assert!(permits.iter().all(|p| p.available_permits() == 1), "{n}");
+    }
+}
+
+#[test]
+fn parts_hold_no_permit_after_a_call() {
+    let permits = [(); 3].map(|()| Semaphore::new(1));
+    let parts = || {
+        permits
+            .iter()
+            .map(|p| ConcurrencyLimit::with_semaphore(echo(), p.clone()))
+    };
+    let steer = Steer::new(parts().collect::<Vec<_>>(), |_: &u32, _: &[_]| 0);
+    holds_no_permit_after_a_call(steer, &permits);
+    let endpoints = parts().map(|part| Constant::new(part, 1));
+    let balance = Balance::with_layer(ServiceList::new(endpoints), Identity::new());
+    holds_no_permit_after_a_call(balance, &permits);
 }
 
 #[test]

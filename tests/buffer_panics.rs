@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
 use campanile::Service;
-use campanile::buffer::{self, Buffer, Error, FixedError, LocalQueue};
+use campanile::buffer::{self, Buffer, Error, LocalQueue};
 use common::{Failure, WakeCount, ready, spawn};
 
 fn panics(act: impl FnOnce()) {
@@ -129,9 +129,104 @@ fn no_request_gets_the_response_of_another_whatever_panics() {
     let polled = third.as_mut().poll(&mut Context::from_waker(&waker));
     assert!(polled.is_pending());
     let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(second.poll()), Ok(2));
+}
+
+/// The worker's task is not that of who is answered.
+#[test]
+fn callers_wakers_that_panic_end_no_buffer() {
+    let service = Calls(|n: u32| Answer { n, is_bomb: false });
+    let (mut buffer, worker) = buffer::pair(service, 2);
+    let waker = bad_waker();
+    // Of two that are answered, and of two that are given their room.
+    let mut bad: Vec<_> = (0..4)
+        .map(|n| {
+            if n < 2 {
+                make_ready(&mut buffer);
+            }
+            let mut response = Box::pin(buffer.call(n));
+            let polled = response.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            response
+        })
+        .collect();
+    let mut good = spawn(buffer.call(4));
+    assert!(good.poll().is_pending());
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    for (n, response) in (0..4).zip(&mut bad) {
+        let wakes = WakeCount::new();
+        let polled = wakes.poll(response);
+        assert!(worker.poll().is_pending());
+        if polled.is_pending() {
+            assert_eq!(wakes.poll(response), Poll::Ready(Ok(n)));
+        }
+    }
+    assert!(good.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(good.poll(), Poll::Ready(Ok(4)));
+}
+
+/// Nor are there two panics at once, which would end the process.
+#[test]
+fn callers_waker_and_service_may_panic_both() {
+    let (mut buffer, worker) = buffer::pair(Calls(|_| panic!("called")), 2);
+    make_ready(&mut buffer);
+    let mut bad = Box::pin(buffer.call(1));
+    let waker = bad_waker();
+    let polled = bad.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    make_ready(&mut buffer);
+    let mut good = spawn(buffer.call(2));
+    assert!(good.poll().is_pending());
+    let mut worker = spawn(worker);
     panics(|| _ = worker.poll());
-    let second = ready(second.poll());
-    assert!(matches!(second, Err(FixedError::Panicked(_))), "{second:?}");
+    assert!(good.is_woken());
+    assert!(matches!(ready(good.poll()), Err(Error::Panicked(_))));
+}
+
+/// Who gives up while the service is asked for him makes room for one whose waker panics.
+#[test]
+fn waker_that_panics_when_it_gets_room_ends_no_buffer() {
+    let asked = Rc::new(RefCell::new(None));
+    let service = Asks {
+        given_up: asked.clone(),
+    };
+    let (mut buffer, worker) = buffer::pair(service, 1);
+    make_ready(&mut buffer);
+    asked.replace(Some(buffer.call(1)));
+    let waker = bad_waker();
+    let mut other = buffer.clone();
+    let polled = other.poll_ready(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let mut worker = spawn(worker);
+    assert!(worker.poll().is_pending());
+    make_ready(&mut other);
+    let mut response = spawn(other.call(2));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(response.poll(), Poll::Ready(Ok(2)));
+}
+
+/// Is not ready as long as there is a response to be given up.
+struct Asks {
+    given_up: Kept<Heap>,
+}
+
+impl Service<u32> for Asks {
+    type Response = u32;
+    type Error = Failure;
+    type Future = Answer;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        match self.given_up.take() {
+            Some(_response) => Poll::Pending,
+            None => Poll::Ready(Ok(())),
+        }
+    }
+    fn call(&mut self, n: u32) -> Answer {
+        Answer { n, is_bomb: false }
+    }
 }
 
 /// What was answered is given up once more, when its slot is free or another's.

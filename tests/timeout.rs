@@ -2,10 +2,10 @@
 
 mod common;
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::future::{Future, pending, poll_fn, ready};
 use core::pin::{Pin, pin};
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::rc::Rc;
 
@@ -224,6 +224,75 @@ fn what_is_inside_is_gone_before_the_answer() {
     // Polled again, they say the same.
     assert_eq!(responses.0.poll(), elapsed());
     assert_eq!(timer.armed(), 0);
+}
+
+/// Who was answered and keeps the future keeps no wait, and nothing of the request.
+#[track_caller]
+fn keeps_nothing<S: Service<bool>>(service: &mut S, timer: &ManualTimer, held: &Rc<()>) {
+    let mut response = spawn(service.call(true));
+    assert!(response.poll().is_pending());
+    assert_eq!((timer.armed(), Rc::strong_count(held)), (1, 3));
+    assert!(response.poll().is_ready());
+    assert_eq!((timer.armed(), Rc::strong_count(held)), (0, 2));
+    timer.advance(20 * MS);
+    assert!(response.poll().is_pending(), "answered already");
+}
+
+#[test]
+fn answered_future_keeps_nothing() {
+    let timer = ManualTimer::new();
+    let held = Rc::new(());
+    let inner = {
+        let held = held.clone();
+        service_fn(move |_: bool| {
+            let (held, mut polls) = (held.clone(), 0);
+            poll_fn(move |_| {
+                let _ = &held;
+                polls += 1;
+                if polls == 2 {
+                    return Poll::Ready(Ok::<_, &'static str>(1));
+                }
+                Poll::Pending
+            })
+        })
+    };
+    let mut timeout = Timeout::with_timer(inner, 10 * MS, timer.clone());
+    keeps_nothing(&mut timeout, &timer, &held);
+    let mut timeout = timeout.from_call();
+    keeps_nothing(&mut timeout, &timer, &held);
+    let mut deadline = Deadline::with_timer(timeout.into_inner(), 10 * MS, timer.clone());
+    keeps_nothing(&mut deadline, &timer, &held);
+}
+
+/// Is never ready, and keeps the waker.
+#[derive(Clone, Default)]
+struct Connecting(Rc<RefCell<Option<Waker>>>);
+
+impl Service<bool> for Connecting {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = Boxed;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        self.0.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+    fn call(&mut self, _: bool) -> Boxed {
+        Box::pin(pending())
+    }
+}
+
+#[test]
+fn elapsed_deadline_leaves_the_service_its_waker() {
+    let timer = ManualTimer::new();
+    let inner = Connecting::default();
+    let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
+    let wakes = WakeCount::new();
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    timer.advance(10 * MS);
+    assert!(wakes.poll_ready(&mut service).is_ready());
+    let before = wakes.get();
+    inner.0.take().unwrap().wake();
+    assert_eq!(wakes.get(), before + 1);
 }
 
 #[test]

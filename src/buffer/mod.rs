@@ -20,8 +20,9 @@
 //! request inherits nothing. Middleware of this crate does that; a service that reserves something itself keeps it until
 //! the next request, for nothing but dropping it takes that back.
 //!
-//! While no request waits, the service is polled when it has woken the worker, to go on with work of its own and to reserve
-//! nothing: so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
+//! When no request waits any more, the service is polled once to give up what it has reserved and no request has used: of
+//! several endpoints that were ready one is called. Then it is polled when it has woken the worker, to go on with work of
+//! its own and to reserve nothing: so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
 //! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time. Without the feature `std` the worker
 //! cannot tell who has woken it, and polls the service whenever it is woken and finds no request.
 //!

@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{drive, withdraw};
+use crate::sync::{apart, drive, withdraw};
 
 /// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
 /// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
@@ -103,10 +103,21 @@ where
 struct Driven<S> {
     service: S,
     bell: Bell,
-    // It was asked for readiness since it was last called, and may have reserved something.
-    is_asked: bool,
-    // It was ready when it was last asked, and was not called since.
-    is_ready: bool,
+    held: Held,
+}
+
+/// What a service may have reserved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// Nothing: nobody has asked it for readiness since it was last driven.
+    Nothing,
+    /// Part of what a request needs: it was not ready when it was last asked.
+    Part,
+    /// All of it: it was ready when it was last asked, and was not called since.
+    All,
+    /// What it did not need for the request that it was last called with. Of a service that has several parts one is
+    /// called, and the others may have been ready.
+    Rest,
 }
 
 impl<S> Driven<S> {
@@ -114,8 +125,7 @@ impl<S> Driven<S> {
         Self {
             service,
             bell: Bell::new(),
-            is_asked: false,
-            is_ready: false,
+            held: Held::Nothing,
         }
     }
 
@@ -136,8 +146,8 @@ impl<S> Driven<S> {
                     is_same,
                 } => {
                     // The request that the service was asked for is gone. This one inherits nothing of it.
-                    if self.is_asked && !self.is_ready && !is_same {
-                        self.is_asked = false;
+                    if self.held == Held::Part && !is_same {
+                        self.held = Held::Nothing;
                         if let Poll::Ready(Err(error)) = withdraw(|cx| self.service.poll_ready(cx))
                         {
                             return Poll::Ready(End::Failed(queue.share(error)));
@@ -145,11 +155,12 @@ impl<S> Driven<S> {
                     }
                     (Some(message), is_last)
                 }
-                Work::None { keep_ready: true } if has_rung || !self.is_ready => (None, true),
-                Work::None { keep_ready: false } if has_rung || self.is_asked => {
+                Work::None { keep_ready: true } if has_rung || self.held != Held::All => {
+                    (None, true)
+                }
+                Work::None { keep_ready: false } if has_rung || self.held != Held::Nothing => {
                     has_rung = false;
-                    self.is_asked = false;
-                    self.is_ready = false;
+                    self.held = Held::Nothing;
                     if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
                         return Poll::Ready(End::Failed(queue.share(error)));
                     }
@@ -163,8 +174,7 @@ impl<S> Driven<S> {
                 Work::Ended => return Poll::Ready(End::Closed),
             };
             has_rung = false;
-            self.is_asked = true;
-            self.is_ready = false;
+            self.held = Held::Part;
             match self.bell.poll_ready(&mut self.service, cx) {
                 // A request waits in the queue for the service, and can be cancelled there.
                 Poll::Pending => {
@@ -178,12 +188,11 @@ impl<S> Driven<S> {
                     continue;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(queue.share(error))),
-                Poll::Ready(Ok(())) => self.is_ready = true,
+                Poll::Ready(Ok(())) => self.held = Held::All,
             }
             work = match request {
                 Some(request) => {
-                    self.is_asked = false;
-                    self.is_ready = false;
+                    self.held = Held::Rest;
                     let mut response = Some(self.service.call(request));
                     queue.answer(&mut response, is_last, cx)
                 }
@@ -334,6 +343,7 @@ struct Panicking<'a, S, Q: Queue> {
 impl<S, Q: Queue> Drop for Panicking<'_, S, Q> {
     fn drop(&mut self) {
         *self.driven = None;
-        self.queue.close(End::Panicked);
+        // A second panic would end the process.
+        apart(|| self.queue.close(End::Panicked));
     }
 }

@@ -82,6 +82,31 @@ impl<const N: usize> Drop for LateAll<N> {
     }
 }
 
+/// Wakes several when it is dropped, and keeps to itself what their wakers panic with: for a task that serves others, and
+/// is not to end on account of one of them.
+pub(crate) struct Apart<const N: usize>(pub(crate) [Option<Waker>; N]);
+
+impl<const N: usize> Drop for Apart<N> {
+    fn drop(&mut self) {
+        apart(|| wake_all(self.0.iter_mut().filter_map(Option::take)));
+    }
+}
+
+/// Does what may panic and has no say in what this task does.
+#[cfg(feature = "std")]
+#[inline]
+pub(crate) fn apart(f: impl FnOnce()) {
+    // What panics is not used again. To drop what a panic carries may panic again.
+    core::mem::forget(catch_unwind(AssertUnwindSafe(f)));
+}
+
+/// Without `std` no panic is caught.
+#[cfg(not(feature = "std"))]
+#[inline]
+pub(crate) fn apart(f: impl FnOnce()) {
+    f();
+}
+
 /// Wakes who is next, outside the lock.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {

@@ -207,13 +207,13 @@ fn a_quarantine_ends_while_it_is_idle() {
     let timer = ManualTimer::new();
     let (feed, discover) = unbounded::<News>();
     let balance = Balance::with_timer(discover, timer.clone());
-    let site = Site::new(Mood::Ready, 1);
-    insert(&feed, 0, &site);
+    let site = Site::new(Mood::Busy, 1);
+    insert(&feed, 0, &Site::new(Mood::Ready, 1));
+    insert(&feed, 1, &site);
     let (mut buffer, worker) = buffer::pair(balance, 4);
     let mut worker = common::spawn(worker);
     send(&mut buffer, &mut worker);
-    site.mood.set(Mood::Broken);
-    insert(&feed, 1, &Site::new(Mood::Busy, 1));
+    site.become_(Mood::Broken);
     settle(&mut worker);
     assert_eq!((timer.armed(), site.alive.get()), (1, 1));
     site.mood.set(Mood::Busy);

@@ -18,7 +18,7 @@ use crate::sync::heap::{Heap, Shared};
 use crate::sync::lock::Lock;
 use crate::sync::slab::{Index, Slab};
 use crate::sync::storage::{Growing, Inline, Storage};
-use crate::sync::{Late, LateAll, for_all, register, wake, wake_all, with_waker};
+use crate::sync::{Apart, Late, LateAll, for_all, register, wake, wake_all, with_waker};
 
 mod state;
 
@@ -438,10 +438,11 @@ pub trait Channel: Clone {
     /// there is nothing left to be ready for; or says that this is so. A message that nobody wants any more stays in
     /// `message`.
     fn put_back(&self, message: &mut Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut next = Late(None);
+        // The worker is not to end by a waker that panics.
+        let mut next = Apart([None]);
         with_waker(cx, |waker| {
             self.with(|state| {
-                next.0 = state.put_back(message).or(next.0.take());
+                next.0 = [state.put_back(message).or(next.0[0].take())];
                 if state.is_done() {
                     return Some(Poll::Ready(()));
                 }

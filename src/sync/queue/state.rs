@@ -6,7 +6,7 @@ use core::task::{Context, Waker};
 use crate::sync::gate::Gate;
 use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
 use crate::sync::storage::{Growing, Storage, Waiters};
-use crate::sync::{LateAll, register, wake};
+use crate::sync::{Apart, apart, register, wake};
 
 /// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
 ///
@@ -311,17 +311,17 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// Drops the answer if nobody wants it, and wakes who does.
+    /// Drops the answer if nobody wants it, and wakes who does. The worker is not to end by a waker that panics.
     #[inline]
     pub(super) fn finish<R>(self, unwanted: &mut Option<R>) {
         if self.next.is_none() && unwanted.is_none() {
-            return wake(self.sender);
+            return apart(|| wake(self.sender));
         }
         self.finish_all(unwanted);
     }
 
     fn finish_all<R>(self, unwanted: &mut Option<R>) {
-        let _wakes = LateAll([self.next, self.sender]);
+        let _wakes = Apart([self.next, self.sender]);
         *unwanted = None;
     }
 }

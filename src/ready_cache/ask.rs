@@ -4,6 +4,7 @@
 
 use alloc::boxed::Box;
 use core::hash::Hash;
+use core::mem::take;
 use core::task::{Context, Poll};
 
 use super::order::{Endpoint, Last};
@@ -186,8 +187,14 @@ where
         self.order.ready_to_due(at);
         // A try has left no waker with it.
         if !was_tried {
-            self.order.asked_to_waiting(self.order.ready);
+            self.asked_to_waiting();
         }
+    }
+
+    /// The first of those that are due was asked for somebody, and waits.
+    fn asked_to_waiting(&mut self) {
+        self.were_asked = true;
+        self.order.due_to_waiting(self.order.ready);
     }
 
     /// Calls the ready one at a settled index.
@@ -248,7 +255,7 @@ where
             Poll::Ready(Err(error)) => self.failed(at, error)?,
             Poll::Pending => {
                 self.order.ready_to_due(at);
-                self.order.asked_to_waiting(self.order.ready);
+                self.asked_to_waiting();
             }
         }
         Ok(())
@@ -266,7 +273,7 @@ where
             match self.poll_at(self.order.ready) {
                 Poll::Ready(Ok(())) => self.order.due_to_ready(self.order.ready),
                 Poll::Ready(Err(error)) => self.failed(self.order.ready, error)?,
-                Poll::Pending => self.order.asked_to_waiting(self.order.ready),
+                Poll::Pending => self.asked_to_waiting(),
             }
         }
         self.is_behind = self.order.ready < self.order.due;
@@ -315,7 +322,8 @@ where
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        self.order.unready();
+        // Once: the polls that follow have them give up what they hold.
+        self.order.unready(take(&mut self.were_asked));
         if !self.is_behind {
             self.collect_woken();
         }

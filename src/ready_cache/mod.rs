@@ -73,6 +73,8 @@ pub struct ReadyCache<K, S, Req> {
     order: Order<K, S>,
     // The last poll did not get to all that were due.
     is_behind: bool,
+    // Some of those that wait were asked for somebody, and may have a place in a line or an alarm.
+    were_asked: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
@@ -144,6 +146,7 @@ where
             turn: 0,
             order: Order::new(),
             is_behind: false,
+            were_asked: false,
             keys: HashMap::new(),
             request: PhantomData,
         }

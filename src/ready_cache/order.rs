@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::mem::take;
 use core::task::Waker;
 
 use crate::sync::wakes::{Node, Wakes};
@@ -19,8 +18,6 @@ pub(super) struct Order<K, S> {
     pub(super) due: usize,
     /// How many of these, the first ones, have nothing left to drive: they are polled when somebody waits.
     driven: usize,
-    // Some of those that wait were asked for somebody, and may have a place in a line or an alarm.
-    is_asked: bool,
     pub(super) last: Last,
     // Where each endpoint is: its slot stays the same.
     slots: Vec<Slot>,
@@ -78,7 +75,6 @@ impl<K, S> Order<K, S> {
             ready: 0,
             due: 0,
             driven: 0,
-            is_asked: false,
             last: Last::Nobody,
             slots: Vec::new(),
             vacant: Vec::new(),
@@ -204,16 +200,15 @@ impl<K, S> Order<K, S> {
         }
     }
 
-    /// Lets all be polled that may hold something for a request: those that are ready, and those that wait, if some were
-    /// asked for somebody.
-    pub(super) fn unready(&mut self) {
+    /// Lets all be polled that may hold something for a request: those that are ready, and those that wait, if some
+    /// `were_asked` for somebody.
+    pub(super) fn unready(&mut self, were_asked: bool) {
         self.last = Last::Nobody;
         if self.ready > 0 {
             self.ready = 0;
             self.driven = 0;
         }
-        // Once: the polls that follow have them give up what they hold.
-        if take(&mut self.is_asked) {
+        if were_asked {
             self.due = self.endpoints.len();
             self.driven = 0;
         }
@@ -234,12 +229,6 @@ impl<K, S> Order<K, S> {
         self.due -= 1;
         self.driven = self.driven.min(at - self.ready);
         self.swap(at, self.due);
-    }
-
-    /// As [`due_to_waiting`](Self::due_to_waiting), for one that was asked for somebody.
-    pub(super) fn asked_to_waiting(&mut self, at: usize) {
-        self.is_asked = true;
-        self.due_to_waiting(at);
     }
 
     /// Lets an endpoint that waits be polled.

@@ -251,7 +251,8 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
 /// of its own. A clone has one of its own too.
 ///
 /// Behind a [`Buffer`](crate::buffer), and in all else of this crate that waits for one request after another, a request that
-/// is given up takes its clock along.
+/// is given up takes its clock along. But not behind one that is [kept ready](crate::buffer::Buffer::keep_ready): its worker
+/// waits for readiness before there is a request, and the clock runs from then on.
 ///
 /// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, starts
 /// no clock.

@@ -162,7 +162,7 @@ where
             Poll::Ready(Err(error)) => self.failed(at, error)?,
             Poll::Pending => {
                 self.order.ready_to_due(at);
-                self.order.due_to_waiting(self.order.ready);
+                self.driven_to_waiting(self.order.ready);
             }
         }
         Ok(false)
@@ -195,6 +195,19 @@ where
     fn asked_to_waiting(&mut self) {
         self.were_asked = true;
         self.order.due_to_waiting(self.order.ready);
+    }
+
+    /// One that is due was driven, and has more to do.
+    fn driven_to_waiting(&mut self, at: usize) {
+        self.were_driven = true;
+        self.order.due_to_waiting(at);
+    }
+
+    /// Lets those be asked that were driven and wait: that they were may have cost them what they waited for.
+    fn ask_driven(&mut self) {
+        if take(&mut self.were_driven) {
+            self.order.all_to_due();
+        }
     }
 
     /// Calls the ready one at a settled index.
@@ -264,6 +277,7 @@ where
     #[inline(never)]
     fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
         self.order.settle();
+        self.ask_driven();
         // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
         if !self.is_behind {
             self.collect_woken();
@@ -287,6 +301,7 @@ where
         cx: &mut Context<'_>,
     ) -> Result<(), error::Failed<K, S::Error>> {
         self.order.settle();
+        self.ask_driven();
         self.collect_woken();
         // The one that was called last is the first of those that are due, and most likely ready.
         let mut skip = 0;
@@ -333,7 +348,7 @@ where
             match self.drive_at(at) {
                 Poll::Ready(Ok(())) => self.order.drove(),
                 Poll::Ready(Err(error)) => self.failed(at, error)?,
-                Poll::Pending => self.order.due_to_waiting(at),
+                Poll::Pending => self.driven_to_waiting(at),
             }
         }
         self.is_behind = self.order.undriven() < self.order.due;

@@ -75,6 +75,8 @@ pub struct ReadyCache<K, S, Req> {
     is_behind: bool,
     // Some of those that wait were asked for somebody, and may have a place in a line or an alarm.
     were_asked: bool,
+    // Some of those that wait were driven since, and are to be asked when somebody asks.
+    were_driven: bool,
     // The slot that was pushed last for each key. Not asked by calls and polls.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
@@ -147,6 +149,7 @@ where
             order: Order::new(),
             is_behind: false,
             were_asked: false,
+            were_driven: false,
             keys: HashMap::new(),
             request: PhantomData,
         }

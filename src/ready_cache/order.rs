@@ -209,9 +209,14 @@ impl<K, S> Order<K, S> {
             self.driven = 0;
         }
         if were_asked {
-            self.due = self.endpoints.len();
-            self.driven = 0;
+            self.all_to_due();
         }
+    }
+
+    /// Lets all that wait be polled.
+    pub(super) fn all_to_due(&mut self) {
+        self.due = self.endpoints.len();
+        self.driven = 0;
     }
 
     /// Lets a ready endpoint be polled next.

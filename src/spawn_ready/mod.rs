@@ -2,8 +2,7 @@
 //!
 //! A service that has work to do before it is ready, such as a [`Reconnect`](crate::reconnect) or a balancer, does it
 //! when it is polled. Where its caller has stopped polling for a while, nothing happens. A [`SpawnReady`] hands a
-//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back. Whoever takes it
-//! back asks it once more, since it may have been ready for long, and be so no more.
+//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back.
 //!
 //! A service that is ready at once stays where it is, and no task is started. The task is started when the service
 //! is first pending, and then stays for the next time, so that nothing is allocated from there on. It ends when the
@@ -60,7 +59,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use self::slot::{End, Order, Slot};
+use self::slot::{Back, End, Order, Slot};
 use crate::sync::{Mark, drive, mark};
 use crate::{Executor, Layer, NoRuntime, Service};
 
@@ -122,8 +121,8 @@ impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll takes the service from
-/// there.
+/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll finds the service
+/// ready.
 pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
     place: Place<S>,
     task: Handle<S, S::Error>,
@@ -252,12 +251,12 @@ where
                 None => Err(End::Gone(Gone::Closed)),
             };
             match back {
-                // It is asked once more: that the task found it ready may be long ago.
-                Ok(service) => {
-                    self.place = Place::Here {
-                        service,
-                        is_ready: false,
-                    };
+                Ok(Back { service, is_ready }) => {
+                    let is_ready = is_ready && mark != Some(Mark::Drive);
+                    self.place = Place::Here { service, is_ready };
+                    if is_ready {
+                        return Poll::Ready(Ok(()));
+                    }
                 }
                 Err(End::Failed(error)) => {
                     self.place = Place::Gone(Gone::Failed);

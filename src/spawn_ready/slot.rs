@@ -30,7 +30,7 @@ enum Step<S, E> {
     ToTask(S),
     /// The task has the service.
     Working,
-    /// It was ready.
+    /// It is ready.
     ToHandle(S),
     /// The task has ended, and the service with it.
     Ended(End<E>),
@@ -42,6 +42,12 @@ enum Step<S, E> {
 pub(super) enum End<E> {
     Failed(E),
     Gone(Gone),
+}
+
+/// A service that is back with the handle.
+pub(super) struct Back<S> {
+    pub(super) service: S,
+    pub(super) is_ready: bool,
 }
 
 /// What the task is to do.
@@ -89,16 +95,20 @@ impl<S, E> Slot<S, E> {
     }
 
     /// Has the service back, or waits for it. One that is only driven comes back at once, unless it is being polled.
-    pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<S, End<E>>> {
+    pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
         let mark = mark(cx);
         let mut fresh = None;
         loop {
             let mut state = self.lock();
             let back = match replace(&mut state.step, Step::Idle) {
-                Step::ToHandle(service) => Ok(service),
-                Step::ToTask(service) if state.is_driven || mark == Some(Mark::Drive) => {
-                    Ok(service)
-                }
+                Step::ToHandle(service) => Ok(Back {
+                    service,
+                    is_ready: true,
+                }),
+                Step::ToTask(service) if state.is_driven || mark == Some(Mark::Drive) => Ok(Back {
+                    service,
+                    is_ready: false,
+                }),
                 Step::Ended(end) => Err(end),
                 // It was lost on its way to the handle, to a panic.
                 Step::Idle => Err(End::Gone(Gone::Panicked)),

@@ -66,7 +66,7 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
-use crate::sync::{Mark, mark};
+use crate::sync::{Mark, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
 
@@ -275,18 +275,11 @@ where
 
     #[cold]
     fn poll_marked(&mut self, mark: Mark, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
+        // Discovery may have services of its own, and they are not to give up what they reserve for it.
+        let more = own_work(cx, |cx| self.follow_discover(cx))?;
         match mark {
-            Mark::Try => {
-                self.follow_discover(cx)?;
-                self.try_all(cx)
-            }
-            // A clone of the waker has no mark: discovery may have services of its own, and they are not to give up
-            // what they reserve for it.
-            Mark::Drive => {
-                let waker = cx.waker().clone();
-                let more = self.follow_discover(&mut Context::from_waker(&waker))?;
-                self.drive_all(cx, more)
-            }
+            Mark::Try => self.try_all(cx),
+            Mark::Drive => self.drive_all(cx, more),
         }
     }
 

@@ -73,7 +73,7 @@ use super::LetGo;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
 pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
-use crate::sync::{drive, is_drive, is_try, withdraw};
+use crate::sync::{drive, is_drive, is_try, mark, withdraw};
 use crate::{Layer, Service, load::Load};
 
 #[cfg(feature = "async-lock")]
@@ -361,10 +361,11 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         if polled.is_ready() || is_drive(cx) {
             self.let_go = LetGo::NEVER;
         }
-        if !self.let_go.is_enough() || is_try(cx) {
+        let waits = polled.is_pending() && mark(cx).is_none();
+        if !waits || !self.let_go.is_enough() {
             self.leave();
         }
-        if polled.is_pending() && !is_drive(cx) && !is_try(cx) {
+        if waits {
             self.waits = Waits::ForInner;
         }
         polled.map_err(C::Error::from)

@@ -167,14 +167,14 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         self.grant(budget, ask.now, own, farewell);
         let turn = match *place {
             Place::InLine(index) => {
-                let until = ask.until;
                 let ahead = self.ahead(index);
                 let due = budget.turn(self.full_at, ahead, ask.now);
                 let next = budget.turn(self.full_at, 0, ask.now);
                 match self.waiters.get_mut(index) {
                     // Others may have left before it, so that nothing else is sure but how long the first has to wait.
                     Some(Waiter::Waits(_))
-                        if due > ask.now && (until <= ask.now || ahead == 0 && due > until) =>
+                        if due > ask.now
+                            && (ask.until <= ask.now || ahead == 0 && due > ask.until) =>
                     {
                         *place = Place::refused(due, ask.now);
                         self.leave(budget, index, ask.now, farewell);
@@ -183,7 +183,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                     Some(Waiter::Waits(waits)) => {
                         // Who had to be seen to was not polled in time, nor may who is first now be.
                         let looks_at = if farewell.len > 0 { next } else { due };
-                        let looks_at = looks_at.min(until);
+                        let looks_at = looks_at.min(ask.until);
                         if ask.waits {
                             register(&mut waits.waker, cx, waker)?;
                             waits.looks_at = looks_at;

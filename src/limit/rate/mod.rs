@@ -356,7 +356,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                 (Turn::Settled, _) => {
                     self.disarm(now);
                     if let Place::Refused(_) = self.token.place {
-                        return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
+                        return Poll::Ready(self.withdraw(cx));
                     }
                     return self.poll_inner(refusal, cx);
                 }
@@ -365,34 +365,36 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                         Refusal::Limited(_) => Place::refused(due, now),
                         Refusal::Overflow => Place::Refused(refusal),
                     };
-                    return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
+                    return Poll::Ready(self.withdraw(cx));
                 }
                 (Turn::At(due), None) => {
                     if !waits || self.poll_alarm(due, cx).is_pending() {
-                        return self.withdraw(cx).map_or(Poll::Pending, Poll::Ready);
+                        self.withdraw(cx)?;
+                        return Poll::Pending;
                     }
                 }
             }
             now = self.token.timer.now();
         }
         cx.waker().wake_by_ref();
-        self.withdraw(cx).map_or(Poll::Pending, Poll::Ready)
+        self.withdraw(cx)?;
+        Poll::Pending
     }
 
-    /// Has an inner service that was asked give up what it reserved, since there is no token for it; says if it fails.
-    fn withdraw<Request>(&mut self, cx: &mut Context<'_>) -> Option<Result<(), Error<S::Error>>>
+    /// Has an inner service that was asked give up what it reserved, since there is no token for it; fails if that does.
+    fn withdraw<Request>(&mut self, cx: &mut Context<'_>) -> Result<(), Error<S::Error>>
     where
         S: Service<Request>,
     {
         if !replace(&mut self.is_asked, false) {
-            return None;
+            return Ok(());
         }
         match drive(cx.waker(), |cx| self.inner.poll_ready(cx)) {
             Poll::Ready(Err(error)) => {
                 self.token.release();
-                Some(Err(Error::Service(error)))
+                Err(Error::Service(error))
             }
-            _ => None,
+            _ => Ok(()),
         }
     }
 
@@ -417,7 +419,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         self.token.release();
         if let Some(refusal) = refusal.filter(|_| polled.is_pending()) {
             self.token.place = Place::Refused(refusal);
-            return self.withdraw(cx).map_or(Poll::Ready(Ok(())), Poll::Ready);
+            return Poll::Ready(self.withdraw(cx));
         }
         self.token.place = Place::Passed;
         polled.map_err(Error::Service)

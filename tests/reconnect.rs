@@ -14,9 +14,8 @@ use campanile::reconnect::{
     ConnectErrors, Error, Failed, Lost, NotReady, Reconnect, ReconnectLayer,
 };
 use campanile::retry::backoff::{ExponentialBackoffMaker, Jitter};
-use campanile::steer::Steer;
 use campanile::util::rng::SplitMix64;
-use campanile::{Instant, Layer, Service, ServiceExt, Timer, buffer, service_fn};
+use campanile::{Instant, Layer, Service, ServiceExt, Timer, service_fn};
 use common::{
     Failure, Handle, Host, ManualTimer, Mock, On, WakeCount, mock, on_every_runtime, spawn,
 };
@@ -181,8 +180,11 @@ fn an_old_refusal_is_forgotten() {
 }
 
 /// A `Steer` does not ask again what is ready.
+#[cfg(feature = "std")]
 #[test]
 fn a_buffer_forgets_an_old_refusal_in_a_steer() {
+    use campanile::{buffer, steer::Steer};
+
     let mut set = Set::new(ConnectErrors::InResponse);
     let (buffer, worker) = buffer::pair(set.service, 1);
     let mut worker = spawn(worker);

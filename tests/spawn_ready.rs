@@ -173,6 +173,44 @@ fn readiness_that_was_told_may_be_asked_for_again() {
 }
 
 #[test]
+fn readiness_that_nobody_fetched_is_asked_for_again() {
+    let mut set = Set::waiting();
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    // Much later it is ready no more.
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+    assert!(set.executor.is_woken());
+    assert!(set.executor.poll().is_pending());
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), None);
+    assert_eq!((set.handle.calls(), set.executor.tasks()), (1, 1));
+}
+
+#[test]
+fn readiness_of_a_moment_is_taken() {
+    let mut set = Set::waiting();
+    for _ in 0..2 {
+        assert!(set.poll().is_pending());
+        // Ready for the task, and not any more when the handle comes.
+        set.handle.set_ready(true);
+        assert!(set.executor.poll().is_pending());
+        set.handle.set_ready(false);
+    }
+    assert_eq!(set.poll(), Poll::Ready(Ok(())));
+    assert_eq!(set.call(), None);
+    // The next request begins anew.
+    assert!(set.poll().is_pending());
+    assert!(set.executor.poll().is_pending());
+    set.handle.set_ready(true);
+    assert!(set.executor.poll().is_pending());
+    set.handle.set_ready(false);
+    assert!(set.poll().is_pending());
+}
+
+#[test]
 fn an_error_in_the_task_comes_out_once_and_stays_an_error() {
     let mut set = Set::waiting();
     assert!(set.poll().is_pending());
@@ -689,6 +727,33 @@ fn what_is_tried_connects() {
     connector.try_next().unwrap().1.send(connection);
     assert!(executor.poll().is_pending());
     assert!(!sheds(&mut service, &wakes));
+    assert_eq!((handle.calls(), connector.calls()), (1, 2));
+}
+
+#[test]
+fn an_old_refusal_is_no_answer() {
+    let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
+    let timer = ManualTimer::new();
+    let rng = SplitMix64::new(1);
+    let backoff = ExponentialBackoffMaker::with_timer(MS, MS, Jitter::None, rng, timer.clone());
+    let reconnect = Reconnect::with_backoff(maker, (), backoff.unwrap(), timer.clone());
+    let executor = ByHand::default();
+    let mut service = SpawnReady::with_executor(reconnect, executor.clone());
+    let wakes = WakeCount::new();
+    // Who waits gives up, and then the attempt fails.
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    assert!(executor.poll().is_pending());
+    connector.try_next().unwrap().1.fail(DEAD);
+    assert!(executor.poll().is_pending());
+    // The next one comes an hour later, and is told of the next attempt.
+    timer.advance(Duration::from_secs(3600));
+    assert!(wakes.poll_ready(&mut service).is_pending());
+    assert!(executor.poll().is_pending());
+    let (connection, handle) = mock();
+    connector.try_next().unwrap().1.send(connection);
+    assert!(executor.poll().is_pending());
+    assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
+    assert_eq!(service.call(1).now_or_never(), None);
     assert_eq!((handle.calls(), connector.calls()), (1, 2));
 }
 

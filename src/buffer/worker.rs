@@ -159,13 +159,12 @@ impl<S> Driven<S> {
                     (None, true)
                 }
                 Work::None { keep_ready: false } if has_rung || self.held != Held::Nothing => {
-                    has_rung = false;
                     self.held = Held::Nothing;
                     if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
                         return Poll::Ready(End::Failed(queue.share(error)));
                     }
-                    work = queue.next(cx);
-                    continue;
+                    self.bell.listen(cx);
+                    return Poll::Pending;
                 }
                 Work::None { .. } => {
                     self.bell.listen(cx);

@@ -2,7 +2,8 @@
 //!
 //! A service that has work to do before it is ready, such as a [`Reconnect`](crate::reconnect) or a balancer, does it
 //! when it is polled. Where its caller has stopped polling for a while, nothing happens. A [`SpawnReady`] hands a
-//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back.
+//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back. A service that
+//! comes back is asked once more, since it may have been ready for long, and be so no more.
 //!
 //! A service that is ready at once stays where it is, and no task is started. The task is started when the service
 //! is first pending, and then stays for the next time, so that nothing is allocated from there on. It ends when the
@@ -121,11 +122,13 @@ impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll finds the service
-/// ready.
+/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll takes the service from
+/// there.
 pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
     place: Place<S>,
     task: Handle<S, S::Error>,
+    // The task found the service ready, and it was so no more when it came back: it is with the task again.
+    was_lost: bool,
     executor: X,
 }
 
@@ -176,6 +179,7 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
                 is_ready: false,
             },
             task: Handle(None),
+            was_lost: false,
             executor,
         }
     }
@@ -223,11 +227,13 @@ where
     #[track_caller]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let mark = mark(cx);
+        let mut was_ready = false;
         loop {
             match &mut self.place {
                 Place::Here { service, is_ready } => {
                     let polled = service.poll_ready(cx);
                     *is_ready = polled.is_ready() && mark != Some(Mark::Drive);
+                    self.was_lost = was_ready && polled.is_pending();
                     match polled {
                         Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                         Poll::Ready(Err(error)) => {
@@ -252,7 +258,10 @@ where
             };
             match back {
                 Ok(Back { service, is_ready }) => {
-                    let is_ready = is_ready && mark != Some(Mark::Drive);
+                    // That the task found it ready may be long ago, so it is asked once more. What is lost by that is not
+                    // asked a second time: a service that is ready for a moment only would never be called.
+                    was_ready = is_ready;
+                    let is_ready = is_ready && self.was_lost && mark != Some(Mark::Drive);
                     self.place = Place::Here { service, is_ready };
                     if is_ready {
                         return Poll::Ready(Ok(()));

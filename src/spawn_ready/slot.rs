@@ -30,7 +30,7 @@ enum Step<S, E> {
     ToTask(S),
     /// The task has the service.
     Working,
-    /// It is ready.
+    /// It was ready.
     ToHandle(S),
     /// The task has ended, and the service with it.
     Ended(End<E>),

@@ -164,7 +164,7 @@ mod tests {
             cx.waker().clone()
         });
         assert_eq!(mark(&Context::from_waker(&clone)), None);
-        assert!(clone.will_wake(&waker));
+        assert_eq!(clone.data(), waker.data());
         clone.wake();
         assert_eq!(wakes.0.load(SeqCst), 2);
         drop(waker);

@@ -32,13 +32,14 @@
 //! ```
 
 use core::fmt;
+use core::mem::replace;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
 use crate::error::AsError;
-use crate::util::complete;
+use crate::util::{before_call, complete};
 use crate::{Layer, Service};
 
 /// Says of a request whether it is let through, at once.
@@ -169,7 +170,8 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let answer = match self.predicate.check(request) {
+        let predicate = &mut self.predicate;
+        let answer = match before_call(&mut self.inner, || predicate.check(request)) {
             Ok(request) => Answer::Response {
                 inner: self.inner.call(request),
             },
@@ -306,11 +308,13 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
+        // Out of here first: if the predicate panics, what readiness had reserved goes with the service that was ready.
         let clone = self.inner.clone();
+        let service = replace(&mut self.inner, clone);
         AsyncResponseFuture {
             state: State::Check {
                 check: self.predicate.check(request),
-                service: core::mem::replace(&mut self.inner, clone),
+                service,
             },
         }
     }

@@ -6,8 +6,9 @@
 //!
 //! # Differences from tower
 //!
-//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit beneath
-//!   enqueues nobody, and a permit that is returned later goes to a request that is there.
+//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit of this crate beneath
+//!   enqueues nobody, and a permit that is returned later goes to a request that is there. tower's own limits do not tell
+//!   the two apart: beneath one of them the handle stays in the line.
 //! - The error is an enum, [`Error`], and not a box.
 //!
 //! # Examples

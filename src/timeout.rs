@@ -51,7 +51,7 @@ use core::time::Duration;
 use pin_project_lite::pin_project;
 
 use crate::runtime::saturating_nanos;
-use crate::sync::{Mark, drive, mark};
+use crate::sync::{drive, has_request, is_try};
 use crate::{Instant, Layer, Service, Timer};
 
 /// A layer of [`Timeout`].
@@ -251,11 +251,12 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
 /// of its own. A clone has one of its own too.
 ///
 /// Behind a [`Buffer`](crate::buffer), and in all else of this crate that waits for one request after another, a request that
-/// is given up takes its clock along. But not behind one that is [kept ready](crate::buffer::Buffer::keep_ready): its worker
-/// waits for readiness before there is a request, and the clock runs from then on.
+/// is given up takes its clock along. What is polled for no request starts no clock: a readiness that is tried and not
+/// waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, and that of a buffer that is
+/// [kept ready](crate::buffer::Buffer::keep_ready).
 ///
-/// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, starts
-/// no clock.
+/// Services that poll several parts for one request, such as a [`Steer`](crate::steer) or a [balancer](crate::balance),
+/// start the clocks of all. A `Deadline` belongs around them, and a [`Timeout`] inside.
 ///
 /// # Cancel safety
 ///
@@ -373,8 +374,8 @@ where
     type Future = DeadlineFuture<S::Future, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let mark = mark(cx);
-        if mark == Some(Mark::Drive) {
+        let has_request = has_request(cx);
+        if !has_request && !is_try(cx) {
             self.end_wait(Phase::Idle);
         } else if let Phase::Lapsed = self.phase {
             return Poll::Ready(Ok(()));
@@ -384,7 +385,7 @@ where
                 self.alarm = None;
                 Poll::Ready(result.map_err(Error::Service))
             }
-            Poll::Pending if mark.is_some() => Poll::Pending,
+            Poll::Pending if !has_request => Poll::Pending,
             Poll::Pending => {
                 ready!(self.poll_lapsed(cx));
                 self.end_wait(Phase::Lapsed);

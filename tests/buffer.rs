@@ -187,6 +187,22 @@ fn a_cancelled_response_is_dropped_at_once() {
 }
 
 #[test]
+fn an_answered_request_has_no_other_answer() {
+    let (buffer, worker, mut handle) = mock_pair(1);
+    let mut worker = spawn(worker);
+    let mut response = spawn(buffer.clone().call(3));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    handle.try_next().unwrap().1.send(4);
+    assert_eq!(ready(response.poll()).unwrap(), 4);
+    assert!(response.poll().is_pending());
+    buffer.close();
+    let mut refused = spawn(buffer.clone().call(5));
+    ready(refused.poll()).unwrap_err();
+    assert!(refused.poll().is_pending());
+}
+
+#[test]
 fn a_response_that_nobody_polls_holds_no_room() {
     let (mut buffer, worker, mut handle) = mock_pair(1);
     let mut worker = spawn(worker);

@@ -140,7 +140,44 @@ fn queued_request_waits_for_its_own_second() {
     ));
 }
 
-/// Counts its polls, asks for another each time that it is told to, and reserves nothing.
+/// Whoever waited, and whatever happened meanwhile: a request an hour later has a second of its own.
+#[track_caller]
+fn kept_ready_starts_no_clock(meanwhile: impl FnOnce(&ManualTimer)) {
+    let timer = ManualTimer::new();
+    let (limit, _semaphore) = busy();
+    let mut first = limit.clone();
+    make_ready(&mut first);
+    let deadline = Deadline::with_timer(limit, SECOND, timer.clone());
+    let (buffer, worker) = buffer::pair(deadline, 4);
+    let buffer = buffer.keep_ready();
+    let mut worker = spawn(worker);
+    let mut given_up = spawn(buffer.clone().oneshot(1));
+    assert!(given_up.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(timer.armed(), 1);
+    drop(given_up);
+    assert!(worker.poll().is_pending());
+    assert_eq!(timer.armed(), 0);
+    meanwhile(&timer);
+    drop(first);
+    assert!(worker.is_woken());
+    assert!(worker.poll().is_pending());
+    timer.advance(3600 * SECOND);
+    let mut response = spawn(buffer.clone().oneshot(2));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()).ok(), Some(2));
+}
+
+#[test]
+fn deadline_that_is_kept_ready_starts_with_a_request() {
+    kept_ready_starts_no_clock(|_| {});
+    kept_ready_starts_no_clock(|timer| timer.advance(SECOND / 2));
+    kept_ready_starts_no_clock(|timer| timer.advance(2 * SECOND));
+}
+
+/// Counts its polls, keeps the last waker, and reserves nothing.
+#[derive(Clone, Default)]
 struct Busy {
     polls: std::rc::Rc<std::cell::Cell<u32>>,
     waker: std::rc::Rc<std::cell::RefCell<Option<Waker>>>,
@@ -164,9 +201,8 @@ impl Service<u32> for Busy {
 
 #[test]
 fn idle_service_is_polled_once_per_wake_up() {
-    let (polls, waker) = Default::default();
-    let service = Busy { polls, waker };
-    let (polls, waker) = (service.polls.clone(), service.waker.clone());
+    let service = Busy::default();
+    let Busy { polls, waker } = service.clone();
     let (buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);
     let mut response = spawn(buffer.clone().oneshot(1));
@@ -189,8 +225,7 @@ fn idle_service_is_polled_once_per_wake_up() {
 
 #[test]
 fn busy_service_is_polled_once_per_request() {
-    let (polls, waker) = Default::default();
-    let service = Busy { polls, waker };
+    let service = Busy::default();
     let polls = service.polls.clone();
     let (buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);

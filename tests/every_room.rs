@@ -2,7 +2,7 @@
 #![cfg(feature = "testing")]
 
 use std::future::{Pending, poll_fn, ready};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -294,8 +294,10 @@ impl Service<u32> for Panics {
     }
 
     fn call(&mut self, _: u32) -> Self::Future {
-        assert!(!self.in_call, "an expected panic");
-        Box::pin(async { panic!("an expected panic") })
+        if self.in_call {
+            panic_any(EXPECTED);
+        }
+        Box::pin(async { panic_any(EXPECTED) })
     }
 }
 
@@ -303,14 +305,24 @@ fn quietly<T>(act: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(act)).ok()
 }
 
+const EXPECTED: &str = "an expected panic";
+
+/// Prints no word of a panic that is expected.
+fn expect_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if info.payload().downcast_ref::<&str>() != Some(&EXPECTED) {
+                hook(info);
+            }
+        }));
+    });
+}
+
 #[test]
 fn a_panic_gives_back_what_was_taken() {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if info.payload().downcast_ref::<&str>() != Some(&"an expected panic") {
-            hook(info);
-        }
-    }));
+    expect_panics();
     for in_call in [true, false] {
         for (name, room) in rooms() {
             run(name, async {
@@ -339,6 +351,68 @@ fn a_panic_gives_back_what_was_taken() {
                 assert_eq!((probe.in_flight(), probe.reserved()), (0, 0), "{name}");
             });
         }
+    }
+}
+
+/// What is the user's and runs in a call panics there, before the inner service is called.
+#[derive(Clone, Copy)]
+struct PanicsFirst;
+
+impl<E> campanile::retry::Policy<u32, u32, E> for PanicsFirst {
+    type Future = Pending<()>;
+
+    fn retry(&mut self, _: &mut u32, _: &mut Result<u32, E>) -> Option<Pending<()>> {
+        None
+    }
+
+    fn clone_request(&mut self, _: &u32) -> Option<u32> {
+        panic_any(EXPECTED)
+    }
+}
+
+impl campanile::hedge::Policy<u32> for PanicsFirst {
+    fn clone_request(&self, _: &u32) -> Option<u32> {
+        panic_any(EXPECTED)
+    }
+
+    fn can_retry(&self, _: &u32) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_panic_before_the_call_keeps_nothing_ready() {
+    expect_panics();
+    let rooms: [Room<Single>; 5] = [
+        ("filter", |s| {
+            let panics = |_: u32| -> Result<u32, BoxError> { panic_any(EXPECTED) };
+            single(Filter::new(s, panics))
+        }),
+        ("async_filter", |s| {
+            let panics = |_: u32| -> Pending<Result<u32, BoxError>> { panic_any(EXPECTED) };
+            single(AsyncFilter::new(s, panics))
+        }),
+        ("map_request", |s| {
+            single(s.map_request(|_: u32| -> u32 { panic_any(EXPECTED) }))
+        }),
+        ("retry", |s| single(Retry::new(PanicsFirst, s))),
+        ("hedge", |s| {
+            let delay = Delay::fixed(SECOND);
+            single(Hedge::with_timer(s, PanicsFirst, delay, Sim))
+        }),
+    ];
+    for (name, room) in rooms {
+        run(name, async {
+            let (inner, semaphore) = one_at_a_time(&Probe::new());
+            let mut service = room(inner);
+            for _ in 0..2 {
+                service.ready().await.unwrap();
+                assert_eq!(semaphore.available_permits(), 0, "{name}");
+                assert!(quietly(|| drop(service.call(1))).is_none(), "{name}");
+                // The handle is still there.
+                assert_eq!(semaphore.available_permits(), 1, "{name}");
+            }
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::Queue;
 use crate::sync::gate::Place;
-use crate::sync::queue::{Channel, End, HeapQueue, Refusal, Ticket};
+use crate::sync::queue::{Channel, HeapQueue, Refusal, Ticket};
 
 pin_project! {
     /// The response of a [`Buffer`](super::Buffer).
@@ -121,8 +121,11 @@ where
                     }
                 }
                 StateProj::Refused { refusal } => {
-                    let refusal = refusal.take().unwrap_or(Refusal::Ended(End::Closed));
-                    return Poll::Ready(Err(Q::error(refusal)));
+                    return match refusal.take() {
+                        Some(refusal) => Poll::Ready(Err(Q::error(refusal))),
+                        // Polled again after its end.
+                        None => Poll::Pending,
+                    };
                 }
             };
             state.set(next);

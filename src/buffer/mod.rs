@@ -388,10 +388,6 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     ///
     /// What readiness reserves is kept, too: a buffer around a limit that others share then holds one permit of it
     /// for ever, and as many idle buffers as there are permits starve all others. This is for all handles.
-    ///
-    /// So is the clock of a [`Deadline`](crate::timeout::Deadline) inside: it starts when the service is first not ready, by
-    /// nobody's request, and a request that comes after it was ready gets what is left, or fails at once. Put the deadline
-    /// around the buffer: there it is of one request, and covers the wait in the queue too.
     #[must_use]
     pub fn keep_ready(self) -> Self {
         self.queue.keep_ready();

@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{apart, drive, withdraw};
+use crate::sync::{apart, drive, prepare};
 
 /// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
 /// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
@@ -139,32 +139,24 @@ impl<S> Driven<S> {
         let mut has_rung = self.bell.has_rung();
         let mut work = queue.next(cx);
         for _ in 0..REQUESTS_PER_POLL {
+            let gives_up = match &work {
+                // The request that the service was asked for is gone. This one inherits nothing of it.
+                Work::Message { is_same, .. } => self.held == Held::Part && !is_same,
+                Work::None { keep_ready: false } => has_rung || self.held != Held::Nothing,
+                Work::None { keep_ready: true } | Work::Ended => false,
+            };
+            if gives_up {
+                self.held = Held::Nothing;
+                if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
+                    return Poll::Ready(End::Failed(queue.share(error)));
+                }
+            }
             let (mut request, is_last) = match work {
                 Work::Message {
-                    message,
-                    is_last,
-                    is_same,
-                } => {
-                    // The request that the service was asked for is gone. This one inherits nothing of it.
-                    if self.held == Held::Part && !is_same {
-                        self.held = Held::Nothing;
-                        if let Poll::Ready(Err(error)) = withdraw(|cx| self.service.poll_ready(cx))
-                        {
-                            return Poll::Ready(End::Failed(queue.share(error)));
-                        }
-                    }
-                    (Some(message), is_last)
-                }
+                    message, is_last, ..
+                } => (Some(message), is_last),
                 Work::None { keep_ready: true } if has_rung || self.held != Held::All => {
                     (None, true)
-                }
-                Work::None { keep_ready: false } if has_rung || self.held != Held::Nothing => {
-                    self.held = Held::Nothing;
-                    if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
-                        return Poll::Ready(End::Failed(queue.share(error)));
-                    }
-                    self.bell.listen(cx);
-                    return Poll::Pending;
                 }
                 Work::None { .. } => {
                     self.bell.listen(cx);
@@ -174,7 +166,10 @@ impl<S> Driven<S> {
             };
             has_rung = false;
             self.held = Held::Part;
-            match self.bell.poll_ready(&mut self.service, cx) {
+            match self
+                .bell
+                .poll_ready(&mut self.service, request.is_some(), cx)
+            {
                 // A request waits in the queue for the service, and can be cancelled there.
                 Poll::Pending => {
                     let polled = queue.put_back(&mut request, cx);
@@ -249,22 +244,28 @@ impl Bell {
         }
     }
 
+    /// Waits for readiness, for a request or before there is one.
     fn poll_ready<S, Request>(
         &mut self,
         service: &mut S,
+        has_request: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), S::Error>>
     where
         S: Service<Request>,
     {
-        let polled = service.poll_ready(&mut Context::from_waker(&self.waker));
+        let polled = if has_request {
+            service.poll_ready(&mut Context::from_waker(&self.waker))
+        } else {
+            prepare(&self.waker, |cx| service.poll_ready(cx))
+        };
         if polled.is_pending() {
             self.listen(cx);
         }
         polled
     }
 
-    /// Polls the service for nobody.
+    /// Has the service give up what it has reserved, and go on with work of its own.
     #[cold]
     fn drive<S, Request>(
         &mut self,
@@ -297,19 +298,25 @@ impl Bell {
 
     fn listen(&self, _: &mut Context<'_>) {}
 
+    /// Waits for readiness, for a request or before there is one.
     fn poll_ready<S, Request>(
         &mut self,
         service: &mut S,
+        has_request: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), S::Error>>
     where
         S: Service<Request>,
     {
         self.is_used = true;
-        service.poll_ready(cx)
+        if has_request {
+            service.poll_ready(cx)
+        } else {
+            prepare(cx.waker(), |cx| service.poll_ready(cx))
+        }
     }
 
-    /// Polls the service for nobody.
+    /// Has the service give up what it has reserved, and go on with work of its own.
     fn drive<S, Request>(
         &mut self,
         service: &mut S,

@@ -75,6 +75,7 @@ use core::time::Duration;
 use crate::retry::CloneByClone;
 use crate::retry::budget::Budget;
 use crate::runtime::saturating_nanos;
+use crate::util::before_call;
 use crate::{Instant, Layer, Service, Timer};
 
 mod budget;
@@ -349,9 +350,12 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.state.budget.deposit();
-        let (start, delay) = self.state.estimate.start(&self.timer);
-        let copy = delay.and_then(|_| self.policy.clone_request(&request));
+        let (start, delay, copy) = before_call(&mut self.inner, || {
+            self.state.budget.deposit();
+            let (start, delay) = self.state.estimate.start(&self.timer);
+            let copy = delay.and_then(|_| self.policy.clone_request(&request));
+            (start, delay, copy)
+        });
         // The instance that was polled ready makes the first attempt, and only then is cloned.
         let response = self.inner.call(request);
         let plan = copy.map(|request| (self.inner.clone(), request));

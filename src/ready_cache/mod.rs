@@ -419,11 +419,11 @@ mod tests {
     use core::cell::{Cell, RefCell};
     use core::convert::Infallible;
     use core::future::Ready;
-    use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use core::sync::atomic::Ordering::Relaxed;
     use core::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::sync::{drive, is_drive};
+    use crate::sync::{WakeCount, drive, is_drive};
     use crate::util::rng::{Rng, SplitMix64};
 
     struct Busy(Rc<Cell<u32>>);
@@ -520,20 +520,11 @@ mod tests {
         }
     }
 
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
     /// Polls that drive, among pushes, calls and other polls: they reserve nothing, ask nobody twice who has nothing to go
     /// on with, and lose no wake-up.
     #[test]
     fn driven_polls_hold_nothing_and_do_not_spin() {
-        let wakes = Arc::new(Wakes::default());
+        let wakes = Arc::new(WakeCount::default());
         let waker = Waker::from(wakes.clone());
         let woken = || wakes.0.swap(0, Relaxed) > 0;
         for seed in 0..200 {

@@ -1,16 +1,15 @@
 //! Driven polls, whose mark is private.
 
 use alloc::sync::Arc;
-use alloc::task::Wake;
 use core::future::{Ready, poll_fn, ready};
-use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::Ordering::SeqCst;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use futures::FutureExt;
 
 use super::{ConnectErrors, Error};
-use crate::sync::{drive, mark};
+use crate::sync::{WakeCount, drive, mark};
 use crate::testing::mock::{self, Handle, Mock, SendResponse};
 use crate::testing::reconnect::Reconnect;
 use crate::testing::{Runtime, sleep};
@@ -21,20 +20,11 @@ const SECOND: Duration = Duration::from_secs(1);
 type Connection = Mock<u32, u32>;
 type Connector = Mock<(), Connection>;
 
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
-
 /// A `Reconnect`, its connector, and who drives it.
 struct Set {
     service: Reconnect<Connector, ()>,
     connector: Handle<(), Connection>,
-    wakes: Arc<Wakes>,
+    wakes: Arc<WakeCount>,
 }
 
 impl Set {

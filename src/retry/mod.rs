@@ -70,6 +70,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
+use crate::util::before_call;
 use crate::{Layer, Service};
 
 pub mod backoff;
@@ -155,8 +156,11 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let mut policy = self.policy.clone();
-        let copy = policy.clone_request(&request);
+        let (policy, copy) = before_call(&mut self.inner, || {
+            let mut policy = self.policy.clone();
+            let copy = policy.clone_request(&request);
+            (policy, copy)
+        });
         // The instance that was polled ready makes the first attempt, and only then is cloned.
         let attempt = self.inner.call(request);
         ResponseFuture {
@@ -254,7 +258,8 @@ where
                         if let Err(unready) = polled {
                             return Poll::Ready(Err(error.unwrap_or(unready)));
                         }
-                        let copy = this.policy.clone_request(&request);
+                        let policy = &mut *this.policy;
+                        let copy = before_call(this.service, || policy.clone_request(&request));
                         let attempt = this.service.call(request);
                         this.state.set(State::Called { attempt, copy });
                     }

@@ -1,10 +1,10 @@
 //! Marks on a poll for readiness: that it only tries, or that it only drives.
 //!
 //! A service learns what a poll is for from the waker in its [`Context`], since nothing else reaches it through the
-//! middleware and the boxes in between. Who uses a mark: [`LoadShed`](crate::load_shed) tries; an idle
-//! [`Buffer`](crate::buffer), a [`Deadline`](crate::timeout::Deadline) that has elapsed and a
-//! [`SpawnReady`](crate::spawn_ready) that was only tried drive. Who heeds them: all middleware that reserves something, or
-//! that polls its parts with wakers of its own.
+//! middleware and the boxes in between. [`LoadShed`](crate::load_shed) tries. An idle [`Buffer`](crate::buffer), a
+//! [`Deadline`](crate::timeout::Deadline) that has elapsed and a [`SpawnReady`](crate::spawn_ready) that was only tried
+//! drive. A buffer that is kept ready prepares for a request. All middleware that reserves something, or that polls its
+//! parts with wakers of its own, heeds the marks.
 //!
 //! This is the one file of the crate with unsafe code. A waker's address can tell nothing (`Waker::noop()` and the tables
 //! of `Wake` are constants, which the compiler may merge or duplicate); a `static` table has an address of its own, and a
@@ -30,7 +30,8 @@ pub(crate) enum Mark {
 
 /// What the waker of a marked poll points to.
 struct Marked<'a> {
-    mark: Mark,
+    // `None`: to wait for readiness in earnest, but for a request that is still to come.
+    mark: Option<Mark>,
     waker: &'a Waker,
 }
 
@@ -40,12 +41,13 @@ static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, ignore);
 /// The mark of a poll, if it has one.
 #[inline]
 pub(crate) fn mark(cx: &Context<'_>) -> Option<Mark> {
-    let waker = cx.waker();
-    if !ptr::eq(waker.vtable(), &TABLE) {
-        return None;
-    }
-    // SAFETY: only `marked` makes wakers with this table, from a `Marked` that outlives them.
-    Some(unsafe { Marked::from_data(waker.data()) }.mark)
+    Marked::of(cx.waker())?.mark
+}
+
+/// Whether a request waits for this poll. Where none does, no clock of a request starts.
+#[inline]
+pub(crate) fn has_request(cx: &Context<'_>) -> bool {
+    Marked::of(cx.waker()).is_none()
 }
 
 /// Whether this poll only tries.
@@ -62,18 +64,24 @@ pub(crate) fn is_drive(cx: &Context<'_>) -> bool {
 
 /// Polls once, without waiting: see [`Mark::Try`].
 pub(crate) fn try_poll<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    marked(Mark::Try, Waker::noop(), poll)
+    marked(Some(Mark::Try), Waker::noop(), poll)
 }
 
 /// Polls for nobody, and has `waker` woken when there is more to drive: see [`Mark::Drive`].
 pub(crate) fn drive<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    marked(Mark::Drive, waker, poll)
+    marked(Some(Mark::Drive), waker, poll)
 }
 
-/// Polls what a driven service does of its own accord, such as a future that connects: that is done in earnest, and what
-/// waits for readiness in there is not to take a driven answer for it.
+/// Waits for readiness before there is a request, and has `waker` woken. What a request needs is reserved; but see
+/// [`has_request`].
+pub(crate) fn prepare<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    marked(None, waker, poll)
+}
+
+/// Polls what a service does of its own accord, such as a future that connects: that is done in earnest, whether or not
+/// there is a request, and what waits for readiness in there is not to take a driven answer for it.
 pub(crate) fn own_work<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    if !is_drive(cx) {
+    if has_request(cx) || is_try(cx) {
         return poll(cx);
     }
     let waker = cx.waker().clone();
@@ -85,7 +93,7 @@ pub(crate) fn withdraw<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     drive(Waker::noop(), poll)
 }
 
-fn marked<T>(mark: Mark, waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+fn marked<T>(mark: Option<Mark>, waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     let marked = Marked { mark, waker };
     let data = ptr::from_ref(&marked).cast();
     // SAFETY: the functions of `TABLE` keep the contract of a waker. They may be called from any thread, since `Marked`
@@ -96,6 +104,16 @@ fn marked<T>(mark: Mark, waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T
 }
 
 impl Marked<'_> {
+    /// What `waker` points to, if it is that of a marked poll.
+    #[inline]
+    fn of(waker: &Waker) -> Option<&Self> {
+        if !ptr::eq(waker.vtable(), &TABLE) {
+            return None;
+        }
+        // SAFETY: only `marked` makes wakers with this table, from a `Marked` that outlives them.
+        Some(unsafe { Self::from_data(waker.data()) })
+    }
+
     /// # Safety
     ///
     /// `data` is that of a waker which `marked` has made, and that waker is alive for `'a`.
@@ -125,19 +143,10 @@ unsafe fn ignore(_: *const ()) {}
 #[cfg(all(test, feature = "alloc"))]
 mod tests {
     use alloc::sync::Arc;
-    use alloc::task::Wake;
-    use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use core::sync::atomic::Ordering::SeqCst;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, SeqCst);
-        }
-    }
+    use crate::sync::WakeCount;
 
     #[test]
     fn marks_are_told_apart() {
@@ -145,11 +154,14 @@ mod tests {
         assert_eq!(withdraw(|cx| mark(cx)), Some(Mark::Drive));
         assert!(try_poll(|cx| is_try(cx) && !is_drive(cx)));
         assert!(withdraw(|cx| is_drive(cx) && !is_try(cx)));
+        assert_eq!(prepare(Waker::noop(), |cx| mark(cx)), None);
+        assert!(!prepare(Waker::noop(), |cx| has_request(cx)));
+        assert!(has_request(&Context::from_waker(Waker::noop())));
     }
 
     #[test]
     fn foreign_waker_has_no_mark() {
-        let foreign = [Waker::noop().clone(), Arc::new(Wakes::default()).into()];
+        let foreign = [Waker::noop().clone(), Arc::new(WakeCount::default()).into()];
         for waker in foreign {
             assert_eq!(mark(&Context::from_waker(&waker)), None);
         }
@@ -157,7 +169,7 @@ mod tests {
 
     #[test]
     fn marked_waker_wakes_the_waker_beneath() {
-        let wakes = Arc::new(Wakes::default());
+        let wakes = Arc::new(WakeCount::default());
         let waker = Waker::from(wakes.clone());
         let clone = drive(&waker, |cx| {
             cx.waker().wake_by_ref();
@@ -173,7 +185,7 @@ mod tests {
 
     #[test]
     fn own_work_is_not_marked_as_driven() {
-        let wakes = Arc::new(Wakes::default());
+        let wakes = Arc::new(WakeCount::default());
         let waker = Waker::from(wakes.clone());
         drive(&waker, |cx| {
             own_work(cx, |cx| {
@@ -182,6 +194,7 @@ mod tests {
             });
         });
         assert_eq!(wakes.0.load(SeqCst), 1);
+        prepare(&waker, |cx| own_work(cx, |cx| assert!(has_request(cx))));
         try_poll(|cx| own_work(cx, |cx| assert!(is_try(cx))));
     }
 

@@ -30,7 +30,9 @@ use core::task::{Context, Waker};
 #[cfg(feature = "std")]
 use std::panic::{catch_unwind, resume_unwind};
 
-pub(crate) use self::mark::{Mark, drive, is_drive, is_try, mark, own_work, try_poll, withdraw};
+pub(crate) use self::mark::{
+    Mark, drive, has_request, is_drive, is_try, mark, own_work, prepare, try_poll, withdraw,
+};
 
 /// Polls under a lock, and where that needs a waker of its own once more with a clone of the task's.
 ///
@@ -157,5 +159,17 @@ pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, f: impl FnMut(T)) {
     let mut rest = Rest { items, f };
     for item in rest.items.by_ref() {
         (rest.f)(item);
+    }
+}
+
+/// A waker that counts how often it wakes.
+#[cfg(all(test, feature = "alloc"))]
+#[derive(Default)]
+pub(crate) struct WakeCount(pub(crate) core::sync::atomic::AtomicUsize);
+
+#[cfg(all(test, feature = "alloc"))]
+impl alloc::task::Wake for WakeCount {
+    fn wake(self: alloc::sync::Arc<Self>) {
+        self.0.fetch_add(1, core::sync::atomic::Ordering::SeqCst);
     }
 }

@@ -1,5 +1,6 @@
 use core::task::{Context, Poll};
 
+use super::before_call;
 use crate::Service;
 
 combinator! {
@@ -25,6 +26,8 @@ where
     }
 
     fn call(&mut self, request: R1) -> S::Future {
-        self.inner.call((self.f)(request))
+        let f = &mut self.f;
+        let request = before_call(&mut self.inner, || f(request));
+        self.inner.call(request)
     }
 }

@@ -46,6 +46,12 @@ mod service_fn;
 mod steps;
 mod then;
 
+use core::marker::PhantomData;
+use core::mem::forget;
+
+use crate::Service;
+use crate::sync::{apart, withdraw};
+
 pub use and_then::{AndThen, AndThenLayer};
 #[cfg(feature = "alloc")]
 pub use boxed::{
@@ -77,6 +83,28 @@ pub use then::{Then, ThenLayer};
 #[inline(never)]
 pub(crate) fn complete() -> ! {
     panic!("a future was polled after it was complete")
+}
+
+/// Does what is the user's between readiness and the call of `service`. If that panics, the service gives up what it has
+/// reserved: whoever catches the panic may keep it.
+#[inline]
+pub(crate) fn before_call<S, Request, T>(service: &mut S, act: impl FnOnce() -> T) -> T
+where
+    S: Service<Request>,
+{
+    struct Panicking<'a, S: Service<Request>, Request>(&'a mut S, PhantomData<Request>);
+
+    impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
+        fn drop(&mut self) {
+            // A second panic would end the process.
+            apart(|| drop(withdraw(|cx| self.0.poll_ready(cx))));
+        }
+    }
+
+    let panicking = Panicking(service, PhantomData);
+    let done = act();
+    forget(panicking);
+    done
 }
 
 /// The response futures, at the path where tower has them.

@@ -2,7 +2,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::task::Wake;
 use core::fmt;
 use core::iter::from_fn;
-use core::mem::{forget, replace};
+use core::mem::replace;
 use core::panic::AssertUnwindSafe;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
@@ -10,7 +10,7 @@ use std::panic::{catch_unwind, resume_unwind};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;
-use crate::sync::wake_all;
+use crate::sync::{apart, wake_all};
 use crate::{Instant, Timer};
 
 mod line;
@@ -269,14 +269,15 @@ where
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let rung = catch_unwind(AssertUnwindSafe(|| {
-            let shared = self.0.upgrade()?;
-            let turn = shared.line.with(Line::ring)?;
-            shared.drive(turn);
-            Some(())
-        }));
-        // The runtime's timer, which calls this, goes on to wake others. To drop what a panic holds may panic again.
-        forget(rung.err());
+        // The runtime's timer, which calls this, goes on to wake others.
+        apart(|| {
+            let Some(shared) = self.0.upgrade() else {
+                return;
+            };
+            if let Some(turn) = shared.line.with(Line::ring) {
+                shared.drive(turn);
+            }
+        });
     }
 }
 
@@ -296,7 +297,7 @@ impl<T: Timer> Shared<T> {
         let Err(panic) = set else {
             return wake_due();
         };
-        forget(catch_unwind(AssertUnwindSafe(wake_due)));
+        apart(wake_due);
         resume_unwind(panic);
     }
 

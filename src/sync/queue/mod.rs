@@ -318,7 +318,8 @@ pub trait Channel: Clone {
             // It will be wanted.
             Ticket::New(index) => (index, Some(cx.waker().clone())),
             Ticket::Polled(index) => (index, None),
-            Ticket::Void => return Poll::Ready(Err(End::Closed)),
+            // Polled again after its end.
+            Ticket::Void => return Poll::Pending,
         };
         let (removed, end) = loop {
             let polled = self.with(|state| {

@@ -261,14 +261,8 @@ mod smol_macros_hand_over {
     #[apply(test!)]
     async fn shared_executor(executor: Arc<Executor<'_>>) {
         let builder = ServiceBuilder::with_runtime(executor.clone());
-        answers(
-            builder
-                .buffer(1)
-                .spawn_ready()
-                .timeout(HOUR)
-                .service(service()),
-        )
-        .await;
+        let builder = builder.buffer(1).spawn_ready().timeout(HOUR);
+        answers(builder.service(service())).await;
     }
 
     #[apply(test!)]
@@ -280,13 +274,7 @@ mod smol_macros_hand_over {
     #[apply(test!)]
     async fn shared_local_executor(executor: Rc<LocalExecutor<'_>>) {
         let builder = ServiceBuilder::with_runtime(executor.clone());
-        answers(
-            builder
-                .buffer(1)
-                .spawn_ready()
-                .timeout(HOUR)
-                .service(service()),
-        )
-        .await;
+        let builder = builder.buffer(1).spawn_ready().timeout(HOUR);
+        answers(builder.service(service())).await;
     }
 }

@@ -52,7 +52,7 @@
 //! | `MakeService` | [`MakeService`] | As in [`make`](#services-that-make-or-find-services), below. |
 //! | `layer`, `layer::util` | [`layer`] | `Layer` for `&T`, `()` and tuples, `layer_fn`, `LayerFn`, `Identity` and `Stack` are tower's own. |
 //! | `ServiceBuilder`, `builder` | [`ServiceBuilder`] | The same methods. It knows the runtime: [`runtime`] and [`with_runtime`] take another. New: [`hedge`], [`spawn_ready`], [`global_concurrency_limit`], [`deadline`], [`err_into`]. |
-//! | `ServiceExt` | [`ServiceExt`] | The same methods. New: `load_shed`, `concurrency_limit`, `retry`, `err_into`, `boxed_clone_sync`, and in a runtime's module `timeout`, `rate_limit` and `buffered`. |
+//! | `ServiceExt` | [`ServiceExt`] | The same methods. New: `load_shed`, `concurrency_limit`, `retry`, `err_into`, `boxed_clone_sync`. |
 //! | `service_fn`, `util::ServiceFn` | [`service_fn`] | |
 //!
 //! # Middleware

@@ -7,12 +7,11 @@ macro_rules! mirror {
         #[cfg(feature = "alloc")]
         pub use $crate::BoxError;
         pub use $crate::{
-            Layer, MakeService, Service, discover, filter, layer, load_shed, make, ready_cache,
-            service_fn, steer,
+            Layer, MakeService, Service, ServiceExt, discover, filter, layer, load_shed, make,
+            ready_cache, service_fn, steer, util,
         };
 
         pub use self::builder::ServiceBuilder;
-        pub use self::util::ServiceExt;
 
         /// [`builder`](crate::builder) on this runtime.
         pub mod builder {
@@ -234,14 +233,6 @@ macro_rules! mirror {
                 /// [`ResponseFuture`](crate::timeout::ResponseFuture) on this runtime.
                 pub type ResponseFuture<F> = $crate::timeout::ResponseFuture<F, $runtime>;
             }
-        }
-
-        /// [`util`](crate::util) on this runtime.
-        pub mod util {
-            use super::*;
-            pub use $crate::util::*;
-
-            $crate::util::service_ext!($runtime);
         }
     };
 }

@@ -73,8 +73,6 @@ pub use oneshot::Oneshot;
 pub use optional::Optional;
 pub use ready::{Ready, ReadyOneshot};
 pub use service_ext::ServiceExt;
-#[allow(unused_imports, reason = "only the modules of the runtimes use it")]
-pub(crate) use service_ext::service_ext;
 pub use service_fn::{ServiceFn, service_fn};
 pub use then::{Then, ThenLayer};
 

@@ -46,12 +46,9 @@ fn builder_takes_a_runtime() {
 #[test]
 fn service_ext() {
     block_on(async {
-        assert_eq!(named().buffered(2).oneshot(1).await.unwrap(), 2);
         assert_eq!(named().retry(Attempts(1)).oneshot(1).await, Ok(2));
-        assert_eq!(named().timeout(LONG).oneshot(1).await.unwrap(), 2);
         assert_eq!(named().concurrency_limit(1).oneshot(1).await.unwrap(), 2);
         assert_eq!(named().load_shed().oneshot(1).await.unwrap(), 2);
-        assert_eq!(named().rate_limit(1, LONG).oneshot(1).await.unwrap(), 2);
         assert_eq!(named().boxed_clone_sync().clone().oneshot(1).await, Ok(2));
         let error = service_fn(|_: u32| ready(Err::<u32, _>("no"))).err_into::<BoxError>();
         assert_eq!(error.oneshot(1).await.unwrap_err().to_string(), "no");

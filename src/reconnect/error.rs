@@ -31,7 +31,7 @@ impl<E, C> Error<E, C> {
         }
     }
 
-    /// The connection's error, if that is what this is.
+    /// The connection's error, if this is one.
     pub fn into_service(self) -> Option<E> {
         match self {
             Self::Service(error) => Some(error),

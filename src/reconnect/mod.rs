@@ -4,9 +4,9 @@
 //! Polls for readiness drive it: the first one starts connecting, and so does one that finds the connection dead, which
 //! is what an error of the connection's own readiness means. The dead connection is dropped with its error, and never
 //! polled again. A response that is an error says nothing about the connection.
+//!
 //! # Backoff
 //!
-//! An attempt has failed when connecting fails, and just as well when the connection fails before it has shown that it
 //! An attempt has failed when connecting fails, and also when the connection fails before it has shown that it works.
 //! It shows that by its first successful response, or by living for five seconds, the longest wait of the default
 //! backoff. So a peer that accepts and hangs up is tried no more often than one that refuses. A connection that you
@@ -20,17 +20,17 @@
 //! [`ExponentialBackoffMaker::standard`](crate::retry::backoff::ExponentialBackoffMaker::standard): it doubles from 50
 //! ms to 5 s, with full jitter. A poll that only tries, as a [`LoadShed`](crate::load_shed) does, also connects, but
 //! arms no timer.
-//! # Where the error of a failed attempt comes out
+//!
 //! # Where the error of a failed attempt is returned
 //!
 //! [`connect_errors`](Reconnect::connect_errors) sets this:
+//!
 //! | | the attempt fails | good for |
 //! |---|---|---|
 //! | [`InResponse`](ConnectErrors::InResponse), the default | readiness is ready, and the next call fails | callers with a request in hand |
 //! | [`InReadiness`](ConnectErrors::InReadiness) | readiness fails | callers that replace the service then |
 //! | [`Nowhere`](ConnectErrors::Nowhere) | readiness stays pending | balancers, which send requests elsewhere until then |
 //!
-//! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and a
 //! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and the
 //! stack above is torn down for a failure that the next attempt may not have. Staying pending, on the other hand, would
 //! hide from the caller that the peer cannot be reached. So each failed attempt fails one request. An error that no
@@ -39,12 +39,13 @@
 //! That holds for callers that poll readiness before each request. A [`Steer`](crate::steer) does not poll a service
 //! that is ready, and so keeps an error for the next request to it, however late that comes. There, use
 //! [`Nowhere`](ConnectErrors::Nowhere), or a [`Buffer`](crate::buffer) around each `Reconnect`.
+//!
 //! # Sharing a connection
 //!
-//! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. Where
 //! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. If
 //! middleware needs clones, as [`Retry`](crate::retry), [`Hedge`](crate::hedge) and [`Filter`](crate::filter) do, or if
 //! several tasks send requests, put a [`Buffer`](crate::buffer) around it, whose clones share the one connection:
+//!
 //! ```
 //! # #[cfg(feature = "tokio")]
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -61,13 +62,12 @@
 //! # });
 //! ```
 //!
-//! A balancer's endpoints need no clones without a [quarantine](crate::balance::quarantine). Each `Reconnect` backs off by
 //! A balancer's endpoints need no clones without a [quarantine](crate::balance::quarantine). Each `Reconnect` has its
 //! own backoff, so give `Balance::with_layer` the layer [`Identity`](crate::layer::Identity), and use
 //! [`ConnectErrors::Nowhere`].
+//!
 //! # Differences from tower
 //!
-//! - There is a backoff. tower connects again with each request, and over and over within a single poll
 //! - There is a backoff. tower connects again with each request, and again and again within a single poll if
 //!   connections die as soon as they are made.
 //! - The error of an earlier attempt is never returned once a connection is up.
@@ -484,7 +484,7 @@ where
                         *armed = true;
                         ready!(Pin::new(alarm).poll(cx));
                     }
-                    // An error that no request has taken is forgotten.
+                    // An error that no request has taken is past.
                     self.state = State::Idle;
                     if has_failed {
                         cx.waker().wake_by_ref();

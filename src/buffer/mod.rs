@@ -90,6 +90,7 @@
 //! - A service that makes progress only when polled is still polled while the buffer is idle.
 //! - A request allocates nothing. The queue's table grows with the number of requests in flight at once, and never
 //!   shrinks.
+//!
 //! # Examples
 //!
 //! ```

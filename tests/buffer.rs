@@ -1,4 +1,4 @@
-//! The buffer: by hand, poll by poll, where the order matters; on every runtime, where the runtime does.
+//! The buffer: polled by hand where the order matters, and on every runtime where the runtime matters.
 #![cfg(feature = "std")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What one long request does to the endpoint that answers it: a balancer's choices, in virtual time.
+//! How one long request affects a balancer's choice of the endpoint that answers it, in virtual time.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

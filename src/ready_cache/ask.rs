@@ -358,7 +358,7 @@ where
     }
 
     /// Ready when no endpoint has anything left to drive. Arranges the wake-up as [`register`](Self::register) does,
-    /// but does not wake for endpoints that are due only until a caller asks.
+    /// but not for due endpoints that only wait for a caller to ask.
     #[cold]
     pub(crate) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_idle = self.order.undriven() == self.order.due && self.wakes.register(cx.waker());

@@ -8,8 +8,8 @@ use core::time::Duration;
 
 use crate::Instant;
 
-/// How long a connection has to live if no response shows before that that it works: the longest wait of the standard
-/// backoff. So a peer that hangs up later than that is connected to no more often than one that refuses.
+/// How long a connection has to live to count as working without a successful response: the longest wait of the
+/// standard backoff. So a peer that hangs up later than that is connected to no more often than one that refuses.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 
 /// A connection's trial period.

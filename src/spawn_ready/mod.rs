@@ -45,7 +45,7 @@
 //!     .spawn_ready()
 //!     .service(Reconnect::new(connector, "localhost:4000"));
 //!
-//! // The connection is made whether this goes on being polled or not.
+//! // The connection is made even if this is no longer polled.
 //! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
 //! # });
 //! ```
@@ -259,8 +259,8 @@ where
             };
             match back {
                 Ok(Back { service, is_ready }) => {
-                    // The task may have found it ready long ago, so it is polled once more. If readiness is lost by
-                    // then, the next time it is not polled again: otherwise a service that is ready only for a moment
+                    // The task may have found it ready long ago, so it is polled once more. If it no longer is, the
+                    // next time the task finds it ready it is not: otherwise a service that is ready only for a moment
                     // would never be called.
                     was_ready = is_ready;
                     let is_ready = is_ready && self.was_lost && mark != Some(Mark::Drive);

@@ -125,7 +125,7 @@ impl Marked<'_> {
     }
 }
 
-/// A clone is unmarked: services keep it, to be woken.
+/// A clone is unmarked: services keep it for later wake-ups.
 unsafe fn clone(data: *const ()) -> RawWaker {
     // SAFETY: only this waker's functions are called with `data`, while it is alive.
     let marked = unsafe { Marked::from_data(data) };

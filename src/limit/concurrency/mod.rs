@@ -34,7 +34,7 @@
 //! use campanile::limit::concurrency::StaticSemaphore;
 //! use campanile::{ServiceExt, service_fn};
 //!
-//! // One permit, and room for 8 who wait for it.
+//! // One permit, and room for 8 waiters.
 //! static RADIO: StaticSemaphore<8> = StaticSemaphore::new(1);
 //!
 //! let send = service_fn(async |byte: u8| Ok::<_, core::convert::Infallible>(byte.count_ones()));
@@ -282,7 +282,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     ///
     /// The inner service is called at once, so this limits services whose work is done in their futures, as with an
     /// `async fn`, and not one that begins it in the call, as a [`Buffer`](crate::buffer) does. Then idle handles
-    /// starve no other; but the limit itself is always ready, so a `LoadShed` around it sheds nothing.
+    /// starve no other; but the limit itself is always ready, so a `LoadShed` around it sheds nothing on its account.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
         self.leave();

@@ -87,8 +87,8 @@ impl<S: Load, C: Claim> Load for WithPermit<S, C> {
 pin_project! {
     /// A response with its permit. Dropping it drops the response, then returns the permit.
     ///
-    /// If the response is a [`Stream`], so is this. The permit is returned when the stream ends, just as a limit
-    /// returns it when a response is ready, or when this is dropped before that.
+    /// If the response is a [`Stream`], so is this. The permit is returned when the stream ends, or when this is
+    /// dropped before that.
     ///
     /// If the body is part of the response, move the permit from the whole to that part:
     ///

@@ -259,9 +259,9 @@ where
             };
             match back {
                 Ok(Back { service, is_ready }) => {
-                    // The task may have found it ready long ago, so it is polled once more. If it no longer is, the
-                    // next time the task finds it ready it is not: otherwise a service that is ready only for a moment
-                    // would never be called.
+                    // The task may have found it ready long ago, so it is polled once more. If that finds it not ready,
+                    // the task's next finding is trusted: otherwise a service that is ready only for a moment would
+                    // never be called.
                     was_ready = is_ready;
                     let is_ready = is_ready && self.was_lost && mark != Some(Mark::Drive);
                     self.place = Place::Here { service, is_ready };

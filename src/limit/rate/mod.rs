@@ -620,7 +620,7 @@ where
 pub enum Error<E> {
     /// The limit was reached, and the wait would have been too long.
     Limited(Limited),
-    /// Too many requests already wait. Cannot happen with an allocator.
+    /// Too many requests already wait; never with a plain [`Limiter`].
     Overflow(Overflow),
     /// The inner service failed.
     Service(E),

@@ -13,7 +13,7 @@ use crate::sync::register;
 pub(super) struct Line<A> {
     /// A binary heap by deadline.
     order: Vec<Rank>,
-    /// By an entry's index.
+    /// By the index of a rank.
     entries: Vec<Entry>,
     /// The first free entry.
     free: u32,

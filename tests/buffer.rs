@@ -1,4 +1,4 @@
-//! The buffer: by hand, poll by poll, where the order matters; on every runtime, where the runtime does.
+//! The buffer: polled by hand where the order matters, and on every runtime where the runtime matters.
 #![cfg(feature = "std")]
 
 mod common;
@@ -1161,7 +1161,8 @@ fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
     assert!(matches!(failed, Error::Failed(_)), "{failed}");
 }
 
-/// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
+/// Inside a task, the compiler asks whether a future that contains a `dyn` is `Send` for every lifetime that the `dyn`
+/// may have.
 #[test]
 fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
     type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;

@@ -1,5 +1,4 @@
-//! A buffer that nobody waits for holds nothing that others could use, and a request inherits nothing of one that was
-//! given up before it.
+//! An idle buffer holds nothing that others could use, and a request inherits nothing from a cancelled one.
 #![cfg(feature = "std")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! `RateLimit`: the line of those who wait.
+//! `RateLimit`: the line of waiting handles.
 #![cfg(feature = "std")]
 
 mod common;

@@ -6,9 +6,9 @@ use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
 use crate::sync::{Late, Mark, mark, wake};
 
-/// What a service goes through on its way to the task and back.
+/// Transfers a service to the task and back.
 ///
-/// Wakers, services and errors are cloned, woken and dropped outside of the lock. One whose destructor panics costs neither
+/// Wakers, services and errors are cloned, woken and dropped outside the lock. A destructor that panics costs neither
 /// side its wake-up.
 pub(super) struct Slot<S, E> {
     state: Mutex<Transfer<S, E>>,
@@ -16,7 +16,7 @@ pub(super) struct Slot<S, E> {
 
 struct Transfer<S, E> {
     step: Step<S, E>,
-    // Nobody waits for readiness: the service is only driven, and rests here between two polls of the task.
+    // No caller waits for readiness: the service is only driven, and rests here between polls of the task.
     is_driven: bool,
     has_task: bool,
     task: Option<Waker>,
@@ -26,11 +26,11 @@ struct Transfer<S, E> {
 enum Step<S, E> {
     /// The handle has the service.
     Idle,
-    /// The task is to take it.
+    /// The task is to take the service.
     ToTask(S),
     /// The task has the service.
     Working,
-    /// It was ready.
+    /// The service was ready, and the handle is to take it.
     ToHandle(S),
     /// The task has ended, and the service with it.
     Ended(End<E>),
@@ -44,16 +44,16 @@ pub(super) enum End<E> {
     Gone(Gone),
 }
 
-/// A service that is back with the handle.
+/// A service that the handle has back.
 pub(super) struct Back<S> {
     pub(super) service: S,
     pub(super) is_ready: bool,
 }
 
-/// What the task is to do.
+/// The next action of the task.
 pub(super) enum Order<S> {
     Wait,
-    /// `None`: with the service that it has.
+    /// `None`: with the service it already has.
     Poll {
         service: Option<S>,
         is_driven: bool,
@@ -62,7 +62,7 @@ pub(super) enum Order<S> {
 }
 
 impl<S, E> Slot<S, E> {
-    /// For a task that is about to start.
+    /// A slot for a task that is about to start.
     pub(super) fn new(service: S, is_driven: bool) -> Self {
         Self {
             state: Mutex::new(Transfer {
@@ -75,12 +75,12 @@ impl<S, E> Slot<S, E> {
         }
     }
 
-    // Nothing of the user's runs under the lock.
+    // No user code runs under the lock.
     fn lock(&self) -> MutexGuard<'_, Transfer<S, E>> {
         lock(&self.state)
     }
 
-    /// Gives the service to the task. Back it comes where that has ended.
+    /// Gives the service to the task. Returns it if the task has ended.
     pub(super) fn give(&self, service: S, is_driven: bool) -> Result<(), S> {
         let mut state = self.lock();
         if !state.has_task || !matches!(state.step, Step::Idle) {
@@ -94,7 +94,8 @@ impl<S, E> Slot<S, E> {
         Ok(())
     }
 
-    /// Has the service back, or waits for it. One that is only driven comes back at once, unless it is being polled.
+    /// Takes the service back, or waits for it. A service that is only driven comes back at once, unless it is being
+    /// polled.
     pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
         let mark = mark(cx);
         let mut fresh = None;
@@ -110,11 +111,11 @@ impl<S, E> Slot<S, E> {
                     is_ready: false,
                 }),
                 Step::Ended(end) => Err(end),
-                // It was lost on its way to the handle, to a panic.
+                // It was lost to a panic on its way to the handle.
                 Step::Idle => Err(End::Gone(Gone::Panicked)),
                 step => {
                     state.step = step;
-                    // Who only tries does not wait.
+                    // A caller that only tries does not wait.
                     if mark == Some(Mark::Try) {
                         return Poll::Pending;
                     }
@@ -125,7 +126,8 @@ impl<S, E> Slot<S, E> {
                     }
                     let is_driven = mark == Some(Mark::Drive);
                     let was_driven = replace(&mut state.is_driven, is_driven);
-                    // From driving to waiting it goes by itself: it is being polled, and looks here when it was.
+                    // From driving to waiting, no wake-up is needed: the task is polling the service, and looks here
+                    // afterwards.
                     let task = if is_driven && !was_driven {
                         state.task.take()
                     } else {
@@ -140,7 +142,7 @@ impl<S, E> Slot<S, E> {
         }
     }
 
-    /// What there is to do for the task, which is woken when that changes.
+    /// The next action for the task, which is woken when that changes.
     pub(super) fn poll_task(&self, cx: &mut Context<'_>) -> Order<S> {
         let mut fresh = None;
         loop {
@@ -180,7 +182,7 @@ impl<S, E> Slot<S, E> {
         wake(handle);
     }
 
-    /// Puts the service down after it was driven. `false` if it is to be polled in earnest now, and is kept.
+    /// Puts the service down after it was driven. `false` if a caller waits for it now, and the task keeps it.
     pub(super) fn put_down(&self, service: &mut Option<S>) -> bool {
         let mut state = self.lock();
         match state.step {
@@ -196,7 +198,7 @@ impl<S, E> Slot<S, E> {
         true
     }
 
-    /// The task has ended; and the service with it, unless it was on its way back or was only driven.
+    /// The task has ended, and the service with it, unless it was on its way back or was only driven.
     pub(super) fn end(&self, end: End<E>) {
         let mut state = self.lock();
         state.has_task = false;
@@ -224,7 +226,7 @@ impl<S, E> Slot<S, E> {
     }
 }
 
-/// Remembers the waker of `cx`. False where a clone of it is needed for that, in `fresh`, made outside of the lock.
+/// Remembers the waker of `cx`. `false` if that needs a clone of it in `fresh`, made outside the lock.
 fn register(waker: &mut Option<Waker>, cx: &Context<'_>, fresh: &mut Option<Waker>) -> bool {
     if matches!(waker, Some(waker) if waker.will_wake(cx.waker())) {
         return true;
@@ -232,7 +234,7 @@ fn register(waker: &mut Option<Waker>, cx: &Context<'_>, fresh: &mut Option<Wake
     if fresh.is_none() {
         return false;
     }
-    // What was there leaves in `fresh`, to be dropped outside of the lock.
+    // The old waker leaves in `fresh`, to be dropped outside the lock.
     swap(waker, fresh);
     true
 }

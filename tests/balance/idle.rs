@@ -1,5 +1,5 @@
-//! What a balancer does in an idle buffer, where nobody waits for it: it follows discovery and has endpoints connect, and
-//! holds nothing.
+//! A balancer in an idle buffer, without a waiting caller: it follows discovery and has endpoints connect, but holds
+//! nothing.
 
 use super::*;
 use campanile::buffer;

@@ -14,7 +14,8 @@
 //! [`Reconnect`](crate::reconnect) around it, and a [`Buffer`] around that. Without the buffer, the next request for
 //! that service gets the error of the failed attempt to connect, even an hour later when the peer is up again, because
 //! a service that is ready is not polled again. [`ConnectErrors::Nowhere`] is the other option: then all requests wait
-//! until it connects.
+//! until it connects. For the same reason, put a buffer around a service with a [rate limit](crate::limit::rate) that
+//! rejects: its next request may get a rejection that no longer holds.
 //!
 //! [`Buffer`]: crate::buffer
 //! [`ConnectErrors::Nowhere`]: crate::reconnect::ConnectErrors::Nowhere
@@ -61,7 +62,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::Service;
-use crate::sync::{Mark, mark, withdraw};
+use crate::sync::{Mark, leave_rest, mark, withdraw};
 
 /// Picks the service for a request.
 ///
@@ -149,6 +150,7 @@ where
             Phase::Ready => {
                 let index = self.router.pick(&request, services);
                 let len = services.len();
+                leave_rest();
                 match services.get_mut(index) {
                     Some(service) => {
                         self.readiness = Readiness::unready(index);

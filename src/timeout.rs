@@ -374,7 +374,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let has_request = has_request(cx);
-        if !has_request && !is_try(cx) {
+        if !has_request {
             self.end_wait(Phase::Idle);
         } else if let Phase::Lapsed = self.phase {
             return Poll::Ready(Ok(()));
@@ -384,7 +384,7 @@ where
                 self.alarm = None;
                 Poll::Ready(result.map_err(Error::Service))
             }
-            Poll::Pending if !has_request => Poll::Pending,
+            Poll::Pending if !has_request || is_try(cx) => Poll::Pending,
             Poll::Pending => {
                 ready!(self.poll_lapsed(cx));
                 self.end_wait(Phase::Lapsed);

@@ -208,11 +208,11 @@ fn idle_service_is_polled_once_per_wake_up() {
     assert!(response.poll().is_pending());
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // It was asked for the request, and is polled once more when there is none: parts that were not called may hold
-    // something.
+    // It was polled for the request, and not after the call: a service that does not know the marks would reserve
+    // something for nobody.
     assert!(worker.poll().is_pending());
-    assert_eq!(polls.get(), 2);
-    for n in 3..6 {
+    assert_eq!(polls.get(), 1);
+    for n in 2..5 {
         waker.borrow().as_ref().unwrap().wake_by_ref();
         assert!(worker.is_woken());
         assert!(worker.poll().is_pending());
@@ -232,8 +232,7 @@ fn busy_service_is_polled_once_per_request() {
     assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
     assert!(worker.poll().is_pending());
     assert!(responses.iter_mut().all(|r| r.poll().is_ready()));
-    // And once when it was idle.
-    assert_eq!(polls.get(), 5);
+    assert_eq!(polls.get(), 4);
 }
 
 /// A request is for one of several services, and all of them were ready for it.
@@ -267,6 +266,27 @@ fn parts_hold_no_permit_after_a_call() {
     let endpoints = parts().map(|part| Constant::new(part, 1));
     let balance = Balance::with_layer(ServiceList::new(endpoints), Identity::new());
     holds_no_permit_after_a_call(balance, &permits);
+}
+
+/// A service that does not know the marks would take a permit in a poll for nobody.
+#[test]
+fn idle_buffer_takes_no_permit_of_a_foreign_limit() {
+    let semaphore = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+    let mut buffers = [(); 2].map(|()| {
+        let limit = tower::limit::ConcurrencyLimit::with_semaphore(echo(), semaphore.clone());
+        let (buffer, worker) = buffer::pair(limit, 4);
+        (buffer, spawn(worker))
+    });
+    for n in 0..4 {
+        let (buffer, worker) = &mut buffers[n as usize % 2];
+        let mut response = spawn(buffer.clone().oneshot(n));
+        assert!(response.poll().is_pending());
+        assert!(worker.poll().is_pending());
+        assert_eq!(ready(response.poll()).ok(), Some(n));
+        drop(response);
+        assert!(worker.poll().is_pending());
+        assert_eq!(semaphore.available_permits(), 1);
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
-use crate::sync::{Mark, mark, own_work};
+use crate::sync::{Mark, is_marked, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
 
@@ -200,7 +200,9 @@ where
     /// As `follow_discover`; discovery must not have ended.
     fn poll_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, DiscoverFailed<D::Error>> {
         for _ in 0..CHANGES {
-            match Pin::new(&mut self.discover).poll_discover(cx) {
+            // Discovery may wait for services of its own, which are polled for requests of their own.
+            let discover = Pin::new(&mut self.discover);
+            match own_work(cx, |cx| discover.poll_discover(cx)) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(None) => {
                     self.is_settled = true;
@@ -260,6 +262,11 @@ where
         // An endpoint that fails is removed; the others go on.
         while self.endpoints.poll_due(&mut left).is_err() {}
         let is_ready = self.choose_ready(&mut left, Self::poll_chosen);
+        self.finish(cx, more, is_ready)
+    }
+
+    /// Arranges for the next poll, after endpoints were polled and one was chosen, if any is ready.
+    fn finish(&mut self, cx: &mut Context<'_>, more: bool, is_ready: bool) -> Readiness<D, S, Req> {
         // Even if one is ready: the others become ready only when polled.
         if self.endpoints.pending_len() > 0 {
             self.endpoints.register(cx);
@@ -271,13 +278,28 @@ where
     }
 
     #[cold]
-    fn poll_marked(&mut self, mark: Mark, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
-        // Discovery may wait for services of its own, which must not give up what they reserve for it.
-        let more = own_work(cx, |cx| self.follow_discover(cx))?;
-        match mark {
-            Mark::Try => self.try_all(cx),
-            Mark::Drive => self.drive_all(cx, more),
+    fn poll_marked(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
+        let more = self.follow_discover(cx)?;
+        match mark(cx) {
+            None => self.prepare_all(cx, more),
+            Some(Mark::Try) => self.try_all(cx),
+            Some(Mark::Drive) => self.drive_all(cx, more),
         }
+    }
+
+    /// As `poll_all`, before there is a request.
+    fn prepare_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
+        let mut left = POLLS;
+        // An endpoint that fails is removed; the others go on.
+        while self.endpoints.prepare_due(&mut left).is_err() {}
+        let is_ready = self.choose_ready(&mut left, |balance, index| {
+            let is_ready = matches!(balance.endpoints.prepare_check(index), Ok(true));
+            if is_ready {
+                balance.endpoints.choose(index);
+            }
+            is_ready
+        });
+        self.finish(cx, more, is_ready)
     }
 
     /// Polls on behalf of no request: endpoints continue with their own work, but none is chosen.
@@ -387,8 +409,8 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if let Some(mark) = mark(cx) {
-            return self.poll_marked(mark, cx);
+        if is_marked(cx) {
+            return self.poll_marked(cx);
         }
         let more = self.follow_discover(cx)?;
         // The usual case: nothing has happened since the last poll but a call, and both the called and the chosen

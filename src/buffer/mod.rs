@@ -21,10 +21,11 @@
 //! this way; a service that reserves something itself keeps it for the next request, because only dropping the service
 //! would take it back.
 //!
-//! When no request waits any more, the service is polled once to give up what it reserved and no request used: of
-//! several ready endpoints, for example, only one is called. After that it is polled only when it has woken the worker,
-//! to continue with work of its own without reserving anything: so a [balancer](crate::balance) that was used keeps
-//! following its discovery and driving its endpoints. After [`keep_ready`](Buffer::keep_ready) the worker keeps the
+//! When no request waits any more, a service of several parts, of which the last request needed one, is polled once to
+//! give up what the others reserved: a [`Steer`](crate::steer), a [balancer](crate::balance), a
+//! [`ReadyCache`](crate::ready_cache). Any service is polled when it has woken the worker, to continue with work of its
+//! own without reserving anything: so a balancer that was used keeps following its discovery and driving its endpoints.
+//! After [`keep_ready`](Buffer::keep_ready) the worker keeps the
 //! service ready all the time. Without the feature `std` the worker cannot tell what has woken it, and polls the
 //! service whenever it is woken and finds no request.
 //!

@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{apart, drive, prepare};
+use crate::sync::{apart, drive, leaves_rest, prepare};
 
 /// How many requests one poll serves before the worker yields to other tasks: only tokio would interrupt it. A quarter
 /// of tokio's own budget of 128 operations, since a request takes several.
@@ -115,8 +115,7 @@ enum Held {
     Part,
     /// All that a request needs: it was ready at the last poll, and was not called since.
     All,
-    /// What the last request did not use. Of a service with several parts, only one is called, though others may have
-    /// been ready.
+    /// What the last request did not use: see [`leaves_rest`].
     Rest,
 }
 
@@ -186,8 +185,13 @@ impl<S> Driven<S> {
             }
             work = match request {
                 Some(request) => {
-                    self.held = Held::Rest;
-                    let mut response = Some(self.service.call(request));
+                    let (response, leaves_rest) = leaves_rest(|| self.service.call(request));
+                    self.held = if leaves_rest {
+                        Held::Rest
+                    } else {
+                        Held::Nothing
+                    };
+                    let mut response = Some(response);
                     queue.answer(&mut response, is_last, cx)
                 }
                 None => queue.next(cx),

@@ -9,7 +9,8 @@ use core::task::{Context, Poll};
 
 use super::order::{Endpoint, Last};
 use super::{ReadyCache, error};
-use crate::{Service, sync::drive};
+use crate::Service;
+use crate::sync::{drive, leave_rest, prepare};
 
 /// Whether an endpoint is ready, or how it failed.
 type Checked<K, E> = Result<bool, error::Failed<K, E>>;
@@ -145,6 +146,13 @@ where
         }
     }
 
+    /// As `check`, before there is a request.
+    #[cold]
+    pub(crate) fn prepare_check(&mut self, at: usize) -> Checked<K, S::Error> {
+        let polled = self.prepare_at(at);
+        self.checked(at, polled, false)
+    }
+
     /// As `check`, in a poll that only tries.
     #[cold]
     pub(crate) fn try_check(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
@@ -214,6 +222,7 @@ where
     #[inline(always)]
     pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
         self.order.last = Last::Called(at);
+        leave_rest();
         let guard = Asking { cache: self, at };
         let future = guard.cache.order.endpoints[at].service.call(request);
         core::mem::forget(guard);
@@ -276,6 +285,24 @@ where
 
     #[inline(never)]
     fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
+        self.poll_each_due(budget, Self::poll_at)
+    }
+
+    /// As [`poll_due`](Self::poll_due), before there is a request.
+    #[cold]
+    pub(crate) fn prepare_due(
+        &mut self,
+        budget: &mut usize,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.poll_each_due(budget, Self::prepare_at)
+    }
+
+    #[inline(always)]
+    fn poll_each_due(
+        &mut self,
+        budget: &mut usize,
+        poll_at: impl Fn(&mut Self, usize) -> Poll<Result<(), S::Error>>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
         self.order.settle();
         self.ask_driven();
         // First poll the endpoints left over from the last poll: endpoints that wake themselves would starve them.
@@ -284,7 +311,7 @@ where
         }
         while self.order.ready < self.order.due && *budget > 0 {
             *budget -= 1;
-            match self.poll_at(self.order.ready) {
+            match poll_at(self, self.order.ready) {
                 Poll::Ready(Ok(())) => self.order.due_to_ready(self.order.ready),
                 Poll::Ready(Err(error)) => self.failed(self.order.ready, error)?,
                 Poll::Pending => self.asked_to_waiting(),
@@ -334,13 +361,19 @@ where
     /// As [`poll_due`](Self::poll_due), for no caller: drives the endpoints that are due, and those that may hold
     /// something for a request because they are ready or were polled for a caller. None of them is ready or chosen
     /// afterwards.
+    ///
+    /// The budget does not hold for endpoints that may hold something: the caller may not poll again.
     #[cold]
     pub(crate) fn drive_due(
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
         // Once is enough: the following polls make them give up what they hold.
+        let may_hold = self.were_asked || self.order.ready > 0;
         self.order.unready(take(&mut self.were_asked));
+        if may_hold {
+            *budget = self.order.due.max(*budget);
+        }
         if !self.is_behind {
             self.collect_woken();
         }
@@ -399,6 +432,15 @@ where
     #[cold]
     fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
+    }
+
+    /// Polls one endpoint with its own waker, before there is a request.
+    #[cold]
+    fn prepare_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| {
+            let service = &mut endpoint.service;
+            prepare(&endpoint.waker, |cx| service.poll_ready(cx))
+        })
     }
 
     /// Drives one endpoint with its own waker.

@@ -48,7 +48,7 @@ use core::task::{Context, Poll};
 use std::collections::HashMap;
 
 use crate::Service;
-use crate::sync::{Mark, mark, wakes::Wakes};
+use crate::sync::{Mark, has_request, mark, wakes::Wakes};
 
 mod ask;
 mod order;
@@ -268,7 +268,8 @@ where
     ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
         let mark = mark(cx);
         match mark {
-            None => self.poll_due(&mut { POLLS })?,
+            None if has_request(cx) => self.poll_due(&mut { POLLS })?,
+            None => self.prepare_due(&mut { POLLS })?,
             Some(Mark::Try) => self.try_due(cx)?,
             Some(Mark::Drive) => {
                 self.drive_due(&mut { POLLS })?;
@@ -319,7 +320,8 @@ where
         }
         self.order.settle();
         match mark(cx) {
-            None => self.check(index),
+            None if has_request(cx) => self.check(index),
+            None => self.prepare_check(index),
             Some(Mark::Try) => self.try_check(index, cx),
             Some(Mark::Drive) => self.drive_check(index),
         }

@@ -116,7 +116,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::retry::backoff::{Delays, MakeBackoff};
-use crate::sync::{is_drive, is_try, own_work};
+use crate::sync::{has_request, is_drive, is_try, own_work};
 use crate::{Instant, Layer, Service, Timer};
 #[cfg(feature = "std")]
 use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
@@ -459,7 +459,7 @@ where
                     armed,
                     refusal,
                 } => {
-                    if is_drive(cx) {
+                    if !has_request(cx) {
                         *refusal = None;
                     }
                     // The clock decides, and the alarm only wakes the task: tokio's is pending, whatever the time, once
@@ -500,7 +500,7 @@ where
                     self.back_off(None);
                     return Poll::Ready(Err(error));
                 }
-                ConnectErrors::InResponse if !is_drive(cx) => {
+                ConnectErrors::InResponse if has_request(cx) => {
                     let refusal = match error {
                         Error::Connect(error) => Refusal::Connect(error),
                         _ => Refusal::Lost,

@@ -61,8 +61,8 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use self::slot::{Back, End, Order, Slot};
-use crate::sync::{Mark, drive, mark};
+use self::slot::{Back, End, Order, Purpose, Slot};
+use crate::sync::{Mark, mark};
 use crate::{Executor, Layer, NoRuntime, Service};
 
 /// A layer of [`SpawnReady`] that runs its tasks on an `X`.
@@ -128,16 +128,20 @@ impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
 pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
     place: Place<S>,
     task: Handle<S, S::Error>,
-    // The task found the service ready, but it no longer was when it came back, and is with the task again.
-    was_lost: bool,
     executor: X,
 }
 
 /// Where the service is.
 #[derive(Debug)]
 enum Place<S> {
-    Here { service: S, is_ready: bool },
-    WithTask,
+    Here {
+        service: S,
+        is_ready: bool,
+    },
+    WithTask {
+        // The task had found the service ready, and it no longer was when it came back.
+        was_lost: bool,
+    },
     Gone(Gone),
 }
 
@@ -180,18 +184,17 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
                 is_ready: false,
             },
             task: Handle(None),
-            was_lost: false,
             executor,
         }
     }
 
     /// Hands the service over to the existing task, or to a new one.
     #[track_caller]
-    fn hand_over(&mut self, is_driven: bool)
+    fn hand_over(&mut self, purpose: Purpose, was_lost: bool)
     where
         X: Executor<BackgroundReady<S, Request>>,
     {
-        let service = match replace(&mut self.place, Place::WithTask) {
+        let service = match replace(&mut self.place, Place::WithTask { was_lost }) {
             Place::Here { service, .. } => service,
             elsewhere => {
                 self.place = elsewhere;
@@ -199,11 +202,11 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
             }
         };
         let service = match &self.task.0 {
-            Some(slot) => slot.give(service, is_driven),
+            Some(slot) => slot.give(service, purpose),
             None => Err(service),
         };
         if let Err(service) = service {
-            let slot = Arc::new(Slot::new(service, is_driven));
+            let slot = Arc::new(Slot::new(service, purpose));
             let task = BackgroundReady {
                 service: None,
                 end: TaskEnd(Arc::clone(&slot)),
@@ -234,7 +237,6 @@ where
                 Place::Here { service, is_ready } => {
                     let polled = service.poll_ready(cx);
                     *is_ready = polled.is_ready() && mark != Some(Mark::Drive);
-                    self.was_lost = was_ready && polled.is_pending();
                     match polled {
                         Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                         Poll::Ready(Err(error)) => {
@@ -244,13 +246,13 @@ where
                         // The poll that drives it will come again.
                         Poll::Pending if mark == Some(Mark::Drive) => return Poll::Pending,
                         Poll::Pending if mark == Some(Mark::Try) => {
-                            self.hand_over(true);
+                            self.hand_over(Purpose::Drive, was_ready);
                             return Poll::Pending;
                         }
-                        Poll::Pending => self.hand_over(false),
+                        Poll::Pending => self.hand_over(Purpose::of(cx), was_ready),
                     }
                 }
-                Place::WithTask => {}
+                Place::WithTask { .. } => {}
                 Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
             }
             let back = match &self.task.0 {
@@ -263,7 +265,8 @@ where
                     // the task's next finding is trusted: otherwise a service that is ready only for a moment would
                     // never be called.
                     was_ready = is_ready;
-                    let is_ready = is_ready && self.was_lost && mark != Some(Mark::Drive);
+                    let was_lost = matches!(self.place, Place::WithTask { was_lost: true });
+                    let is_ready = is_ready && was_lost && mark != Some(Mark::Drive);
                     self.place = Place::Here { service, is_ready };
                     if is_ready {
                         return Poll::Ready(Ok(()));
@@ -291,7 +294,7 @@ where
                 let inner = service.call(request);
                 State::Called { inner }
             }
-            Place::Here { .. } | Place::WithTask => State::Refused { gone: None },
+            Place::Here { .. } | Place::WithTask { .. } => State::Refused { gone: None },
             Place::Gone(gone) => State::Refused { gone: Some(*gone) },
         };
         ResponseFuture { state }
@@ -338,41 +341,38 @@ impl<S: Service<Request>, Request> BackgroundReady<S, Request> {
     fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let slot = &*self.end.0;
         loop {
-            let is_driven = match slot.poll_task(cx) {
+            let purpose = match slot.poll_task(cx) {
                 Order::Wait => return Poll::Pending,
                 Order::End => {
                     self.service = None;
                     return Poll::Ready(());
                 }
-                Order::Poll { service, is_driven } => {
+                Order::Poll { service, purpose } => {
                     if service.is_some() {
                         self.service = service;
                     }
-                    is_driven
+                    purpose
                 }
             };
             let Some(service) = &mut self.service else {
                 return Poll::Ready(());
             };
-            let polled = if is_driven {
-                drive(cx.waker(), |cx| service.poll_ready(cx))
-            } else {
-                service.poll_ready(cx)
-            };
+            let polled = purpose.poll(service, cx);
             if let Poll::Ready(Err(error)) = polled {
                 // Drop the service first: a caller that learns of the end may rely on that.
                 self.service = None;
                 slot.end(End::Failed(error));
                 return Poll::Ready(());
             }
-            if is_driven && !slot.put_down(&mut self.service) {
-                // A caller has begun to wait meanwhile.
-                continue;
+            let is_done = match purpose {
+                Purpose::Drive => slot.put_down(&mut self.service),
+                _ if polled.is_ready() => slot.give_back(&mut self.service),
+                _ => true,
+            };
+            if is_done {
+                return Poll::Pending;
             }
-            if polled.is_ready() && !is_driven {
-                slot.give_back(self.service.take());
-            }
-            return Poll::Pending;
+            // The handle wants something else meanwhile.
         }
     }
 }
@@ -512,7 +512,7 @@ mod tests {
     use core::task::Waker;
 
     use super::*;
-    use crate::sync::is_drive;
+    use crate::sync::{drive, is_drive};
 
     /// Pending when it is driven, otherwise ready.
     struct Driven(Rc<Cell<u32>>);

@@ -45,10 +45,17 @@ pub(crate) fn mark(cx: &Context<'_>) -> Option<Mark> {
     Marked::of(cx.waker())?.mark
 }
 
-/// Whether a request waits for this poll. If none does, no clock of a request starts.
+/// Whether this is anything but a poll that waits for readiness for a request.
+#[inline]
+pub(crate) fn is_marked(cx: &Context<'_>) -> bool {
+    Marked::of(cx.waker()).is_some()
+}
+
+/// Whether there is a request that this poll is for. If there is none, no clock of a request starts, and no error of a
+/// request's own counts as readiness.
 #[inline]
 pub(crate) fn has_request(cx: &Context<'_>) -> bool {
-    Marked::of(cx.waker()).is_none()
+    Marked::of(cx.waker()).is_none_or(|marked| marked.mark == Some(Mark::Try))
 }
 
 /// Whether this poll only tries.
@@ -82,7 +89,7 @@ pub(crate) fn prepare<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T
 /// Polls work that a service does for itself, such as connecting. This gets an unmarked poll even without a request,
 /// since what waits for readiness inside must not mistake the answer to a driving poll for readiness. A try stays one.
 pub(crate) fn own_work<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    if has_request(cx) || is_try(cx) {
+    if has_request(cx) {
         return poll(cx);
     }
     let waker = cx.waker().clone();

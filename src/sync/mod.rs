@@ -15,6 +15,7 @@ mod mark;
 pub(crate) mod models;
 pub(crate) mod primitives;
 pub(crate) mod queue;
+mod rest;
 pub(crate) mod semaphore;
 pub(crate) mod slab;
 pub(crate) mod storage;
@@ -31,8 +32,10 @@ use core::task::{Context, Waker};
 use std::panic::{catch_unwind, resume_unwind};
 
 pub(crate) use self::mark::{
-    Mark, drive, has_request, is_drive, is_try, mark, own_work, prepare, try_poll, withdraw,
+    Mark, drive, has_request, is_drive, is_marked, is_try, mark, own_work, prepare, try_poll,
+    withdraw,
 };
+pub(crate) use self::rest::{leave_rest, leaves_rest};
 
 /// Polls under a lock; if `poll` needs a waker of its own, polls again with a clone of the task's.
 ///

@@ -45,7 +45,8 @@ impl Vacant for Waiter {
 pub struct Waits {
     // `None` from when it is woken until it is polled.
     waker: Option<Waker>,
-    // The number of the first in line, plus how many are before this one; or more, if some have left from the middle.
+    // The number of the first in line, plus how many are before this one; or more, if some have left from the middle
+    // since it joined. That of the first in line is exact.
     number: u64,
     // When it will be polled next if nothing wakes it earlier.
     looks_at: Instant,
@@ -184,7 +185,11 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                         // The handles just granted tokens were not polled in time; the one that is first now may not be
                         // either.
                         let looks_at = if farewell.len > 0 { next } else { due };
-                        let looks_at = looks_at.min(ask.until);
+                        let mut looks_at = looks_at.min(ask.until);
+                        // Its number may be too high by now, and its turn earlier.
+                        if waits.looks_at > ask.now {
+                            looks_at = looks_at.min(waits.looks_at);
+                        }
                         if ask.waits {
                             register(&mut waits.waker, cx, waker)?;
                             waits.looks_at = looks_at;
@@ -287,7 +292,8 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             }
             let granted = Waiter::Granted(offer.taken(now));
             let waiter = self.waiters.get_mut(first).map(|it| replace(it, granted));
-            if let Some(Waiter::Waits(Waits { waker, .. })) = waiter {
+            if let Some(Waiter::Waits(Waits { waker, number, .. })) = waiter {
+                self.set_number(self.queue.front(), number.wrapping_add(1));
                 if own == Some(first) {
                     farewell.discarded = waker;
                 } else {
@@ -338,17 +344,19 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
     fn unlink(&mut self, budget: &Budget, index: Index, now: Instant, farewell: &mut Farewell) {
         let (number, ahead) = (self.number(index), self.ahead(index));
         let next = self.queue.after(&mut self.waiters, index);
-        let moves_up = next.is_some_and(|next| ahead > 0 && self.ahead(next) > ahead);
+        if ahead == 0 {
+            self.set_number(next, number.wrapping_add(1));
+        } else if next.is_some_and(|next| self.ahead(next) > ahead) {
+            self.set_number(next, number);
+        }
         self.queue.unlink(&mut self.waiters, index);
         self.len -= 1;
         if self.queue.is_empty() {
             budget.end_line(self.full_at);
         }
-        let Some(next) = next else { return };
-        if let (true, Some(Waiter::Waits(waits))) = (moves_up, self.waiters.get_mut(next)) {
-            waits.number = number;
+        if let Some(next) = next {
+            self.hasten(budget, next, now, farewell);
         }
-        self.hasten(budget, next, now, farewell);
     }
 
     /// Frees the place of a handle no longer in line, and returns the token granted to it, if any.
@@ -387,6 +395,12 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
     fn ahead(&mut self, index: Index) -> u64 {
         let first = self.queue.front().unwrap_or(index);
         self.number(index).wrapping_sub(self.number(first))
+    }
+
+    fn set_number(&mut self, index: Option<Index>, number: u64) {
+        if let Some(Waiter::Waits(waits)) = index.and_then(|index| self.waiters.get_mut(index)) {
+            waits.number = number;
+        }
     }
 
     fn number(&mut self, index: Index) -> u64 {

@@ -104,7 +104,7 @@ use super::LetGo;
 use crate::runtime::saturating_nanos;
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 use crate::sync::heap::Shared as Arc;
-use crate::sync::{drive, is_drive, is_try, try_poll, withdraw};
+use crate::sync::{drive, has_request, is_drive, is_try, try_poll, withdraw};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod budget;
@@ -340,8 +340,14 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     {
         // A handle whose request is to fail is ready, and stays so.
         let refusal = match self.token.place {
-            Place::Refused(refusal) => Some(refusal),
+            Place::Refused(refusal) if has_request(cx) => Some(refusal),
             _ => None,
+        };
+        // A request's patience begins with the request.
+        let patience = if has_request(cx) {
+            self.patience
+        } else {
+            u64::MAX
         };
         let waits = refusal.is_none() && !is_try(cx);
         // A turn is useless before the inner service is ready. Until then, the handle would only take turns that others
@@ -353,10 +359,14 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         }
         // An alarm may fire before its time; two attempts are enough for one poll.
         for _ in 0..2 {
-            match (self.token.poll(now, self.patience, waits, cx), refusal) {
+            match (self.token.poll(now, patience, waits, cx), refusal) {
                 (Turn::Settled, _) => {
                     self.disarm(now);
                     if let Place::Refused(_) = self.token.place {
+                        // The refusal of a request that is still to come would be too early.
+                        if !has_request(cx) {
+                            self.token.place = Place::Outside;
+                        }
                         return Poll::Ready(self.withdraw(cx));
                     }
                     return self.poll_inner(refusal, cx);

@@ -15,6 +15,7 @@ use campanile::layer::Identity;
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::{Rate, RateLimit};
 use campanile::load::Constant;
+use campanile::load_shed::LoadShed;
 use campanile::steer::Steer;
 use campanile::timeout::{self, Deadline};
 use campanile::{Service, ServiceExt, service_fn};
@@ -266,6 +267,26 @@ fn parts_hold_no_permit_after_a_call() {
     let endpoints = parts().map(|part| Constant::new(part, 1));
     let balance = Balance::with_layer(ServiceList::new(endpoints), Identity::new());
     holds_no_permit_after_a_call(balance, &permits);
+}
+
+/// A request that is shed calls none of the parts, which were ready for the one before it.
+#[test]
+fn parts_hold_no_permit_after_a_shed_request() {
+    let timer = ManualTimer::new();
+    let permits = [(); 2].map(|()| Semaphore::new(1));
+    let parts = permits
+        .each_ref()
+        .map(|p| ConcurrencyLimit::with_semaphore(echo(), p.clone()));
+    let steer = Steer::new(parts, |_: &u32, _: &[_]| 0);
+    let rate = RateLimit::with_timer(steer, Rate::new(1, SECOND), timer);
+    let (buffer, worker) = buffer::pair(LoadShed::new(rate), 4);
+    let mut worker = spawn(worker);
+    let mut responses = [1, 2].map(|n| spawn(buffer.clone().oneshot(n)));
+    assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
+    assert!(worker.poll().is_pending());
+    let answers = responses.map(|mut response| ready(response.poll()).ok());
+    assert_eq!(answers, [Some(1), None]);
+    assert!(permits.iter().all(|p| p.available_permits() == 1));
 }
 
 /// A service that does not know the marks would take a permit in a poll for nobody.

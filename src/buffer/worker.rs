@@ -104,6 +104,8 @@ struct Driven<S> {
     service: S,
     bell: Bell,
     held: Held,
+    // Calls may have left something reserved: see `leaves_rest`.
+    has_rest: bool,
 }
 
 /// What a service may have reserved.
@@ -115,8 +117,6 @@ enum Held {
     Part,
     /// All that a request needs: it was ready at the last poll, and was not called since.
     All,
-    /// What the last request did not use: see [`leaves_rest`].
-    Rest,
 }
 
 impl<S> Driven<S> {
@@ -125,6 +125,7 @@ impl<S> Driven<S> {
             service,
             bell: Bell::new(),
             held: Held::Nothing,
+            has_rest: false,
         }
     }
 
@@ -141,11 +142,14 @@ impl<S> Driven<S> {
             let gives_up = match &work {
                 // The request for which the service was polled is gone, and this one must inherit nothing from it.
                 Work::Message { is_same, .. } => self.held == Held::Part && !is_same,
-                Work::None { keep_ready: false } => has_rung || self.held != Held::Nothing,
+                Work::None { keep_ready: false } => {
+                    has_rung || self.has_rest || self.held != Held::Nothing
+                }
                 Work::None { keep_ready: true } | Work::Ended => false,
             };
             if gives_up {
                 self.held = Held::Nothing;
+                self.has_rest = false;
                 if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
                     return Poll::Ready(End::Failed(queue.share(error)));
                 }
@@ -185,12 +189,9 @@ impl<S> Driven<S> {
             }
             work = match request {
                 Some(request) => {
+                    self.held = Held::Nothing;
                     let (response, leaves_rest) = leaves_rest(|| self.service.call(request));
-                    self.held = if leaves_rest {
-                        Held::Rest
-                    } else {
-                        Held::Nothing
-                    };
+                    self.has_rest |= leaves_rest;
                     let mut response = Some(response);
                     queue.answer(&mut response, is_last, cx)
                 }

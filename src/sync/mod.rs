@@ -32,8 +32,7 @@ use core::task::{Context, Waker};
 use std::panic::{catch_unwind, resume_unwind};
 
 pub(crate) use self::mark::{
-    Mark, drive, has_request, is_drive, is_marked, is_try, mark, own_work, prepare, try_poll,
-    withdraw,
+    Mark, drive, has_request, is_drive, is_try, mark, own_work, prepare, try_poll, withdraw,
 };
 pub(crate) use self::rest::{leave_rest, leaves_rest};
 

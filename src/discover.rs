@@ -1,10 +1,10 @@
-//! Which endpoints there are: a stream of changes that a balancer follows.
+//! The set of endpoints, as a stream of changes that a balancer follows.
 //!
-//! Every stream of `Result<Change<Key, Service>, Error>` is a [`Discover`]. [`ServiceList`] is one that never changes,
-//! and with the feature `futures-channel`, [`channel`] makes one that you feed.
+//! Every stream of `Result<Change<Key, Service>, Error>` is a [`Discover`]. [`ServiceList`] is one that never changes;
+//! [`channel`], with the feature `futures-channel`, makes one that you feed.
 //!
-//! A key tells one endpoint from another. [`Change::Insert`] with a key that is known gives the same endpoint another
-//! service. When the stream ends, the endpoints stay what they are.
+//! A key identifies an endpoint. [`Change::Insert`] with a known key gives the same endpoint another service. When the
+//! stream ends, the endpoints stay as they are.
 //!
 //! # Differences from tower
 //!
@@ -47,18 +47,18 @@ use crate::Service;
 /// A change to the set of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change<K, V> {
-    /// A new endpoint, or another service for one that is known by its key.
+    /// A new endpoint, or another service for the known endpoint with this key.
     ///
-    /// A balancer uses the service that a known endpoint has until the new one is ready, and what it has learned of
-    /// the endpoint still holds: its [load](crate::load::Load::take_over), and how long it is set aside. Where it is
-    /// really another endpoint that has the key now, send [`Remove`](Self::Remove) first.
+    /// A balancer uses the known endpoint's service until the new one is ready, and what it has learned about the
+    /// endpoint still holds: its [load](crate::load::Load::take_over), and how long it is set aside. If the key now
+    /// belongs to a different endpoint, send [`Remove`](Self::Remove) first.
     Insert(K, V),
-    /// The endpoint is gone, and all that was learned of it is forgotten.
+    /// The endpoint is gone, and all that was learned about it is forgotten.
     Remove(K),
 }
 
 impl<K, V> Change<K, V> {
-    /// The same change, with what `f` makes of the service.
+    /// The same change, with the service mapped by `f`.
     ///
     /// ```
     /// use campanile::discover::Change;
@@ -77,11 +77,11 @@ impl<K, V> Change<K, V> {
 ///
 /// Every stream of `Result<Change<Key, Service>, Error>` is one. When the stream ends, the set stays as it is.
 pub trait Discover: sealed::Sealed {
-    /// Tells one endpoint from another.
+    /// Identifies an endpoint.
     type Key;
-    /// What an endpoint is.
+    /// The service of an endpoint.
     type Service;
-    /// How discovery fails.
+    /// The error of discovery.
     type Error;
 
     /// The next change; `None` when there will be no more.
@@ -117,7 +117,7 @@ mod sealed {
 }
 
 pin_project! {
-    /// Endpoints that stay what they are, each under its place in the list.
+    /// Endpoints that never change, each with its position in the list as its key.
     ///
     /// `T` is what was given: a `Vec`, an array, an iterator.
     pub struct ServiceList<T>
@@ -129,9 +129,9 @@ pin_project! {
 }
 
 impl<T: IntoIterator> ServiceList<T> {
-    /// The endpoints that `services` gives.
+    /// The endpoints in `services`.
     ///
-    /// Where they take requests of more than one type, say which is meant: `ServiceList::new::<Request>(services)`.
+    /// If they take requests of more than one type, name one: `ServiceList::new::<Request>(services)`.
     pub fn new<Request>(services: T) -> Self
     where
         T::Item: Service<Request>,
@@ -184,12 +184,13 @@ mod fed {
 
     use super::Change;
 
-    /// Endpoints that come and go as you say: what you hold, and the [`Discover`](super::Discover) for the balancer.
+    /// Endpoints that you insert and remove: the [`Sender`] for you, and the [`Discover`](super::Discover) for the
+    /// balancer.
     ///
-    /// Sending does not wait, so that a watcher of any kind can do it, a plain thread or a callback too; changes that
-    /// the balancer has not taken yet are kept, in order. There is no bound on them: a set of
-    /// endpoints has few changes, and one that were dropped or held up would leave the balancer with a set that is
-    /// not true. A balancer takes them when it is asked whether it is ready.
+    /// Sending does not wait, so any watcher can do it, even a plain thread or a callback. Changes that the balancer
+    /// has not taken yet are kept, in order and without a bound: a set of endpoints changes rarely, and dropping or
+    /// delaying a change would leave the balancer with the wrong set. A balancer takes the changes when it is polled
+    /// for readiness.
     ///
     /// ```
     /// use campanile::discover::{Change, Discover, channel};
@@ -217,7 +218,7 @@ mod fed {
     pub struct Sender<K, S>(mpsc::UnboundedSender<Change<K, S>>);
 
     impl<K, S> Sender<K, S> {
-        /// There is an endpoint `key`, and this is its service: see [`Change::Insert`].
+        /// Adds the endpoint `key`, or gives it another service: see [`Change::Insert`].
         ///
         /// # Errors
         ///
@@ -226,7 +227,7 @@ mod fed {
             self.send(Change::Insert(key, service))
         }
 
-        /// The endpoint `key` is gone.
+        /// Removes the endpoint `key`.
         ///
         /// # Errors
         ///
@@ -235,7 +236,7 @@ mod fed {
             self.send(Change::Remove(key))
         }
 
-        /// Hands a change on.
+        /// Sends a change.
         ///
         /// # Errors
         ///
@@ -284,7 +285,7 @@ mod fed {
         }
     }
 
-    /// The balancer is gone, and with it whoever would have taken this change.
+    /// The balancer is gone, and nothing will take this change.
     #[derive(Clone, Copy, PartialEq, Eq)]
     pub struct Closed<K, S>(
         /// The change that was not taken.

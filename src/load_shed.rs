@@ -1,14 +1,14 @@
-//! Answers at once with an error when the service inside is not ready, instead of letting requests wait.
+//! Fails requests at once when the inner service is not ready, instead of letting them wait.
 //!
-//! [`LoadShed`] is always ready. A request that comes while the inner service is not gets
-//! [`Overloaded`]; this keeps a queue from growing where the caller has something better to do. So does a call that was
-//! not polled ready, since then the inner service was not asked.
+//! [`LoadShed`] is always ready. A request that comes while the inner service is not ready fails with [`Overloaded`];
+//! this keeps a queue from growing where the caller has something better to do. So does a call without a poll for
+//! readiness, since the inner service was not polled.
 //!
 //! # Differences from tower
 //!
-//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit of this crate beneath
-//!   enqueues nobody, and a permit that is returned later goes to a request that is there. tower's own limits do not tell
-//!   the two apart: beneath one of them the handle stays in the line.
+//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit of this crate inside
+//!   queues no waiter, and a permit that is returned later goes to a request that still exists. tower's own limits
+//!   cannot tell a try from a wait: inside, they keep the handle in their wait queue.
 //! - The error is an enum, [`Error`], and not a box.
 //!
 //! # Examples
@@ -45,7 +45,7 @@ use crate::{Layer, Service};
 pub struct LoadShedLayer(());
 
 impl LoadShedLayer {
-    /// A layer that sheds what the inner service is not ready for.
+    /// A layer that sheds requests for which the inner service is not ready.
     pub const fn new() -> Self {
         Self(())
     }
@@ -59,7 +59,7 @@ impl<S> Layer<S> for LoadShedLayer {
     }
 }
 
-/// A service that is always ready, and sheds what the inner service is not ready for.
+/// A service that is always ready, and sheds requests for which the inner service is not.
 ///
 /// See the [module](self) for an example.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub struct LoadShed<S> {
 }
 
 impl<S> LoadShed<S> {
-    /// Sheds what `inner` is not ready for.
+    /// Sheds requests for which `inner` is not ready.
     pub const fn new(inner: S) -> Self {
         Self {
             inner,
@@ -80,7 +80,7 @@ impl<S> LoadShed<S> {
     accessors!(S);
 }
 
-// A clone was never polled ready, whatever its original was.
+// A clone was never polled, whatever its original was.
 impl<S: Clone> Clone for LoadShed<S> {
     fn clone(&self) -> Self {
         Self::new(self.inner.clone())
@@ -158,12 +158,12 @@ leaf_error! {
     Overloaded, "service overloaded"
 }
 
-/// The response future, at the path where tower has it.
+/// The response future, at the path it has in tower.
 pub mod future {
     pub use super::ResponseFuture;
 }
 
-/// The failures of this middleware, at the path where tower has them.
+/// The errors of this middleware, at the path they have in tower.
 pub mod error {
     pub use super::Overloaded;
 }

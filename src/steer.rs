@@ -1,19 +1,21 @@
-//! Sends each request to one of several services, which a function picks.
+//! Sends each request to one of several services, picked by a function.
 //!
-//! A [`Steer`] is ready when all its services are, since it cannot know which one the next request is for. One
-//! that is slow to be ready holds up the requests for the others; a [`Buffer`] or a [`LoadShed`] around each
-//! keeps it from doing so.
+//! A [`Steer`] is ready when all its services are, since it cannot know which one the next request is for. A service
+//! that is slow to become ready holds up the requests for the others; a [`Buffer`] or a [`LoadShed`] around each
+//! prevents that.
 //!
-//! Services that are not ready are asked all together, each of them on its own account; a service that is ready
-//! is not asked again before it was called. With more than 64 services, the next 64 are asked when those before
-//! them are ready. Where readiness is tried in vain, as by a [`LoadShed`] around the `Steer`, those that are ready give up
-//! what they have reserved.
+//! Services that are not ready are polled side by side; a service that is ready is not polled again before it is
+//! called. With more than 64 services, the next 64 are polled once those before them are ready. If a poll that only
+//! tries fails to find all services ready, as with a [`LoadShed`] around the `Steer`, the ready ones give up what they
+//! have reserved.
 //!
-//! When the readiness of one service fails, so does that of the `Steer`, for good: [`Failed`] says so from then
-//! on, and no service is asked again. Where a service may fail and come back, put a
-//! [`Reconnect`](crate::reconnect) around it, with a [`Buffer`] around that. Without the buffer an attempt to connect that
-//! failed is told to the next request for that service, though it be an hour later and the other end be up again, because a
-//! service that is ready is not asked again. [`ConnectErrors::Nowhere`] is the other way out: then all wait until it connects.
+//! When the readiness of one service fails, so does that of the `Steer`, for good: from then on it fails with
+//! [`Failed`], and no service is polled again. If a service may fail and come back, put a
+//! [`Reconnect`](crate::reconnect) around it, and a [`Buffer`] around that. Without the buffer, the next request for
+//! that service gets the error of the failed attempt to connect, even an hour later when the peer is up again, because
+//! a service that is ready is not polled again. [`ConnectErrors::Nowhere`] is the other option: then all requests wait
+//! until it connects. For the same reason, put a buffer around a service with a [rate limit](crate::limit::rate) that
+//! rejects: its next request may get a rejection that no longer holds.
 //!
 //! [`Buffer`]: crate::buffer
 //! [`ConnectErrors::Nowhere`]: crate::reconnect::ConnectErrors::Nowhere
@@ -21,12 +23,12 @@
 //!
 //! # Differences from tower
 //!
-//! - A clone starts with no service ready. tower's takes over the readiness of its original, which the cloned
-//!   services do not have.
+//! - A clone starts with no service ready. tower's copies the readiness of its original, which the cloned services do
+//!   not have.
 //! - Services become ready side by side, not one after the other.
-//! - An index that is [out of range](OutOfRange), a call without readiness and a set of services that is
-//!   [empty](Empty) are typed errors, not panics.
-//! - The services may be in an array or a slice, and then nothing is allocated.
+//! - An index that is [out of range](OutOfRange), a call without readiness and an [empty](Empty) set of services are
+//!   typed errors, not panics.
+//! - The services may be in an array or a slice, without any allocation.
 //! - A picker may be an `FnMut`.
 //!
 //! # Examples
@@ -60,15 +62,15 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::Service;
-use crate::sync::{Mark, mark, withdraw};
+use crate::sync::{Mark, leave_rest, mark, withdraw};
 
-/// Picks the service that a request is for.
+/// Picks the service for a request.
 ///
-/// Implemented by functions from a request and the services to an index.
+/// Implemented for functions from a request and the services to an index.
 pub trait Picker<S, Req> {
     /// The index in `services` of the one that gets `request`.
     ///
-    /// An index that is not there fails the request with [`OutOfRange`].
+    /// An index without a service fails the request with [`OutOfRange`].
     fn pick(&mut self, request: &Req, services: &[S]) -> usize;
 }
 
@@ -81,10 +83,9 @@ where
     }
 }
 
-/// A service that sends each request to one of many services of the type `S`.
+/// A service that sends each request to one of many services of type `S`.
 ///
-/// `C` is what holds the services: a `Vec` where there is an allocator, and otherwise an array `[S; N]` or a
-/// `&mut [S]`.
+/// `C` holds the services: a `Vec` where there is an allocator, otherwise an array `[S; N]` or a `&mut [S]`.
 ///
 /// See the [module](self) for an example.
 pub struct Steer<S, F, Req, #[cfg(feature = "alloc")] C = Vec<S>, #[cfg(not(feature = "alloc"))] C>
@@ -97,14 +98,14 @@ pub struct Steer<S, F, Req, #[cfg(feature = "alloc")] C = Vec<S>, #[cfg(not(feat
 
 #[cfg(feature = "alloc")]
 impl<S, F, Req> Steer<S, F, Req> {
-    /// Sends requests to that of the `services` which `router`, a [`Picker`], picks.
+    /// Sends each request to one of the `services`, picked by `router`, a [`Picker`].
     pub fn new(services: impl IntoIterator<Item = S>, router: F) -> Self {
         Self::with_services(services.into_iter().collect(), router)
     }
 }
 
 impl<S, F, Req, C> Steer<S, F, Req, C> {
-    /// Sends requests to that of the `services`, an array or a slice, which `router`, a [`Picker`], picks.
+    /// Sends each request to one of the `services`, an array or a slice, picked by `router`, a [`Picker`].
     pub const fn with_services(services: C, router: F) -> Self
     where
         C: AsMut<[S]>,
@@ -149,6 +150,7 @@ where
             Phase::Ready => {
                 let index = self.router.pick(&request, services);
                 let len = services.len();
+                leave_rest();
                 match services.get_mut(index) {
                     Some(service) => {
                         self.readiness = Readiness::unready(index);
@@ -167,7 +169,7 @@ where
     }
 }
 
-// The clones of the services were never polled.
+// The clones of the services have never been polled.
 impl<S, F: Clone, Req, C: Clone> Clone for Steer<S, F, Req, C> {
     fn clone(&self) -> Self {
         Self {
@@ -191,12 +193,12 @@ impl<S, F: fmt::Debug, Req, C: fmt::Debug> fmt::Debug for Steer<S, F, Req, C> {
 
 /// Which services are not known to be ready.
 ///
-/// After a call that is the one which was called. Before the first, it is all of them, and they are gone
-/// through by windows as wide as a word, so that there is nothing to allocate.
+/// After a call, only the called one. Before the first call, all of them: they are polled in windows as wide as a word,
+/// so that nothing needs allocating.
 struct Readiness {
     phase: Phase,
-    // The window starts at this index, with a bit for each service in it that is not ready. With no bit set
-    // it has yet to be opened.
+    // The window starts at this index, with a bit for each of its services that is not ready. With no bit set it is yet
+    // to be opened.
     start: usize,
     bits: u64,
     // From here on all are ready.
@@ -211,7 +213,7 @@ enum Phase {
 }
 
 impl Readiness {
-    /// Of none.
+    /// No service is known to be ready.
     const UNKNOWN: Self = Self {
         phase: Phase::Unready,
         start: 0,
@@ -219,7 +221,7 @@ impl Readiness {
         end: usize::MAX,
     };
 
-    /// Of all but one.
+    /// All services but one are known to be ready.
     const fn unready(index: usize) -> Self {
         Self {
             phase: Phase::Unready,
@@ -275,7 +277,7 @@ impl Readiness {
             return Poll::Ready(Ok(()));
         }
         ready!(match services.get_mut(self.start) {
-            // After a call there is one to ask.
+            // After a call only the called service is polled.
             Some(called) if self.start == self.end => called.poll_ready(cx),
             _ => self.poll_windows(services, cx),
         })?;
@@ -283,7 +285,7 @@ impl Readiness {
         Poll::Ready(Ok(()))
     }
 
-    /// Drives all: whether they were ready or not, they are not known to be afterwards.
+    /// Drives all services. None is known to be ready afterwards.
     #[cold]
     fn drive<S: Service<Req>, Req>(
         &mut self,
@@ -300,13 +302,14 @@ impl Readiness {
         polled
     }
 
-    /// Some are not ready, and whoever tried does not come back: what the others have reserved is for others.
+    /// Some services are not ready, and a caller that only tried does not come back: the ready ones give up what they
+    /// reserved.
     #[cold]
     fn withdraw<S: Service<Req>, Req>(&mut self, services: &mut [S]) -> Poll<Result<(), S::Error>> {
         let known = replace(self, Self::UNKNOWN);
         for (index, service) in services.iter_mut().enumerate() {
             if known.is_ready(index) {
-                // What it has to do otherwise it does when it is asked next.
+                // Any other work it has is done at its next poll.
                 let _ = withdraw(|cx| service.poll_ready(cx))?;
             }
         }
@@ -339,7 +342,7 @@ impl Readiness {
         }
     }
 
-    /// Asks those in the window; behind it when all of them are ready.
+    /// Polls the services in the window, and moves past it once all are ready.
     fn poll_window<S: Service<Req>, Req>(
         &mut self,
         services: &mut [S],
@@ -379,7 +382,7 @@ pin_project! {
 }
 
 pin_project! {
-    // Flat, and each refusal no wider than a word: so it fits beside most futures without a tag of its own.
+    // Flat, with each refusal no wider than a word, so that it needs no tag of its own beside most futures.
     #[derive(Debug)]
     #[project = StateProj]
     enum State<F> {
@@ -418,13 +421,13 @@ where
 pub enum Error<E> {
     /// There are no services.
     Empty(Empty),
-    /// One of the services has failed when it was asked whether it is ready.
+    /// One of the services failed earlier, when it was polled for readiness.
     Failed(Failed),
     /// The call came without readiness.
     NotReady(NotReady),
     /// The service that was picked does not exist.
     OutOfRange(OutOfRange),
-    /// The service that was picked failed; or any of them, as the error of readiness.
+    /// The picked service failed; or, as the error of readiness, any service.
     Service(E),
 }
 
@@ -436,7 +439,7 @@ leaf_error! {
 }
 
 leaf_error! {
-    /// One of the services failed earlier, and its error was given then.
+    /// One of the services failed earlier, and its error was returned then.
     Failed, "one of the services has failed"
 }
 
@@ -445,7 +448,7 @@ leaf_error! {
     NotReady, "service called before it was ready"
 }
 
-/// A picker gave an index at which there is no service.
+/// A picker returned an index without a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRange {
     index: u32,
@@ -461,7 +464,7 @@ impl OutOfRange {
         }
     }
 
-    /// The index that was picked. One above `u32::MAX` is given as that.
+    /// The index that was picked, at most `u32::MAX`.
     #[must_use]
     pub const fn index(&self) -> usize {
         self.index as usize
@@ -493,7 +496,7 @@ mod tests {
     use super::*;
     use crate::sync::{drive, is_drive, try_poll};
 
-    /// Has a place that is reserved when it is ready, and given up when it is driven.
+    /// Reserves a place when it is ready, and gives it up when it is driven.
     #[derive(Clone, Default)]
     struct Place(Rc<Shared>);
 
@@ -570,7 +573,7 @@ mod tests {
         assert_eq!(set.reserved(), 0);
         let refused = set.steer.call(0);
         assert!(matches!(refused.state, State::NotReady));
-        // And all are asked again, not only the one that was called last.
+        // All services are polled again, not only the one called last.
         assert!(set.poll().is_ready());
         assert_eq!(set.reserved(), 3);
         drop(set.steer.call(1));
@@ -588,7 +591,7 @@ mod tests {
         assert_eq!(set.drive(), Poll::Ready(Ok(())));
         let refused = set.steer.call(0);
         assert!(matches!(refused.state, State::NotReady));
-        // One that is pending keeps none of the others from being driven.
+        // A pending service does not stop the others from being driven.
         assert!(set.places.iter().all(|place| place.0.drives.get() == 2));
     }
 
@@ -605,7 +608,7 @@ mod tests {
 
     #[test]
     fn a_try_in_vain_keeps_nothing() {
-        // At its start, after a call, and in a window that is not the first.
+        // In the first window, after a call, and in a later window.
         let mut set = Set::<100>::new();
         for taken in [0, 40, 99] {
             let place = set.places[taken].clone();
@@ -615,7 +618,7 @@ mod tests {
                 assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_pending());
                 assert_eq!(set.reserved(), 0);
             }
-            // What was not reserved is not driven.
+            // A service that reserved nothing is not driven.
             assert_eq!(place.0.drives.get(), 0);
             place.0.is_taken.set(false);
             assert!(try_poll(|cx| set.steer.poll_ready(cx)).is_ready());

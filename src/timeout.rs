@@ -1,21 +1,21 @@
-//! Limits the time that a response may take; and the time that readiness and response may take together.
+//! Limits the time of a response, or of readiness and response together.
 //!
-//! [`Timeout`] watches the response. [`Deadline`] watches a request from the moment it has to wait for
-//! readiness. Both fail with [`Error::Elapsed`]. The inner future is dropped before they do: what it holds, such as a permit or
-//! a connection, is free by the time that the caller learns of it.
+//! [`Timeout`] watches the response. [`Deadline`] watches a request from the moment it has to wait for readiness. Both
+//! fail with [`Error::Elapsed`]. They drop the inner future first: what it holds, such as a permit or a connection, is
+//! free by the time the caller sees the error.
 //!
-//! A response that is pending enters its wait into the runtime's timers, and takes it out when it is there. Where that
-//! costs too much, [`SharedTimer`](crate::runtime::SharedTimer) is a timer with one alarm for all of a layer.
+//! A pending response registers its wait with the runtime's timers, and removes it when the response is ready. If that
+//! costs too much, use [`SharedTimer`](crate::runtime::SharedTimer), a timer with one alarm for all waits of a layer.
 //!
 //! # Differences from tower
 //!
-//! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at
-//!   once costs neither a clock read nor a timer. [`from_call`](TimeoutLayer::from_call) starts it at the
-//!   call, as tower does; that reads the clock once per call.
-//! - It fires however busy the inner future is. tokio's timers answer "pending" to a task that has used up
-//!   its share of a poll, so besides the timer the clock is asked whenever the inner future is still pending.
-//! - [`Duration::MAX`] is "no limit" and arms no timer. [`Duration::ZERO`] lets through what is ready at the
-//!   first poll and nothing else.
+//! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at once costs
+//!   neither a clock read nor a timer. [`from_call`](TimeoutLayer::from_call) starts it at the call, as tower does;
+//!   that reads the clock once per call.
+//! - It fires however busy the inner future is. tokio's timers are pending for a task that has used up its budget, so
+//!   besides the timer the clock is read whenever the inner future is still pending.
+//! - [`Duration::MAX`] means "no limit" and arms no timer. [`Duration::ZERO`] lets through only what is ready at the
+//!   first poll.
 //! - The error is an enum, [`Error`], and not a box.
 //! - [`Deadline`] is new.
 //!
@@ -80,7 +80,7 @@ impl<T> TimeoutLayer<T> {
         }
     }
 
-    /// Starts the clock at the call, and not when the response is first pending.
+    /// Starts the clock at the call, instead of when the response is first pending.
     pub const fn from_call(mut self) -> Self {
         self.from_call = true;
         self
@@ -100,7 +100,7 @@ impl<S, T: Clone> Layer<S> for TimeoutLayer<T> {
     }
 }
 
-/// A service whose responses may take a limited time.
+/// A service with a limited time for each response.
 ///
 /// See the [module](self) for an example.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +129,7 @@ impl<S, T> Timeout<S, T> {
         }
     }
 
-    /// Starts the clock at the call, and not when the response is first pending.
+    /// Starts the clock at the call, instead of when the response is first pending.
     #[must_use]
     pub const fn from_call(mut self) -> Self {
         self.from_call = true;
@@ -153,8 +153,8 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // The clock is read before the call: what the inner service does in it counts.
-        // A limit of more than 584 years saturates, and is none.
+        // Read the clock before the call: the time that the inner service spends in it counts. A limit of more than 584
+        // years saturates, and is none.
         let limit = saturating_nanos(self.limit);
         let (wait, nanos) = if self.from_call && limit != NEVER {
             let now = self.timer.now().as_nanos();
@@ -181,7 +181,7 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When it is first pending, on a timer that needs its runtime's context and does not have it.
+    /// When it is first pending, if its timer needs the runtime's context and there is none.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<F, T>
     where
@@ -240,28 +240,27 @@ impl<S, T: Timer + Clone> Layer<S> for DeadlineLayer<T> {
     }
 }
 
-/// A service whose readiness and response together may take a limited time.
+/// A service with a limited time for readiness and response together.
 ///
-/// The clock starts when readiness is first pending, or at the call if that comes first, and what is left
-/// at the call is left for the response. When the time is over and the inner service is still not ready,
-/// this service reports itself ready, and the next call fails with [`Elapsed`] at once; the request does not
-/// reach the inner service, and a handle that waited in a line of the inner service's leaves it; what that does of its own
-/// accord, such as connecting, goes on. (An error from
-/// `poll_ready` would say that the service is dead, which it is not.) That call ends the deadline; the next request has one
-/// of its own. A clone has one of its own too.
+/// The clock starts when readiness is first pending, or at the call if that comes first; the response has what is left
+/// at the call. When the time is over and the inner service is still not ready, this service reports itself ready, and
+/// the next call fails with [`Elapsed`] at once. (An error from `poll_ready` would say that the service is dead, which
+/// it is not.) The request does not reach the inner service. A handle that waited in the inner service's wait queue
+/// leaves it, but the inner service continues with work of its own, such as connecting. The failed call ends the
+/// deadline; the next request has a new one. A clone has one of its own, too.
 ///
-/// Behind a [`Buffer`](crate::buffer), and in all else of this crate that waits for one request after another, a request that
-/// is given up takes its clock along. What is polled for no request starts no clock: a readiness that is tried and not
-/// waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, and that of a buffer that is
+/// Behind a [`Buffer`](crate::buffer), and all other middleware of this crate that waits for one request after another,
+/// a cancelled request takes its clock along. A poll without a request starts no clock: one that only tries, as
+/// [`LoadShed`](crate::load_shed::LoadShed) does, and one of a buffer that is
 /// [kept ready](crate::buffer::Buffer::keep_ready).
 ///
 /// Services that poll several parts for one request, such as a [`Steer`](crate::steer) or a [balancer](crate::balance),
-/// start the clocks of all. A `Deadline` belongs around them, and a [`Timeout`] inside.
+/// start the clocks of all. So put a `Deadline` around them, and a [`Timeout`] inside.
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness and comes back later with the same handle finds the clock
-/// still running. Drop the handle and use a clone instead.
+/// A caller that stops waiting for readiness and later returns with the same handle finds the clock still running. Drop
+/// the handle and use a clone instead.
 ///
 /// # Examples
 ///
@@ -281,11 +280,11 @@ pub struct Deadline<S, T: Timer> {
     limit: Duration,
     timer: T,
     phase: Phase,
-    // There while readiness is waited for.
+    // Present while readiness is pending.
     alarm: Option<T::Alarm>,
 }
 
-/// How far the request is that a [`Deadline`] waits with.
+/// The progress of the request that a [`Deadline`] waits with.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     /// No readiness has been pending.
@@ -317,7 +316,7 @@ impl<S, T: Timer> Deadline<S, T> {
 
     accessors!(S);
 
-    /// The inner service is not ready: is the time over?
+    /// Ready if the time is over. Called while the inner service is not ready.
     fn poll_lapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.limit == Duration::MAX {
             return Poll::Pending;
@@ -331,7 +330,7 @@ impl<S, T: Timer> Deadline<S, T> {
         if now < deadline && self.alarm.is_none() {
             self.alarm = Some(self.timer.alarm_until(deadline));
         }
-        // The clock decides, as in a `Clock`; the alarm is there to wake the task.
+        // The clock decides, as in a `Clock`; the alarm only wakes the task.
         let over = now >= deadline
             || self
                 .alarm
@@ -340,14 +339,14 @@ impl<S, T: Timer> Deadline<S, T> {
         if over { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Ends the wait for readiness, and gives how far it was.
+    /// Ends the wait for readiness, and returns its progress.
     fn end_wait(&mut self, phase: Phase) -> Phase {
         self.alarm = None;
         replace(&mut self.phase, phase)
     }
 }
 
-// A clone was never polled: no clock runs for it.
+// A clone was never polled, so no clock runs for it.
 impl<S: Clone, T: Timer + Clone> Clone for Deadline<S, T> {
     fn clone(&self) -> Self {
         Self::with_timer(self.inner.clone(), self.limit, self.timer.clone())
@@ -375,7 +374,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let has_request = has_request(cx);
-        if !has_request && !is_try(cx) {
+        if !has_request {
             self.end_wait(Phase::Idle);
         } else if let Phase::Lapsed = self.phase {
             return Poll::Ready(Ok(()));
@@ -385,12 +384,12 @@ where
                 self.alarm = None;
                 Poll::Ready(result.map_err(Error::Service))
             }
-            Poll::Pending if !has_request => Poll::Pending,
+            Poll::Pending if !has_request || is_try(cx) => Poll::Pending,
             Poll::Pending => {
                 ready!(self.poll_lapsed(cx));
                 self.end_wait(Phase::Lapsed);
-                // This handle waits no more. What it waited for is for others; what the inner service does of its own
-                // accord goes on.
+                // This handle waits no more. It gives up what it waited for, while the inner service continues with
+                // work of its own.
                 let driven = drive(cx.waker(), |cx| self.inner.poll_ready(cx));
                 if let Poll::Ready(Err(error)) = driven {
                     return Poll::Ready(Err(Error::Service(error)));
@@ -433,7 +432,7 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When it is first pending, on a timer that needs its runtime's context and does not have it.
+    /// When it is first pending, if its timer needs the runtime's context and there is none.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct DeadlineFuture<F, T>
     where
@@ -474,27 +473,27 @@ pub enum Error<E> {
 flatten!(Error: Elapsed);
 
 leaf_error! {
-    /// A request was not answered in time.
+    /// A request got no response in time.
     Elapsed, "request timed out"
 }
 
-/// The response future of a [`Timeout`], at the path where tower has it.
+/// The response future of a [`Timeout`], at the path it has in tower.
 pub mod future {
     pub use super::ResponseFuture;
 }
 
-/// The failures of this middleware, at the path where tower has them.
+/// The errors of this middleware, at the path they have in tower.
 pub mod error {
     pub use super::Elapsed;
 }
 
 pin_project! {
-    /// A response, and what is left of its time.
+    /// A response and its remaining time.
     struct Timed<F, T>
     where
         T: Timer,
     {
-        // `None`: the time was over, or the response was given.
+        // `None`: the time was over, or the response was returned.
         #[pin]
         inner: Option<F>,
         #[pin]
@@ -503,16 +502,16 @@ pin_project! {
 }
 
 impl<F, T: Timer> Timed<F, T> {
-    /// The response, or the failure that it was not there in time.
+    /// The response, or an error if it was not ready in time.
     fn poll<R, E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R, Error<E>>>
     where
         F: Future<Output = Result<R, E>>,
     {
         let mut this = self.project();
         if let Some(inner) = this.inner.as_mut().as_pin_mut() {
-            // A response that is there wins over a limit that has passed.
+            // A response that is ready wins over a limit that has passed.
             if let Poll::Ready(result) = inner.poll(cx) {
-                // Whoever keeps this future keeps nothing of the request alive.
+                // Drop everything of the request, even if the caller keeps this future.
                 this.clock.project().wait.set(Wait::Answered);
                 this.inner.set(None);
                 return Poll::Ready(result.map_err(Error::Service));
@@ -538,14 +537,14 @@ impl<F, T: Timer> Timed<F, T> {
 }
 
 pin_project! {
-    /// What is left of a response's time.
+    /// The remaining time of a response.
     struct Clock<T>
     where
         T: Timer,
     {
         #[pin]
         wait: Wait<T::Sleep>,
-        // Nanoseconds: the limit itself while `wait` is `After`, else the moment at which it is over; or `NEVER`.
+        // Nanoseconds: the limit itself while `wait` is `After`, otherwise the moment at which it is over; or `NEVER`.
         // One word for both keeps the future small.
         nanos: u64,
         timer: T,
@@ -561,16 +560,16 @@ pin_project! {
             #[pin]
             sleep: S,
         },
-        // The response was there in time.
+        // The response was ready in time.
         Answered,
     }
 }
 
-/// What stands for no limit.
+/// Stands for no limit.
 const NEVER: u64 = u64::MAX;
 
 impl<T: Timer> Clock<T> {
-    /// Until `deadline`.
+    /// Runs until `deadline`.
     fn until(deadline: Instant, timer: T) -> Self {
         Self {
             wait: Wait::Until,
@@ -579,22 +578,22 @@ impl<T: Timer> Clock<T> {
         }
     }
 
-    /// Ready when the time is over. To be polled while the response is pending.
+    /// Ready when the time is over. Polled while the response is pending.
     fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         if *this.nanos == NEVER {
             return Poll::Pending;
         }
-        // The clock decides, and the sleep wakes the task. The sleep alone is not enough: tokio's is
-        // pending, whatever the time, when the inner future or something polled before this one has used
-        // up the task's budget, and that can be so on every poll.
+        // The clock decides, and the sleep only wakes the task. The sleep alone is not enough: tokio's is pending,
+        // whatever the time, once the inner future or something polled before this one has used up the task's budget,
+        // which can happen at every poll.
         let now = this.timer.now().as_nanos();
         let deadline = match *this.wait {
             Wait::After => now.saturating_add(*this.nanos),
             Wait::Until | Wait::Armed { .. } | Wait::Answered => *this.nanos,
         };
         if now >= deadline {
-            // Whoever keeps this future keeps no wait, which a shared timer may have woken to see to the others.
+            // Drop the wait, even if the caller keeps this future.
             *this.nanos = NEVER;
             this.wait.set(Wait::Until);
             return Poll::Ready(());

@@ -1,4 +1,4 @@
-//! What a call allocates, per middleware: nothing, but for the boxes that were asked for.
+//! What a call allocates, per middleware: nothing, except for boxes that were asked for.
 #![cfg(feature = "alloc")]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

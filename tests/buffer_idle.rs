@@ -1,5 +1,4 @@
-//! A buffer that nobody waits for holds nothing that others could use, and a request inherits nothing of one that was
-//! given up before it.
+//! An idle buffer holds nothing that others could use, and a request inherits nothing from a cancelled one.
 #![cfg(feature = "std")]
 
 mod common;
@@ -16,6 +15,7 @@ use campanile::layer::Identity;
 use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 use campanile::limit::rate::{Rate, RateLimit};
 use campanile::load::Constant;
+use campanile::load_shed::LoadShed;
 use campanile::steer::Steer;
 use campanile::timeout::{self, Deadline};
 use campanile::{Service, ServiceExt, service_fn};
@@ -209,11 +209,11 @@ fn idle_service_is_polled_once_per_wake_up() {
     assert!(response.poll().is_pending());
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // It was asked for the request, and is polled once more when there is none: parts that were not called may hold
-    // something.
+    // It was polled for the request, and not after the call: a service that does not know the marks would reserve
+    // something for nobody.
     assert!(worker.poll().is_pending());
-    assert_eq!(polls.get(), 2);
-    for n in 3..6 {
+    assert_eq!(polls.get(), 1);
+    for n in 2..5 {
         waker.borrow().as_ref().unwrap().wake_by_ref();
         assert!(worker.is_woken());
         assert!(worker.poll().is_pending());
@@ -233,8 +233,7 @@ fn busy_service_is_polled_once_per_request() {
     assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
     assert!(worker.poll().is_pending());
     assert!(responses.iter_mut().all(|r| r.poll().is_ready()));
-    // And once when it was idle.
-    assert_eq!(polls.get(), 5);
+    assert_eq!(polls.get(), 4);
 }
 
 /// A request is for one of several services, and all of them were ready for it.
@@ -268,6 +267,47 @@ fn parts_hold_no_permit_after_a_call() {
     let endpoints = parts().map(|part| Constant::new(part, 1));
     let balance = Balance::with_layer(ServiceList::new(endpoints), Identity::new());
     holds_no_permit_after_a_call(balance, &permits);
+}
+
+/// A request that is shed calls none of the parts, which were ready for the one before it.
+#[test]
+fn parts_hold_no_permit_after_a_shed_request() {
+    let timer = ManualTimer::new();
+    let permits = [(); 2].map(|()| Semaphore::new(1));
+    let parts = permits
+        .each_ref()
+        .map(|p| ConcurrencyLimit::with_semaphore(echo(), p.clone()));
+    let steer = Steer::new(parts, |_: &u32, _: &[_]| 0);
+    let rate = RateLimit::with_timer(steer, Rate::new(1, SECOND), timer);
+    let (buffer, worker) = buffer::pair(LoadShed::new(rate), 4);
+    let mut worker = spawn(worker);
+    let mut responses = [1, 2].map(|n| spawn(buffer.clone().oneshot(n)));
+    assert!(responses.iter_mut().all(|r| r.poll().is_pending()));
+    assert!(worker.poll().is_pending());
+    let answers = responses.map(|mut response| ready(response.poll()).ok());
+    assert_eq!(answers, [Some(1), None]);
+    assert!(permits.iter().all(|p| p.available_permits() == 1));
+}
+
+/// A service that does not know the marks would take a permit in a poll for nobody.
+#[test]
+fn idle_buffer_takes_no_permit_of_a_foreign_limit() {
+    let semaphore = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+    let mut buffers = [(); 2].map(|()| {
+        let limit = tower::limit::ConcurrencyLimit::with_semaphore(echo(), semaphore.clone());
+        let (buffer, worker) = buffer::pair(limit, 4);
+        (buffer, spawn(worker))
+    });
+    for n in 0..4 {
+        let (buffer, worker) = &mut buffers[n as usize % 2];
+        let mut response = spawn(buffer.clone().oneshot(n));
+        assert!(response.poll().is_pending());
+        assert!(worker.poll().is_pending());
+        assert_eq!(ready(response.poll()).ok(), Some(n));
+        drop(response);
+        assert!(worker.poll().is_pending());
+        assert_eq!(semaphore.available_permits(), 1);
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What is the user's may panic, when it is woken or dropped: that costs nobody else a wake-up, a place or an answer.
+//! User code may panic when it is woken or dropped: that costs no other handle or request a wake-up, a place or an
+//! answer.
 #![cfg(feature = "std")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! `CallAll` and `CallAllUnordered`: their order, what is under way, who is polled, and how they end.
+//! `CallAll` and `CallAllUnordered`: their order, the requests in flight, what is polled, and how they end.
 #![cfg(feature = "std")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! Everything that is set by a number, over the whole range of that number: it is refused with an error that says
-//! what was given and what is allowed, or it works, at any moment of a clock of 64 bits.
+//! Everything that is set by a number, over the number's whole range: it is refused with an error that names the value
+//! and what is allowed, or it works, at any moment of a clock of 64 bits.
 #![cfg(feature = "testing")]
 
 mod common;

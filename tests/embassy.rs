@@ -1,4 +1,4 @@
-//! The stack on embassy's executor and clock, as they are on the host.
+//! The stack on embassy's executor and clock, as they run on the host.
 #![cfg(feature = "embassy-executor")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What every room keeps to, whatever else it does.
+//! Rules that every room keeps, whatever else it does.
 #![cfg(feature = "testing")]
 
 use std::future::{Pending, poll_fn, ready};

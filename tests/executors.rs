@@ -1,5 +1,5 @@
-//! An executor that its owner drops is gone, with the tasks that it ran and the services in them: no task keeps alive
-//! what runs it.
+//! When its owner drops an executor, it is gone, together with its tasks and the services in them: no task keeps alive
+//! the executor that runs it.
 
 #![cfg(all(feature = "smol", feature = "tokio"))]
 

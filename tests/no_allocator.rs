@@ -1,5 +1,5 @@
-//! Buffers and limits in fixed storage: in a `static`, and on one thread. That nothing of it allocates is
-//! shown by `tests/allocations.rs`, and by a program without an allocator in `tests/no-alloc`.
+//! Buffers and limits in fixed storage: in a `static`, and on one thread. `tests/allocations.rs` shows that they
+//! allocate nothing, and so does a program without an allocator in `tests/no-alloc`.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! `RateLimit`: the line of those who wait.
+//! `RateLimit`: the line of waiting handles.
 #![cfg(feature = "std")]
 
 mod common;
@@ -291,6 +291,33 @@ fn idle_waiter_stalls_nobody() {
             drop(idle);
         }
     }
+}
+
+/// Those before it had left from the middle of the line when it joined.
+#[test]
+fn waiter_behind_an_idle_one_keeps_its_alarm() {
+    let (limit, timer) = used_up(one_per(10));
+    let mut clients = line(&limit, 7);
+    for left in [4, 1] {
+        drop(clients.remove(left));
+    }
+    clients.push(line(&limit, 1).remove(0));
+    let mut last = clients.pop().unwrap();
+    for client in &mut clients[..4] {
+        timer.advance(10 * MS);
+        assert!(client.is_served());
+    }
+    // Polled for another reason, as its task may wait for more than one thing.
+    assert!(!last.poll());
+    let woken = last.wakes.get();
+    // One token is for the one before it, which nobody polls, and its time is over when the last one looks after it.
+    for _ in 0..3 {
+        timer.advance(10 * MS);
+        if last.wakes.get() > woken && last.poll() {
+            return;
+        }
+    }
+    panic!("woken {} times", last.wakes.get() - woken);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `ReadyCache`, beside a model of it, and what is easy to get wrong.
+//! `ReadyCache`, compared with a model, and what is easy to get wrong.
 #![cfg(feature = "std")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Randomised: the ready cache and the balancer over strict services.
+//! Random runs of the ready cache and the balancer over strict services.
 #![cfg(feature = "std")]
 mod common;
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! `Reconnect`: a connection that is made anew when it fails, on a timer that is moved by hand; and on every runtime.
+//! `Reconnect`: a connection that is replaced when it fails, on a timer that is moved by hand; and on every runtime.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Retry, its backoff, its budget, its policies, and the random numbers beneath them.
+//! Retry, its backoff, its budget, its policies, and the random numbers they use.
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Every adapter keeps the contracts of `Executor` and `Timer`.
 //!
-//! Deadlines here lie in the past, or further away than the test lives: no test waits for a real clock.
+//! Deadlines here are in the past, or later than the test ends: no test waits for a real clock.
 
 #![cfg(all(
     feature = "tokio",

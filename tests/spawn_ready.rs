@@ -634,6 +634,90 @@ fn a_wait_that_is_given_up_leaves_the_line() {
     assert_eq!(set.permits.available_permits(), 0);
 }
 
+/// A service that does something in the middle of a poll, as another thread may.
+struct Hooked<S> {
+    inner: S,
+    hook: Rc<RefCell<Option<Box<dyn FnOnce()>>>>,
+}
+
+impl<S: Service<u32>> Service<u32> for Hooked<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let hook = self.hook.take();
+        hook.into_iter().for_each(|hook| hook());
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: u32) -> S::Future {
+        self.inner.call(request)
+    }
+}
+
+#[test]
+fn a_wait_that_is_given_up_during_a_poll_takes_no_permit() {
+    let set = Limited::new();
+    let timer = ManualTimer::new();
+    let hook = Rc::default();
+    let hooked = Hooked {
+        inner: set.service,
+        hook: Rc::clone(&hook),
+    };
+    let spawned = SpawnReady::with_executor(hooked, set.executor.clone());
+    let deadline = Deadline::with_timer(spawned, MS, timer.clone());
+    let service = Rc::new(RefCell::new(deadline));
+    assert!(
+        set.wakes
+            .poll_ready(&mut *service.borrow_mut())
+            .is_pending()
+    );
+    let there = service.clone();
+    *hook.borrow_mut() = Some(Box::new(move || {
+        timer.advance(MS);
+        let mut service = there.borrow_mut();
+        assert!(set.wakes.poll_ready(&mut *service).is_ready());
+        drop(set.other);
+    }));
+    assert!(set.executor.poll().is_pending());
+    assert_eq!(set.permits.available_permits(), 1);
+}
+
+/// The worker gives up and waits again before the task has run.
+#[test]
+fn a_request_in_the_queue_has_a_clock_of_its_own() {
+    let set = Limited::new();
+    let timer = ManualTimer::new();
+    let deadline = Deadline::with_timer(set.service, 10 * MS, timer.clone());
+    let spawned = SpawnReady::with_executor(deadline, set.executor.clone());
+    let (handle, worker) = buffer::pair(spawned, 4);
+    let mut worker = spawn(worker);
+    let settle = |worker: &mut Task<_>| {
+        while worker.is_woken() || set.executor.is_woken() {
+            assert!(worker.poll().is_pending());
+            assert!(set.executor.poll().is_pending());
+        }
+    };
+    let mut given_up = spawn(handle.clone().oneshot(1));
+    assert!(given_up.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert!(set.executor.poll().is_pending());
+    settle(&mut worker);
+    timer.advance(9 * MS);
+    let mut queued = spawn(handle.clone().oneshot(2));
+    assert!(queued.poll().is_pending());
+    drop(given_up);
+    settle(&mut worker);
+    timer.advance(5 * MS);
+    settle(&mut worker);
+    drop(set.other);
+    settle(&mut worker);
+    // The service has it.
+    assert!(queued.poll().is_pending());
+    assert_eq!(set.permits.available_permits(), 0);
+}
+
 #[test]
 fn a_wait_that_is_given_up_takes_back_permits() {
     // The permit is there, and on its way back from the task.

@@ -1,4 +1,4 @@
-//! `Steer`: the readiness of several services as one, and a request to one of them.
+//! `Steer`: the readiness of several services as one, and requests to one of them.
 
 mod common;
 

@@ -1,53 +1,52 @@
 //! [`Balance`]: the power of two choices.
 //!
-//! For each request two different ready endpoints are drawn by chance, and the one with the lower load gets
-//! it; of two with the same, either. The choice is nearly as good as that of the best of all endpoints, costs the
-//! same however many there are, and does not send everybody to the one that looks best at the moment.
+//! For each request, two different ready endpoints are drawn at random, and the one with the lower load gets it; if
+//! both have the same load, either may. The choice is nearly as good as the best of all endpoints, costs the same
+//! however many there are, and does not send every request to the endpoint that looks best at the moment.
 //! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
 //!
-//! When the loads stay the same and no two are equal, the endpoint with the `k`-th lowest load of `n` gets
-//! the share `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst
-//! of `n` are both bad, one request in `n (n - 1) / 2` has but these to choose from: 1 in 6 with 4 endpoints.
+//! When the loads stay the same and no two are equal, the endpoint with the `k`-th lowest load of `n` gets the share
+//! `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst of `n` are both
+//! bad, one request in `n (n - 1) / 2` has to choose between them: 1 in 6 with 4 endpoints.
 //!
-//! # What is asked, and in which order
+//! # What is polled, and in which order
 //!
-//! 1. Discovery, for what has changed: who is gone is neither asked nor called, and who is new is asked at once.
-//! 2. The readiness of those that are new, that were called or that were woken. The others are as they were.
-//! 3. The [`Load`] of two of those that are ready: only of them, since the load of one that cannot be called says nothing.
-//! 4. The readiness of the chosen one, once more: it may have been ready for long, and be so no more. If it is not,
-//!    or is removed before the call, the choice is made again.
+//! 1. Discovery, for changes: a removed endpoint is neither polled nor called, and a new one is polled at once.
+//! 2. The readiness of the endpoints that are new, were called or were woken. The others have not changed.
+//! 3. The [`Load`] of two of the ready endpoints. The others cannot be called, so their load does not matter.
+//! 4. The readiness of the chosen endpoint, once more: it may have become ready long ago, and no longer be. If it is
+//!    not ready, or is removed before the call, the choice is made again.
 //!
-//! So a request costs the same however many endpoints there are, and goes to one that was ready when it was asked last.
+//! So a request costs the same however many endpoints there are, and goes to one that was ready when last polled.
 //!
 //! # What happens to an endpoint
 //!
-//! - It is wrapped by the balancer's layer, by default a [`QuarantineLayer`]: when its readiness fails, it waits
-//!   out a backoff and goes on with a clone. If it fails through the layer, as it always does through
-//!   [`Identity`](crate::layer::Identity), it is dropped, and is gone until discovery inserts it again.
-//! - When discovery inserts a service for a key that is known, the endpoint has a new service. The old one, if it was ever
-//!   ready, is polled and called on until the new one is ready. What was learned of the endpoint still holds: its
-//!   [load](Load::take_over), its backoff, and until when it is set aside.
-//! - When discovery removes it, it is dropped before the next request, and forgotten. What it is answering goes on.
-//! - While it is ready and others are chosen, it keeps what its readiness has reserved. So what endpoints share,
-//!   such as a limit for all of them, belongs outside the balancer.
-//! - In a [`Buffer`](crate::buffer) that is idle it goes on with work of its own, such as connecting, and gives up what
-//!   it has reserved, and its place in a line if it waits.
+//! - It is wrapped by the balancer's layer, by default a [`QuarantineLayer`]: when its readiness fails, it waits out a
+//!   backoff and continues with a clone. If the wrapped endpoint fails too, as it always does with
+//!   [`Identity`](crate::layer::Identity), it is dropped until discovery inserts it again.
+//! - When discovery inserts a service for a known key, the endpoint gets a new service. If the old one was ever ready,
+//!   it is polled and called until the new one is ready. What was learned about the endpoint still holds: its
+//!   [load](Load::take_over), its backoff, and how long it is set aside.
+//! - When discovery removes it, it is dropped before the next request, and forgotten. Requests in flight continue.
+//! - While it is ready and others are chosen, it keeps what its readiness has reserved. So anything that endpoints
+//!   share, such as a common limit, belongs outside the balancer.
+//! - In an idle [`Buffer`](crate::buffer) it continues with work of its own, such as connecting. It gives up what it
+//!   has reserved, and its place in any wait queue.
 //!
 //! # Differences from tower
 //!
 //! - An endpoint that failed comes back.
-//! - An endpoint whose service is replaced is served by the old one until the new one is ready, though the old one was just
-//!   called, or is busy.
+//! - When an endpoint's service is replaced, the old one serves until the new one is ready, even if the old one was
+//!   just called, or is busy.
 //! - The choice is made again when the chosen endpoint was removed.
-//! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`], and does not
-//!   wait for ever.
+//! - When discovery has ended and there is no endpoint, `poll_ready` fails with [`NoEndpoints`] instead of waiting for
+//!   ever.
 //! - A call without readiness takes a ready endpoint, or fails with [`NotReady`].
 //! - The error is an enum, [`Error`], and not a box.
-//! - One poll takes at most 128 changes from discovery and asks at most 256 endpoints, and lets others run
-//!   before it goes on.
-//! - [`from_rng`](Balance::from_rng) takes a seed from its generator, and no more.
-//! - Endpoints have to be `Clone` for the quarantine. For those that are not, there is
-//!   [`with_layer`](Balance::with_layer).
+//! - One poll takes at most 128 changes from discovery and polls at most 256 endpoints, then lets other tasks run
+//!   before it continues.
+//! - [`from_rng`](Balance::from_rng) takes only a seed from its generator.
+//! - The quarantine needs endpoints that are `Clone`. For others, there is [`with_layer`](Balance::with_layer).
 //!
 //! # Examples
 //!
@@ -66,7 +65,7 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
-use crate::sync::{Mark, mark, own_work};
+use crate::sync::{Mark, has_request, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
 
@@ -74,21 +73,20 @@ pub use super::error::Error;
 
 /// Spreads requests over the endpoints that `D` discovers.
 ///
-/// `L` is the layer that each of them is wrapped by. See the [module](self).
+/// `L` is the layer that wraps each of them. See the [module](self).
 ///
-/// As with tower `D` has to be `Unpin`; [`Box::pin`](alloc::boxed::Box::pin) makes it so.
+/// As in tower, `D` has to be `Unpin`; [`Box::pin`](alloc::boxed::Box::pin) makes it so.
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness loses nothing. The choice that was made for it stands for the
-/// next call.
+/// A caller that stops waiting for readiness loses nothing. The next call uses the choice that was made for it.
 pub struct Balance<D, Req, L = QuarantineLayer<NoRuntime>>
 where
     D: Discover,
     L: Layer<D::Service>,
 {
     discover: D,
-    // The discovery has said that there will be no more changes, and is not to be polled again.
+    // Discovery has ended, and must not be polled again.
     is_settled: bool,
     layer: L,
     endpoints: ReadyCache<D::Key, L::Service, Req>,
@@ -98,8 +96,7 @@ where
 type Readiness<D, S, Req> =
     Poll<Result<(), Error<<D as Discover>::Error, <S as Service<Req>>::Error>>>;
 
-/// How many changes one poll takes from discovery. It is more than come between two polls in a balancer that
-/// is used.
+/// How many changes one poll takes from discovery. More than arrive between two polls of a balancer in use.
 const CHANGES: usize = 128;
 
 impl<D, Req, T> Balance<D, Req, QuarantineLayer<T>>
@@ -109,8 +106,8 @@ where
     T: Clone,
     QuarantineLayer<T>: Layer<D::Service>,
 {
-    /// Spreads requests over the endpoints of `discover`, each in [quarantine](super::quarantine) when it
-    /// fails, on the default timer.
+    /// Spreads requests over the endpoints of `discover`, on the default timer. Each is put in
+    /// [quarantine](super::quarantine) when it fails.
     pub fn new(discover: D) -> Self
     where
         T: Default,
@@ -118,7 +115,7 @@ where
         Self::with_timer(discover, T::default())
     }
 
-    /// As [`new`](Self::new), with a seed from `rng`: the same seed makes the same choices.
+    /// As [`new`](Self::new), seeded from `rng`: the same seed makes the same choices.
     pub fn from_rng<R: Rng>(discover: D, rng: R) -> Self
     where
         T: Default,
@@ -126,7 +123,7 @@ where
         Self::new(discover).seed(rng)
     }
 
-    /// As [`new`](Self::new), with this timer.
+    /// As [`new`](Self::new), on this timer.
     pub fn with_timer(discover: D, timer: T) -> Self {
         Self::with_layer(discover, QuarantineLayer::with_timer(timer))
     }
@@ -140,7 +137,7 @@ where
 {
     /// Spreads requests over the endpoints of `discover`, each wrapped by `layer`.
     ///
-    /// With [`Identity`](crate::layer::Identity) an endpoint that fails is dropped, as with tower.
+    /// With [`Identity`](crate::layer::Identity), an endpoint that fails is dropped, as in tower.
     pub fn with_layer(discover: D, layer: L) -> Self {
         Self {
             discover,
@@ -151,9 +148,9 @@ where
         }
     }
 
-    /// Draws on with a seed from `rng`: the same seed makes the same choices.
+    /// Reseeds the choices from `rng`: the same seed makes the same choices.
     ///
-    /// That is all it seeds: the jitter of a backoff, as of the quarantine's, has a generator of its own.
+    /// Nothing else is seeded: the jitter of a backoff, such as the quarantine's, has a generator of its own.
     #[must_use]
     pub fn seed<R: Rng>(mut self, mut rng: R) -> Self {
         self.draw = Draw(rng.next_u64());
@@ -166,7 +163,7 @@ where
     D: Discover,
     L: Layer<D::Service>,
 {
-    /// How many endpoints there are, those included that are not ready.
+    /// How many endpoints there are, ready or not.
     pub fn len(&self) -> usize {
         self.endpoints.len()
     }
@@ -176,7 +173,7 @@ where
         self.endpoints.is_empty()
     }
 
-    /// How many endpoints were ready when the balancer was last polled.
+    /// How many endpoints were ready at the last poll and have not been called since.
     pub fn ready_len(&self) -> usize {
         self.endpoints.ready_len()
     }
@@ -194,16 +191,18 @@ where
     L: Layer<D::Service, Service = S>,
     S: Service<Req> + Load,
 {
-    /// `true` when there may be more at once.
+    /// Follows discovery. `true` if there may be more changes at once.
     #[inline(always)]
     fn follow_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, Error<D::Error, S::Error>> {
         Ok(!self.is_settled && self.poll_discover(cx).map_err(Error::Discover)?)
     }
 
-    /// Follows discovery, which is not settled yet.
+    /// As `follow_discover`; discovery must not have ended.
     fn poll_discover(&mut self, cx: &mut Context<'_>) -> Result<bool, DiscoverFailed<D::Error>> {
         for _ in 0..CHANGES {
-            match Pin::new(&mut self.discover).poll_discover(cx) {
+            // Discovery may wait for services of its own, which are polled for requests of their own.
+            let discover = Pin::new(&mut self.discover);
+            match own_work(cx, |cx| discover.poll_discover(cx)) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(None) => {
                     self.is_settled = true;
@@ -225,7 +224,7 @@ where
         Ok(true)
     }
 
-    /// The better one of two ready endpoints.
+    /// The index of the less loaded of two random ready endpoints.
     #[inline(always)]
     fn choose(&mut self) -> Option<usize> {
         let count = self.endpoints.settled_len();
@@ -246,13 +245,13 @@ where
         is_ready
     }
 
-    /// Polls whatever there is to poll.
+    /// Polls everything that is due, with a full budget.
     #[inline(never)]
     fn poll_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
         self.poll_rest(cx, more, POLLS)
     }
 
-    /// As `poll_all`, as far as what is left of the budget reaches.
+    /// As `poll_all`, with what is left of the budget.
     #[inline(never)]
     fn poll_rest(
         &mut self,
@@ -260,10 +259,15 @@ where
         more: bool,
         mut left: usize,
     ) -> Readiness<D, S, Req> {
-        // Those that fail are gone.
+        // An endpoint that fails is removed; the others go on.
         while self.endpoints.poll_due(&mut left).is_err() {}
         let is_ready = self.choose_ready(&mut left, Self::poll_chosen);
-        // Though one may be ready: the others get ready only when they are polled.
+        self.finish(cx, more, is_ready)
+    }
+
+    /// Arranges for the next poll, after endpoints were polled and one was chosen, if any is ready.
+    fn finish(&mut self, cx: &mut Context<'_>, more: bool, is_ready: bool) -> Readiness<D, S, Req> {
+        // Even if one is ready: the others become ready only when polled.
         if self.endpoints.pending_len() > 0 {
             self.endpoints.register(cx);
         }
@@ -274,18 +278,33 @@ where
     }
 
     #[cold]
-    fn poll_marked(&mut self, mark: Mark, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
-        // Discovery may have services of its own, and they are not to give up what they reserve for it.
-        let more = own_work(cx, |cx| self.follow_discover(cx))?;
-        match mark {
-            Mark::Try => self.try_all(cx),
-            Mark::Drive => self.drive_all(cx, more),
+    fn poll_marked(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
+        let more = self.follow_discover(cx)?;
+        match mark(cx) {
+            None => self.prepare_all(cx, more),
+            Some(Mark::Try) => self.try_all(cx),
+            Some(Mark::Drive) => self.drive_all(cx, more),
         }
     }
 
-    /// For nobody: discovery has been followed, and endpoints go on, but none is chosen.
+    /// As `poll_all`, before there is a request.
+    fn prepare_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
+        let mut left = POLLS;
+        // An endpoint that fails is removed; the others go on.
+        while self.endpoints.prepare_due(&mut left).is_err() {}
+        let is_ready = self.choose_ready(&mut left, |balance, index| {
+            let is_ready = matches!(balance.endpoints.prepare_check(index), Ok(true));
+            if is_ready {
+                balance.endpoints.choose(index);
+            }
+            is_ready
+        });
+        self.finish(cx, more, is_ready)
+    }
+
+    /// Polls on behalf of no request: endpoints continue with their own work, but none is chosen.
     fn drive_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
-        // Those that fail are gone.
+        // An endpoint that fails is removed; the others go on.
         let mut left = POLLS;
         while self.endpoints.drive_due(&mut left).is_err() {}
         let polled = self.endpoints.poll_driven(cx);
@@ -296,7 +315,7 @@ where
         self.readiness(is_done)
     }
 
-    /// For a try: registers nobody.
+    /// Polls for a caller that only tries: no waker is registered.
     fn try_all(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
         while self.endpoints.try_due(cx).is_err() {}
         let is_ready = self.choose_ready(&mut { POLLS }, |balance, index| {
@@ -319,8 +338,8 @@ where
         }
     }
 
-    /// Chooses until the chosen one is ready, as `check` says. `false`: none is, or so many were asked in this poll
-    /// that the others have to wait for the next.
+    /// Chooses until `check` finds the chosen endpoint ready. `false` if none is ready, or the budget of this poll is
+    /// used up.
     fn choose_ready(
         &mut self,
         budget: &mut usize,
@@ -345,28 +364,29 @@ where
     }
 }
 
-/// Chance, by a linear congruential generator with the constant of Knuth's MMIX ("The Art of Computer Programming",
-/// volume 2, section 3.3.4): it has to be cheap here, and need not be secret. Only its high bits are random enough.
+/// Randomness from a linear congruential generator with the constant of Knuth's MMIX ("The Art of Computer
+/// Programming", volume 2, section 3.3.4): it has to be cheap, and need not be secret. Only its high bits are random
+/// enough.
 #[derive(Debug)]
 struct Draw(u64);
 
 impl Draw {
-    /// Two different numbers below `count`, which is not less than 2. Each pair is as likely as any other, but for the
-    /// square of the count in 2^64.
+    /// Two different numbers below `count`, which is at least 2. All pairs are equally likely, up to the square of the
+    /// count in 2^64.
     #[inline(always)]
     fn two_of(&mut self, count: usize) -> (usize, usize) {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
-        // What is left of the first draw serves for the second, which is from all but the first.
+        // The remainder of the first draw serves for the second, which is among all numbers but the first.
         let (a, rest) = scale(self.0, count);
         let (b, _) = scale(rest, count - 1);
         (a, if b < a { b } else { b + 1 })
     }
 }
 
-/// A number of 64 bits brought below `count`, and what is left of it.
+/// A number of 64 bits scaled below `count`, and the remainder.
 fn scale(number: u64, count: usize) -> (usize, u64) {
     let product = u128::from(number) * count as u128;
     ((product >> 64) as usize, product as u64)
@@ -383,17 +403,18 @@ where
     type Error = Error<D::Error, S::Error>;
     type Future = ResponseFuture<S::Future, D::Error>;
 
-    /// Ready when an endpoint is.
+    /// Ready when at least one endpoint is.
     ///
     /// # Errors
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if let Some(mark) = mark(cx) {
-            return self.poll_marked(mark, cx);
+        if mark(cx).is_some() || !has_request(cx) {
+            return self.poll_marked(cx);
         }
         let more = self.follow_discover(cx)?;
-        // As a rule nothing has happened but a call, and the one that was called is ready, and the one that is chosen.
+        // The usual case: nothing has happened since the last poll but a call, and both the called and the chosen
+        // endpoint are ready.
         let called = match self.endpoints.called() {
             Some(called) if !more => called,
             _ => return self.poll_all(cx, more),
@@ -479,7 +500,7 @@ pub struct MakeBalanceLayer<D, Req, L = QuarantineLayer<NoRuntime>> {
 }
 
 impl<D, Req, T: Clone + Default> MakeBalanceLayer<D, Req, QuarantineLayer<T>> {
-    /// A layer that makes a [`Balance`] of whatever `D` discovers, on the default timer.
+    /// A layer that makes a [`Balance`] of what `D` discovers, on the default timer.
     #[must_use]
     pub fn new() -> Self {
         Self::with_layer(QuarantineLayer::new())
@@ -493,14 +514,14 @@ impl<D, Req, T: Clone + Default> Default for MakeBalanceLayer<D, Req, Quarantine
 }
 
 impl<D, Req, T: Clone> MakeBalanceLayer<D, Req, QuarantineLayer<T>> {
-    /// As [`new`](Self::new), with this timer.
+    /// As [`new`](Self::new), on this timer.
     pub fn with_timer(timer: T) -> Self {
         Self::with_layer(QuarantineLayer::with_timer(timer))
     }
 }
 
 impl<D, Req, L> MakeBalanceLayer<D, Req, L> {
-    /// As [`new`](Self::new), with the endpoints wrapped by `layer`.
+    /// As [`new`](Self::new), with each endpoint wrapped by `layer`.
     pub const fn with_layer(layer: L) -> Self {
         Self {
             layer,
@@ -531,8 +552,7 @@ impl<D, Req, L: fmt::Debug> fmt::Debug for MakeBalanceLayer<D, Req, L> {
     }
 }
 
-/// Makes balancers: a service that gives a [`Balance`] where the inner one gives a
-/// [`Discover`].
+/// Makes balancers: a service that responds with a [`Balance`] where the inner one responds with a [`Discover`].
 pub struct MakeBalance<S, Req, L = QuarantineLayer<NoRuntime>> {
     inner: S,
     layer: L,
@@ -540,7 +560,7 @@ pub struct MakeBalance<S, Req, L = QuarantineLayer<NoRuntime>> {
 }
 
 impl<S, Req, T: Clone> MakeBalance<S, Req, QuarantineLayer<T>> {
-    /// Makes a [`Balance`] of whatever `make_discover` discovers, on the default timer.
+    /// Makes a [`Balance`] of what `make_discover` discovers, on the default timer.
     pub fn new(make_discover: S) -> Self
     where
         T: Default,
@@ -548,14 +568,14 @@ impl<S, Req, T: Clone> MakeBalance<S, Req, QuarantineLayer<T>> {
         Self::with_timer(make_discover, T::default())
     }
 
-    /// As [`new`](Self::new), with this timer.
+    /// As [`new`](Self::new), on this timer.
     pub fn with_timer(make_discover: S, timer: T) -> Self {
         Self::with_layer(make_discover, QuarantineLayer::with_timer(timer))
     }
 }
 
 impl<S, Req, L> MakeBalance<S, Req, L> {
-    /// As [`new`](Self::new), with the endpoints wrapped by `layer`.
+    /// As [`new`](Self::new), with each endpoint wrapped by `layer`.
     pub const fn with_layer(make_discover: S, layer: L) -> Self {
         Self {
             inner: make_discover,
@@ -605,7 +625,7 @@ impl<S: fmt::Debug, Req, L: fmt::Debug> fmt::Debug for MakeBalance<S, Req, L> {
 }
 
 pin_project! {
-    /// A [`Balance`] in the making.
+    /// The future of a [`MakeBalance`], which makes a [`Balance`].
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct MakeFuture<F, Req, L = QuarantineLayer<NoRuntime>> {
         #[pin]

@@ -1,41 +1,40 @@
-//! Sets a service aside that fails, and lets it come back after a backoff.
+//! Sets a failing service aside, and lets it come back after a backoff.
 //!
-//! [`Quarantine`] uses the service that it is given, and keeps a clone of it that is never used. When the service's
-//! readiness fails, it is dropped; the quarantine is not ready for the length of a backoff, and then goes on with another
-//! clone. So a balancer does not lose an endpoint for ever because a connection broke. It is also of use by itself,
-//! around a service whose readiness fails and can be had again by a clone.
+//! [`Quarantine`] uses the service it is given, and keeps a clone that is never used. When the service's readiness
+//! fails, it is dropped; the quarantine is not ready for the length of a backoff, and then continues with another
+//! clone. So a balancer does not lose an endpoint for ever because a connection broke. The quarantine is also useful by
+//! itself, around a service whose readiness fails and which a clone can replace.
 //!
-//! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) the responses count too: after so many
-//! failures in a row the service is set aside in the same way. The first failure after that sets it aside
-//! again, for longer, until a success shows that it works. This is what Envoy calls outlier detection, with
-//! `consecutive_5xx` and `base_ejection_time`. It is off unless asked for: a service that
-//! answers every request with an error may be the healthy messenger of what is wrong with the requests, and
-//! when all endpoints of a balancer are set aside, the balancer waits.
+//! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) responses count too: after that many failures
+//! in a row the service is set aside in the same way. After it comes back, its first failure sets it aside again, for
+//! longer, until a success shows that it works. Envoy calls this outlier detection, with `consecutive_5xx` and
+//! `base_ejection_time`. It is off by default: a service that answers every request with an error may be healthy and
+//! merely report what is wrong with the requests, and when all endpoints of a balancer are set aside, the balancer
+//! waits.
 //!
 //! # The backoff
 //!
-//! From 100 ms doubling to 30 s, half of it by chance, unless [`backoff`](QuarantineLayer::backoff) gives
-//! another. 100 ms is longer than a round trip, and hardly an outage when there is but one endpoint; 30 s is Envoy's
-//! `base_ejection_time`; and with [`Jitter::Equal`] balancers that lost an
-//! endpoint together do not come back to it together, and none of them at once.
+//! By default it doubles from 100 ms to 30 s, with equal jitter (half of each wait is random);
+//! [`backoff`](QuarantineLayer::backoff) sets another. 100 ms is longer than a round trip, and hardly an outage even
+//! with a single endpoint; 30 s is Envoy's `base_ejection_time`; and with [`Jitter::Equal`], balancers that lost an
+//! endpoint together do not return to it together, and none returns at once.
 //!
-//! It starts again from the shortest wait after a success: a response that is none of the failures that are
-//! counted, or where none are counted, a service that is ready again after it was called. A
-//! service that is ready and fails at its first request has not shown that it works.
+//! A success restarts it from the shortest wait. A success is a response that [`classify`](QuarantineLayer::classify)
+//! takes for one, or, where responses are not counted, a service that is ready again after it was called. A service
+//! that is ready but fails its first request has not shown that it works.
 //!
 //! # A service that is replaced
 //!
-//! When discovery inserts another service under a key that is known, the endpoint is still the same: the new service is
-//! set aside until the moment at which the old one was to come back, and the backoff and the failures in a row go on from
-//! where they were. So they do with the old one, which is used until the new one is ready. A removal before the insertion
-//! forgets all that.
+//! When discovery inserts another service under a known key, the endpoint is still the same: the new service is set
+//! aside until the old one was due to come back, and it continues the old one's backoff and failures in a row. So does
+//! the old one, which is used until the new one is ready. A removal before the insertion forgets all that.
 //!
 //! # Reconnect
 //!
-//! An endpoint that is a [`Reconnect`](crate::reconnect) has a backoff of its own, and no clone. It needs no quarantine:
-//! with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs off, and
-//! [`Identity`](crate::layer::Identity) is the layer to give to
-//! [`Balance::with_layer`](crate::balance::p2c::Balance::with_layer).
+//! An endpoint that is a [`Reconnect`](crate::reconnect) has a backoff of its own, and no clone. It needs no
+//! quarantine: with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs
+//! off. Give [`Balance::with_layer`](crate::balance::p2c::Balance::with_layer) the layer
+//! [`Identity`](crate::layer::Identity).
 //!
 //! # Examples
 //!
@@ -123,7 +122,7 @@ impl<T: Clone> QuarantineLayer<T> {
 }
 
 impl<T, M, C> QuarantineLayer<T, M, C> {
-    /// Waits as the backoffs that `maker` makes say.
+    /// Waits as long as the backoffs made by `maker` say.
     pub fn backoff<N: MakeBackoff>(self, maker: N) -> QuarantineLayer<T, N, C> {
         QuarantineLayer {
             timer: self.timer,
@@ -133,14 +132,14 @@ impl<T, M, C> QuarantineLayer<T, M, C> {
         }
     }
 
-    /// Sets a service aside after so many failed responses in a row, too. Zero: after none, as it is at first.
+    /// Also sets a service aside after `failures` failed responses in a row. Zero, the default, ignores responses.
     pub fn consecutive_failures(mut self, failures: u32) -> Self {
         self.failures = failures;
         self
     }
 
-    /// Lets `f` decide what is a failed response, what a success, and what neither. Without this every error is
-    /// a failure. A load that is measured takes the same function.
+    /// Lets `f` decide which responses are failures, which are successes, and which are neither. By default every error
+    /// is a failure. A measured [load](crate::load) takes the same function.
     pub fn classify<Res, E, F>(self, f: F) -> QuarantineLayer<T, M, F>
     where
         F: Fn(&Result<Res, E>) -> Outcome,
@@ -167,7 +166,7 @@ where
         let record = Record::of(self.failures, &self.classify);
         let spare = inner.clone();
         Quarantine {
-            // The original: it may have reserved something already, or be connected.
+            // The original: it may already be connected or have reserved something.
             instance: Instance::good(inner, record.as_ref()),
             record,
             spare,
@@ -193,22 +192,22 @@ impl<T: fmt::Debug, M: fmt::Debug, C> fmt::Debug for QuarantineLayer<T, M, C> {
 
 /// A service that is set aside when it fails, and comes back after a backoff.
 ///
-/// Its readiness never fails. See the [module](self) for what is a failure and for an example.
+/// Its readiness never fails. See the [module](self) for what counts as a failure, and for an example.
 ///
-/// It is not `Clone`, since a clone would not know what this one has learned: a [`Buffer`](crate::buffer) around it is.
+/// It is not `Clone`, since a clone would not know what this one has learned; wrap it in a [`Buffer`](crate::buffer),
+/// which is.
 ///
-/// A readiness that is tried and not waited for, as [`LoadShed`](crate::load_shed::LoadShed) does, sets no
-/// timer.
+/// A poll that only tries, as [`LoadShed`](crate::load_shed::LoadShed) does, sets no timer.
 ///
-/// A call without readiness while the service is set aside goes to a clone of it, as it is.
+/// A call without readiness while the service is set aside goes to a fresh clone of it.
 ///
 /// # Panics
 ///
-/// When it first waits, on a timer that needs its runtime's context and does not have it.
+/// When it first waits, if its timer needs the runtime's context and there is none.
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness loses nothing: the backoff goes on meanwhile.
+/// A caller that stops waiting for readiness loses nothing: the backoff keeps running.
 pub struct Quarantine<
     S,
     T: Timer,
@@ -221,24 +220,24 @@ pub struct Quarantine<
     maker: M,
     // `None`: responses are not counted.
     record: Option<Arc<Record<C>>>,
-    // `None`: not made yet. `drawn` of its waits are over, or are to be passed over when it is made.
+    // `None`: not made yet; when it is, `drawn` of its waits are skipped.
     backoff: Option<M::Backoff>,
     drawn: u8,
-    // Kept from wait to wait, and set in place.
+    // Reused from wait to wait: it is reset in place.
     alarm: Option<T::Alarm>,
 }
 
-/// From a nanosecond on, so many times doubled is the longest of all waits. More are not passed over, as that takes time.
+/// A nanosecond doubled this often reaches the longest wait there is. Skipping more would only take time.
 const MOST_DRAWN: u8 = 64;
 
-/// The present instance, and what is thought of it.
+/// The present instance and its standing.
 #[derive(Debug)]
 enum Instance<S> {
-    /// It works, and its responses are not counted: there is nothing to look at but its readiness.
+    /// It works, and responses are not counted: only its readiness has to be watched.
     Trusted(S),
     Watched(S, Standing),
-    /// It is gone, and the next one comes then: `original`, which was not used yet, or else a clone. `armed`: the alarm is
-    /// set to that.
+    /// It is gone. The next one comes at `until`: `original` if that was not used yet, otherwise a clone. `armed`: the
+    /// alarm is set to `until`.
     Aside {
         until: Instant,
         armed: bool,
@@ -250,14 +249,14 @@ enum Instance<S> {
 enum Standing {
     /// It works.
     Good,
-    /// It has come back, and has not shown yet that it works.
+    /// It has come back, and has not yet shown that it works.
     Fresh,
-    /// As before, and it was called.
+    /// As `Fresh`, but it was called.
     Called,
 }
 
 impl<S> Instance<S> {
-    /// There is none.
+    /// A placeholder: no instance, and none to come.
     const NONE: Self = Self::Aside {
         until: Instant::MAX,
         armed: false,
@@ -280,7 +279,7 @@ impl<S> Instance<S> {
         }
     }
 
-    /// Has it show that it works.
+    /// Makes it show that it works.
     fn doubt(&mut self) {
         *self = match replace(self, Self::NONE) {
             Self::Trusted(inner) | Self::Watched(inner, _) => Self::Watched(inner, Standing::Fresh),
@@ -289,13 +288,13 @@ impl<S> Instance<S> {
     }
 }
 
-/// What the responses of one instance came to. The next instance has a new one, so that late responses of
-/// the one before do not count.
+/// The outcomes of one instance's responses. The next instance has a record of its own, so late responses of the last
+/// one do not count.
 struct Record<C> {
     classify: C,
-    /// How many failures in a row are too many for an instance that has worked.
+    /// How many failures in a row set aside an instance that has worked.
     limit: u32,
-    /// How many there were.
+    /// How many failures in a row there were.
     failures: AtomicU32,
     /// Whether there was a success.
     worked: AtomicBool,
@@ -334,7 +333,7 @@ impl<C> Record<C> {
 }
 
 impl<S: Clone, T: Timer + Clone> Quarantine<S, T> {
-    /// Sets `inner` aside when its readiness fails, on the default timer. For all else there is the
+    /// Sets `inner` aside when its readiness fails, on the default timer. For other settings, use the
     /// [layer](QuarantineLayer).
     pub fn new(inner: S) -> Self
     where
@@ -356,7 +355,7 @@ where
     M: MakeBackoff<Backoff: Delays>,
     C: Clone,
 {
-    /// Whether the service is set aside, so that `poll_ready` waits, as things stand now.
+    /// Whether the service is set aside at the moment, so that `poll_ready` would wait.
     pub fn is_set_aside(&self) -> bool {
         match self.instance {
             Instance::Trusted(_) => false,
@@ -365,7 +364,7 @@ where
         }
     }
 
-    /// Whether there were too many failed responses of the present instance.
+    /// Whether the present instance has had too many failed responses.
     fn has_failed(&self, standing: Standing) -> bool {
         self.record.as_ref().is_some_and(|record| {
             let limit = match standing {
@@ -412,7 +411,7 @@ where
         self.drawn = 0;
     }
 
-    /// Takes a new instance when the time has come.
+    /// Takes a new instance once the wait is over.
     #[cold]
     fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Instance::Aside {
@@ -424,8 +423,8 @@ where
             return Poll::Ready(());
         };
         let until = *until;
-        // The clock decides, and the alarm wakes the task: tokio's is pending when the task's budget is used
-        // up, whatever the time.
+        // The clock decides; the alarm only wakes the task. tokio's is pending whenever the task's budget is used up,
+        // whatever the time.
         if self.timer.now() < until {
             if is_try(cx) || until == Instant::MAX {
                 return Poll::Pending;
@@ -446,7 +445,7 @@ where
         Poll::Ready(())
     }
 
-    /// Polls an instance that may have failed, or has to show that it works, or takes the next one.
+    /// Polls an instance that may have failed or has to show that it works, or takes the next one.
     #[inline(never)]
     fn poll_watched<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>>
     where
@@ -464,7 +463,7 @@ where
             Some(record) => record.worked.load(Ordering::Relaxed),
             None => *standing == Standing::Called,
         };
-        // That nothing is left to drive shows nothing.
+        // Readiness to a driving poll proves nothing.
         if works && *standing != Standing::Good && !is_drive(cx) {
             self.restart_backoff();
             let instance = replace(&mut self.instance, Instance::NONE);
@@ -496,12 +495,12 @@ where
         }
     }
 
-    /// The readiness of the instance has failed.
+    /// Waits, after the readiness of the instance has failed.
     #[cold]
     fn wait(&mut self, cx: &mut Context<'_>) {
         self.set_aside();
         if self.poll_return(cx).is_ready() {
-            // The wait was over at once. One instance in each poll is enough: this must not become a loop.
+            // The wait was over at once. Take only one instance per poll, so that this cannot become a loop.
             cx.waker().wake_by_ref();
         }
     }
@@ -579,11 +578,11 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
         }
     }
 
-    /// It is set aside for as long as its predecessor is, backs off from where that one was, and counts on its failures in
-    /// a row.
+    /// It is set aside for as long as its predecessor is, and continues the predecessor's backoff and failures in a
+    /// row.
     fn take_over(&mut self, predecessor: &mut Self) {
         self.spare.take_over(&mut predecessor.spare);
-        // The predecessor, which may be used on, has its own.
+        // The predecessor may stay in use, and keeps its own.
         self.backoff = None;
         self.drawn = predecessor.drawn;
         if let (Some(record), Some(predecessors)) = (&mut self.record, &predecessor.record) {

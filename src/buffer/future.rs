@@ -17,7 +17,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it takes its request out of the queue, or drops the response's future.
+    /// Dropping it takes its request out of the queue, or drops the response's future.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<Request, F, Q = HeapQueue<Request, F>>
     where
@@ -36,19 +36,19 @@ pin_project! {
     where
         Q: Queue,
     {
-        // For room in the queue.
+        // Waits for room in the queue.
         Waiting {
             request: Option<Q::Message>,
             admission: Admission<Q>,
         },
-        // For the worker, and then for the response. They share a variant so that the response is moved once, out of
-        // its slot to where it stays.
+        // Waits for the worker, and then for the response. Both share a variant so that the response is moved only
+        // once, from its slot to its final place.
         Sent {
             message: Message<Q>,
             #[pin]
             response: Option<Q::Answer>,
         },
-        // For nothing.
+        // Waits for nothing.
         Refused {
             refusal: Option<Refusal<Q::Failure>>,
         },
@@ -56,7 +56,7 @@ pin_project! {
 }
 
 impl<Request, F: TryFuture, Q: Queue<Message = Request>> ResponseFuture<Request, F, Q> {
-    /// For a request that has room in the queue.
+    /// The response to a request that has room in the queue.
     pub(super) fn sent(queue: &Q, request: Request) -> Self {
         Self {
             state: State::send(queue, request),
@@ -64,7 +64,7 @@ impl<Request, F: TryFuture, Q: Queue<Message = Request>> ResponseFuture<Request,
         }
     }
 
-    /// For a request that has none, from where its handle stood.
+    /// The response to a request without room, which waits from its handle's place.
     pub(super) fn waiting(queue: &Q, place: Place, request: Request) -> Self {
         queue.add_handle();
         Self {
@@ -110,7 +110,7 @@ where
                 } => {
                     if let Some(polled) = response.as_mut().as_pin_mut() {
                         let result = ready!(polled.try_poll(cx)).map_err(Q::Error::from);
-                        // Gone before the caller learns of the result.
+                        // Dropped before the caller learns of the result.
                         response.set(None);
                         return Poll::Ready(result);
                     }
@@ -140,7 +140,7 @@ impl<Request, F: TryFuture, Q: Queue> fmt::Debug for ResponseFuture<Request, F, 
 }
 
 impl<Q: Queue> State<Q> {
-    /// Fills the room that was reserved, which is the message's from then on.
+    /// Fills the reserved room, which from then on belongs to the message.
     fn send(queue: &Q, request: Q::Message) -> Self {
         let mut message = Message {
             queue: queue.clone(),
@@ -161,7 +161,7 @@ impl<Q: Queue> State<Q> {
     }
 }
 
-/// A request that waits for room: outside the queue, and a handle to it, since the worker is not to end before.
+/// A request that waits for room. It counts as a handle, so that the worker does not end before it.
 struct Admission<Q: Queue> {
     queue: Q,
     place: Place,

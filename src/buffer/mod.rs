@@ -1,40 +1,43 @@
-//! Lets many handles share one service, through a queue of bounded length and a worker.
+//! Lets many handles share one service, through a bounded queue and a worker.
 //!
-//! A [`Buffer`] is cheap to clone whatever the service inside is. Its [`Worker`], a task on an
-//! [`Executor`], owns the service: it takes requests out of the queue one at a time, waits until the
-//! service is ready, calls it, and hands the response's future back to the handle that asked. Responses
-//! are driven by those who wait for them, not by the worker.
+//! A [`Buffer`] is cheap to clone, whatever the service inside is. Its [`Worker`], a task on an [`Executor`], owns the
+//! service: it takes requests out of the queue one at a time, waits until the service is ready, calls it, and hands the
+//! response's future back to the handle that sent the request. Responses are driven by the callers that wait for them,
+//! not by the worker.
 //!
 //! # Readiness
 //!
-//! By default `poll_ready` reserves room in the queue, as tower's does: a handle that was polled ready
-//! keeps its room until it calls or is dropped, and handles that idle in that state can keep the others
-//! waiting. After [`unreserved`](Buffer::unreserved) readiness reserves nothing, and a request waits for
-//! room in its response future instead.
+//! By default `poll_ready` reserves room in the queue, as tower's does: a handle that was polled ready keeps its room
+//! until it calls or is dropped, so idle handles in that state can keep others waiting. After
+//! [`unreserved`](Buffer::unreserved), readiness reserves nothing, and a request waits for room in its response future
+//! instead.
 //!
-//! A handle that is called without having been polled ready waits for room in the response future, too. A request
-//! keeps its room until the service was called with it.
+//! A handle that is called without having been polled ready also waits for room in the response future. A request keeps
+//! its room until the service has been called with it.
 //!
-//! When the request is cancelled that the service was polled for, the worker has the service give up what it has reserved
-//! for that: permits, tokens, places in line, clocks. So an idle buffer holds nothing that others could use, and the next
-//! request inherits nothing. Middleware of this crate does that; a service that reserves something itself keeps it until
-//! the next request, for nothing but dropping it takes that back.
+//! When a request is cancelled after the service was polled for it, the worker makes the service give up what it
+//! reserved for the request: permits, tokens, places in a wait queue, running clocks. So an idle buffer holds nothing
+//! that others could use, and the next request inherits nothing. All middleware of this crate gives up its reservations
+//! this way; a service that reserves something itself keeps it for the next request, because only dropping the service
+//! would take it back.
 //!
-//! When no request waits any more, the service is polled once to give up what it has reserved and no request has used: of
-//! several endpoints that were ready one is called. Then it is polled when it has woken the worker, to go on with work of
-//! its own and to reserve nothing: so a [balancer](crate::balance) that was used goes on following its discovery and driving its endpoints. After
-//! [`keep_ready`](Buffer::keep_ready) the worker keeps the service ready all the time. Without the feature `std` the worker
-//! cannot tell who has woken it, and polls the service whenever it is woken and finds no request.
+//! When no request waits any more, a service of several parts, of which the last request needed one, is polled once to
+//! give up what the others reserved: a [`Steer`](crate::steer), a [balancer](crate::balance), a
+//! [`ReadyCache`](crate::ready_cache). Any service is polled when it has woken the worker, to continue with work of its
+//! own without reserving anything: so a balancer that was used keeps following its discovery and driving its endpoints.
+//! After [`keep_ready`](Buffer::keep_ready) the worker keeps the
+//! service ready all the time. Without the feature `std` the worker cannot tell what has woken it, and polls the
+//! service whenever it is woken and finds no request.
 //!
 //! # Without an allocator
 //!
-//! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], to be shared by tasks and interrupts
-//! (feature `critical-section`; the application brings the critical section), or in a [`LocalQueue`] on one thread.
-//! Such a queue has room for `N` requests, from the call until the response future has collected what the
-//! service made of it, and for `N` more that wait for room; who was given room counts there, too, until he is polled.
-//! A request beyond that is not queued: its handle is ready, and its response is [`FixedError::Overflow`], at once and
-//! for this request alone. With as many places as there are handles, each with one request at a time, that never
-//! happens. The service's error is `Copy`, since each handle gets one.
+//! [`try_pair_in`] makes a buffer whose queue is in a [`StaticQueue`], shared by tasks and interrupts (feature
+//! `critical-section`; the application provides the critical section), or in a [`LocalQueue`] on one thread. Such a
+//! queue has room for `N` requests, each from its call until the response future has collected the service's answer,
+//! and for `N` more that wait for room; a waiter that was given room counts among these until it is polled. A request
+//! beyond that is not queued: its handle is ready, and its response is [`FixedError::Overflow`], at once and for this
+//! request alone. This never happens with as many places as handles, if each handle has one request at a time. The
+//! service's error is `Copy`, since each handle gets a copy.
 //!
 //! ```
 //! # #[cfg(feature = "critical-section")] {
@@ -77,16 +80,17 @@
 //! # Differences from tower
 //!
 //! - It runs on any executor.
-//! - The bound is exact: at most `bound` requests wait. tower's worker holds one more in its hand.
-//! - A request whose future is dropped leaves the queue at once, also while the service is not ready. Dropped while the
-//!   service is being asked whether it is ready for it, it is still called if the answer is yes.
-//! - Failure, panic and closing are told apart: see [`Error`]. When the service fails, every handle
-//!   sees the error, also those with a reservation, and the service is dropped at once.
+//! - The bound is exact: at most `bound` requests wait. tower's worker holds one more.
+//! - A request whose future is dropped leaves the queue at once, even while the service is not ready. If the future is
+//!   dropped while the service is being polled for the request, the service is still called if that poll finds it
+//!   ready.
+//! - Failure, panic and closing are told apart: see [`Error`]. When the service fails, every handle sees the error,
+//!   even those with a reservation, and the service is dropped at once.
 //! - [`shutdown`](Buffer::shutdown) drains the queue and can be awaited.
-//! - The worker gives way to other tasks after 32 requests.
-//! - A service that makes progress when it is polled is not forgotten while the buffer is idle.
-//! - A request allocates nothing. The queue's table grows with the number of requests that are under
-//!   way at once, and never shrinks.
+//! - The worker yields to other tasks after 32 requests.
+//! - A service that makes progress only when polled is still polled while the buffer is idle.
+//! - A request allocates nothing. The queue's table grows with the number of requests in flight at once, and never
+//!   shrinks.
 //!
 //! # Examples
 //!
@@ -137,7 +141,7 @@ pub use self::worker::Worker;
 pub use crate::sync::queue::StaticQueue;
 pub use crate::sync::queue::{HeapQueue, LocalQueue};
 
-/// A layer of [`Buffer`], whose workers run on an `X`.
+/// A layer of [`Buffer`] that runs its workers on an `X`.
 pub struct BufferLayer<Request, X> {
     bound: usize,
     unreserved: bool,
@@ -147,7 +151,7 @@ pub struct BufferLayer<Request, X> {
 }
 
 impl<Request, X: Default> BufferLayer<Request, X> {
-    /// At most `bound` requests wait.
+    /// Lets at most `bound` requests wait.
     ///
     /// # Panics
     ///
@@ -169,7 +173,7 @@ impl<Request, X: Default> BufferLayer<Request, X> {
 }
 
 impl<Request, X> BufferLayer<Request, X> {
-    /// At most `bound` requests wait; workers run on `executor`.
+    /// Lets at most `bound` requests wait, and runs workers on `executor`.
     ///
     /// # Panics
     ///
@@ -247,7 +251,7 @@ impl<Request, X: fmt::Debug> fmt::Debug for BufferLayer<Request, X> {
 
 /// A handle to a service that a [`Worker`] owns.
 ///
-/// `F` is the future of that service. `X` is the executor that [`new`](Self::new) starts the worker on; a runtime's
+/// `F` is the future of that service. `X` is the executor on which [`new`](Self::new) starts the worker; each runtime's
 /// module has an alias that fills it in, such as `campanile::smol::buffer::Buffer<Request, F>`.
 ///
 /// See the [module](self) for an example.
@@ -323,15 +327,15 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
         pair_in(service, HeapQueue::new(bound))
     }
 
-    /// Accepts no more requests, from any handle, and waits until the worker has served those that
-    /// were accepted and has dropped the service.
+    /// Stops accepting requests from any handle, and waits until the worker has served the accepted ones and has
+    /// dropped the service.
     ///
-    /// The queue is closed when this is called, whether the future is polled or not. Reservations are
-    /// revoked. Responses still under way stay with those who wait for them.
+    /// The queue is closed by this call, even if the future is never polled. Reservations are revoked. Responses still
+    /// in flight stay with the callers that wait for them.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future changes nothing about the shutdown.
+    /// Dropping the future does not affect the shutdown.
     ///
     /// ```
     /// # #[cfg(feature = "smol")]
@@ -345,7 +349,7 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
     /// # });
     /// ```
     ///
-    /// In the middle of a stack, keep a handle of it:
+    /// In the middle of a stack, keep a handle to the buffer:
     ///
     /// ```
     /// # #[cfg(feature = "smol")]
@@ -374,8 +378,8 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
 impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// Reserves nothing when polled ready: a request waits for room in its response future.
     ///
-    /// Handles that idle then starve nobody; but the handle is ready whatever the length of the
-    /// queue, so that a `LoadShed` around it has nothing to go by.
+    /// Then idle handles starve no other; but the handle is ready however long the queue is, so a `LoadShed` around it
+    /// sheds nothing.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
         self.queue.unreserve(&mut self.place);
@@ -383,25 +387,25 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
         self
     }
 
-    /// Has the worker keep the service ready while no request waits, from its start on: a reconnecting service is then
-    /// connected, and a balancer's endpoints are, before the first request comes.
+    /// Makes the worker keep the service ready from the start, even while no request waits: a reconnecting service, or
+    /// a balancer's endpoints, are then connected before the first request comes.
     ///
-    /// What readiness reserves is kept, too: a buffer around a limit that others share then holds one permit of it
-    /// for ever, and as many idle buffers as there are permits starve all others. This is for all handles.
+    /// What readiness reserves is kept, too: a buffer around a shared limit then holds one of its permits for ever, and
+    /// as many idle buffers as there are permits starve all other users. This applies to all handles.
     #[must_use]
     pub fn keep_ready(self) -> Self {
         self.queue.keep_ready();
         self
     }
 
-    /// Accepts no more requests, from any handle. The worker serves those that were accepted, and ends.
+    /// Stops accepting requests from any handle. The worker serves the accepted ones and ends.
     ///
     /// Reservations are revoked.
     pub fn close(&self) {
         self.queue.shut_down();
     }
 
-    /// Whether requests are no longer accepted.
+    /// Whether the buffer no longer accepts requests.
     pub fn is_closed(&self) -> bool {
         self.queue.end().is_some()
     }
@@ -435,12 +439,12 @@ where
     Buffer::pair(service, bound)
 }
 
-/// A handle, and the worker for the caller to run, that share a `&'static` [`StaticQueue`] or a `&`[`LocalQueue`]:
-/// a [`Buffer`] that needs no allocator. See the [module](self#without-an-allocator).
+/// A handle, and the worker for the caller to run, that share a `&'static` [`StaticQueue`] or a `&`[`LocalQueue`]: a
+/// [`Buffer`] that needs no allocator. See the [module](self#without-an-allocator).
 ///
 /// # Errors
 ///
-/// If the queue has another buffer, or had one: it is for one alone.
+/// If the queue has, or ever had, another buffer: it serves only one.
 pub fn try_pair_in<S, Request, Q>(
     service: S,
     queue: Q,
@@ -455,13 +459,13 @@ where
     Ok(pair_in(service, queue))
 }
 
-/// A handle, and the worker, of a buffer whose queue is a `Q`.
+/// A handle and the worker of a buffer whose queue is a `Q`.
 pub type InPlace<S, Request, Q> = (
     Buffer<Request, <S as Service<Request>>::Future, NoRuntime, Q>,
     Worker<S, Request, Q>,
 );
 
-/// `queue` has the one handle that is made here.
+/// `queue` must count one handle already, the one made here.
 fn pair_in<S, Request, X, Q>(
     service: S,
     queue: Q,
@@ -479,8 +483,8 @@ where
     (buffer, Worker::new(service, queue))
 }
 
-// What comes of it is taken from the queue's type and compared to nothing: in a task the compiler could not tell that an
-// error with a `dyn` in it is the same in two places.
+// The response and error types are taken from the queue's type, and not compared with the future's: inside a task, the
+// compiler could not prove that an error containing a `dyn` is the same type in both places.
 impl<Request, F, X, Q> Service<Request> for Buffer<Request, F, X, Q>
 where
     F: TryFuture,
@@ -498,7 +502,7 @@ where
             ready!(self.queue.poll_reserve(&mut self.place, cx))
         };
         Poll::Ready(match reserved {
-            // The response future asks once more, and the error is the request's alone.
+            // The response future tries again, and the error is this request's alone.
             Ok(()) | Err(Refusal::Full) => Ok(()),
             Err(refusal) => Err(Q::error(refusal)),
         })
@@ -562,13 +566,13 @@ impl<Request, F: TryFuture> Queue for HeapQueue<Request, F> {
         match refusal {
             Refusal::Ended(End::Failed(error)) => Error::Failed(ServiceError::new(error)),
             Refusal::Ended(End::Panicked) => Error::Panicked(Panicked::new()),
-            // A line on the heap is never full.
+            // A wait queue on the heap is never full.
             Refusal::Ended(End::Closed) | Refusal::Full => Error::Closed(Closed::new()),
         }
     }
 }
 
-/// The queues that need no allocator.
+/// Implements the queues that need no allocator.
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*

@@ -13,16 +13,16 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{apart, drive, prepare};
+use crate::sync::{apart, drive, leaves_rest, prepare};
 
-/// After so many requests in one poll the worker lets other tasks run: no runtime but tokio would
-/// interrupt it. A quarter of tokio's own budget of 128 operations, since a request is several.
+/// How many requests one poll serves before the worker yields to other tasks: only tokio would interrupt it. A quarter
+/// of tokio's own budget of 128 operations, since a request takes several.
 const REQUESTS_PER_POLL: u32 = 32;
 
 /// The task that owns the service of a [`Buffer`](super::Buffer).
 ///
-/// It ends when the last handle is gone or the buffer was [shut down](super::Buffer::shutdown), once it has
-/// served what was accepted; and when the service fails. Dropped before that, it closes the queue.
+/// It ends once the last handle is gone or the buffer was [shut down](super::Buffer::shutdown) and all accepted
+/// requests are served, or when the service fails. If it is dropped before that, it closes the queue.
 #[must_use = "a buffer answers nothing unless its worker runs"]
 pub struct Worker<
     S: Service<Request>,
@@ -31,7 +31,7 @@ pub struct Worker<
 > where
     Q: Queue,
 {
-    // `None` once it has ended: then the service is gone, and need not wait for the executor.
+    // `None` once it has ended: the service is dropped then, even if the executor keeps the worker.
     driven: Option<Driven<S>>,
     closer: Closer<Q>,
     request: PhantomData<fn(Request)>,
@@ -61,11 +61,11 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { driven, closer, .. } = &mut *self;
         let queue = &closer.queue;
-        // Not left to the worker's drop: whoever catches the panic may keep the worker.
+        // Not left to the worker's destructor: the code that catches the panic may keep the worker.
         let panicking = Panicking { driven, queue };
         let polled = match &mut *panicking.driven {
             Some(service) => service.work(queue, cx).map(|end| {
-                // The service goes first: who learns of the end may rely on it.
+                // Drop the service first: a caller that learns of the end may rely on that.
                 *panicking.driven = None;
                 queue.close(end);
             }),
@@ -76,7 +76,7 @@ where
     }
 }
 
-// The service and its futures are moved and never pinned here.
+// The service and its futures are never pinned here.
 impl<S, Request, Q> Unpin for Worker<S, Request, Q>
 where
     S: Service<Request>,
@@ -99,25 +99,24 @@ where
     }
 }
 
-/// A worker's service, and what the worker knows of it.
+/// A worker's service, and what the worker knows about it.
 struct Driven<S> {
     service: S,
     bell: Bell,
     held: Held,
+    // Calls may have left something reserved: see `leaves_rest`.
+    has_rest: bool,
 }
 
 /// What a service may have reserved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
-    /// Nothing: nobody has asked it for readiness since it was last driven.
+    /// Nothing: it was not polled for readiness since it was last driven.
     Nothing,
-    /// Part of what a request needs: it was not ready when it was last asked.
+    /// Part of what a request needs: it was not ready at the last poll.
     Part,
-    /// All of it: it was ready when it was last asked, and was not called since.
+    /// All that a request needs: it was ready at the last poll, and was not called since.
     All,
-    /// What it did not need for the request that it was last called with. Of a service that has several parts one is
-    /// called, and the others may have been ready.
-    Rest,
 }
 
 impl<S> Driven<S> {
@@ -126,11 +125,12 @@ impl<S> Driven<S> {
             service,
             bell: Bell::new(),
             held: Held::Nothing,
+            has_rest: false,
         }
     }
 
-    /// Hands requests to the service until it is not ready or there are none; and says why, when there will be
-    /// none any more.
+    /// Hands requests to the service until it is not ready or none are left. Ready with the reason when there will be
+    /// no more.
     fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
     where
         S: Service<Request>,
@@ -140,13 +140,16 @@ impl<S> Driven<S> {
         let mut work = queue.next(cx);
         for _ in 0..REQUESTS_PER_POLL {
             let gives_up = match &work {
-                // The request that the service was asked for is gone. This one inherits nothing of it.
+                // The request for which the service was polled is gone, and this one must inherit nothing from it.
                 Work::Message { is_same, .. } => self.held == Held::Part && !is_same,
-                Work::None { keep_ready: false } => has_rung || self.held != Held::Nothing,
+                Work::None { keep_ready: false } => {
+                    has_rung || self.has_rest || self.held != Held::Nothing
+                }
                 Work::None { keep_ready: true } | Work::Ended => false,
             };
             if gives_up {
                 self.held = Held::Nothing;
+                self.has_rest = false;
                 if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
                     return Poll::Ready(End::Failed(queue.share(error)));
                 }
@@ -170,13 +173,13 @@ impl<S> Driven<S> {
                 .bell
                 .poll_ready(&mut self.service, request.is_some(), cx)
             {
-                // A request waits in the queue for the service, and can be cancelled there.
+                // The request waits for the service in the queue, where it can be cancelled.
                 Poll::Pending => {
                     let polled = queue.put_back(&mut request, cx);
                     if request.is_none() || polled.is_ready() {
                         return polled.map(|()| End::Closed);
                     }
-                    // It was, just now.
+                    // The request was cancelled just now.
                     drop(request);
                     work = queue.next(cx);
                     continue;
@@ -186,8 +189,10 @@ impl<S> Driven<S> {
             }
             work = match request {
                 Some(request) => {
-                    self.held = Held::Rest;
-                    let mut response = Some(self.service.call(request));
+                    self.held = Held::Nothing;
+                    let (response, leaves_rest) = leaves_rest(|| self.service.call(request));
+                    self.has_rest |= leaves_rest;
+                    let mut response = Some(response);
                     queue.answer(&mut response, is_last, cx)
                 }
                 None => queue.next(cx),
@@ -203,7 +208,7 @@ impl<S> Driven<S> {
     }
 }
 
-/// The service's waker, apart from the worker's, so that one wake-up can be told from the other.
+/// The service's waker, separate from the worker's, so that their wake-ups can be told apart.
 #[cfg(feature = "std")]
 struct Bell {
     wakes: Wakes<()>,
@@ -223,7 +228,7 @@ impl Bell {
         }
     }
 
-    /// Whether the service was woken since this was last asked.
+    /// Whether the service was woken since the last time this was asked.
     #[inline]
     fn has_rung(&mut self) -> bool {
         let has_rung = self.wakes.any();
@@ -244,7 +249,7 @@ impl Bell {
         }
     }
 
-    /// Waits for readiness, for a request or before there is one.
+    /// Polls for readiness, for a request or before there is one.
     fn poll_ready<S, Request>(
         &mut self,
         service: &mut S,
@@ -265,7 +270,7 @@ impl Bell {
         polled
     }
 
-    /// Has the service give up what it has reserved, and go on with work of its own.
+    /// Makes the service give up what it has reserved, and continue with work of its own.
     #[cold]
     fn drive<S, Request>(
         &mut self,
@@ -279,8 +284,8 @@ impl Bell {
     }
 }
 
-/// Without an allocator there is one waker for both: a worker that is woken and finds no request takes it that the
-/// service was.
+/// Without `std` the worker and the service share one waker: a worker that is woken and finds no request assumes that
+/// the service was woken.
 #[cfg(not(feature = "std"))]
 struct Bell {
     is_used: bool,
@@ -298,7 +303,7 @@ impl Bell {
 
     fn listen(&self, _: &mut Context<'_>) {}
 
-    /// Waits for readiness, for a request or before there is one.
+    /// Polls for readiness, for a request or before there is one.
     fn poll_ready<S, Request>(
         &mut self,
         service: &mut S,
@@ -316,7 +321,7 @@ impl Bell {
         }
     }
 
-    /// Has the service give up what it has reserved, and go on with work of its own.
+    /// Makes the service give up what it has reserved, and continue with work of its own.
     fn drive<S, Request>(
         &mut self,
         service: &mut S,
@@ -329,7 +334,7 @@ impl Bell {
     }
 }
 
-/// Closes the queue when the worker goes, in whatever way it goes.
+/// Closes the queue when the worker goes, however that happens.
 struct Closer<Q: Queue> {
     queue: Q,
 }
@@ -340,7 +345,7 @@ impl<Q: Queue> Drop for Closer<Q> {
     }
 }
 
-/// Drops the service, and closes the queue, when it is dropped by a panic that passes.
+/// Drops the service and closes the queue when a panic drops it.
 struct Panicking<'a, S, Q: Queue> {
     driven: &'a mut Option<Driven<S>>,
     queue: &'a Q,

@@ -1,7 +1,7 @@
-//! Limits: how many requests are under way at once, and how many begin in a span of time.
+//! Limits on how many requests are in flight at once, and on how many begin in a period.
 
 pub mod concurrency;
-// The state that handles share is one word of 64 bits.
+// Handles share their state in one 64-bit word.
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub mod rate;
 
@@ -11,12 +11,12 @@ pub use concurrency::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub use rate::{Rate, RateLimit, RateLimitLayer};
 
-/// How often a handle let its inner service go, ready as it was, for want of what the limit itself gives.
+/// How often a handle gave up a ready inner service because the limit had nothing to give.
 ///
-/// A handle holds neither of the two while it waits for the other. Where both are contended, handles that need both could
-/// so pass them on to each other for ever, and those who need but one would always be first. Who has let go twice
-/// therefore keeps what the limit gives, and waits for the inner service with it. For an inner service that is never
-/// ready nothing is kept.
+/// A handle does not hold one of the two while it waits for the other. If both are contended, handles that need both
+/// could pass them to each other for ever, and handles that need only one would always win. So a handle that has given
+/// up twice keeps what the limit gives while it waits for the inner service. If the inner service is never ready,
+/// nothing is kept.
 #[derive(Clone, Copy, Debug, Default)]
 struct LetGo(u8);
 

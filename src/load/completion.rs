@@ -44,7 +44,7 @@ use pin_project_lite::pin_project;
 
 /// Attaches the handle of a request to its response, or drops it.
 ///
-/// It is asked for responses only: when a request fails, its handle is dropped.
+/// Called for responses only: when a request fails, its handle is dropped.
 pub trait TrackCompletion<H, V>: Clone {
     /// The response with the handle in it.
     type Output;
@@ -53,7 +53,7 @@ pub trait TrackCompletion<H, V>: Clone {
     fn track_completion(&self, handle: H, value: V) -> Self::Output;
 }
 
-/// A request is over when its response is there.
+/// A request is over when its response is ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompleteOnResponse;
 
@@ -67,11 +67,11 @@ impl<H, V> TrackCompletion<H, V> for CompleteOnResponse {
 }
 
 pin_project! {
-    /// A response that a handle is attached to.
+    /// A response with a handle attached.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its result is there, it drops the handle.
+    /// Dropping it before its result is ready drops the handle.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct TrackCompletionFuture<F, C, H, K = Unclassified> {
         #[pin]
@@ -85,13 +85,13 @@ pin_project! {
     #[project = RequestProj]
     #[project_replace = RequestReplace]
     enum Request<F, H> {
-        // The future is dropped before the handle: a request is under way for as long as anything of it is alive.
+        // The future is dropped before the handle: a request is in flight as long as anything of it is alive.
         UnderWay {
             #[pin]
             future: F,
             handle: H,
         },
-        /// The result has been given.
+        /// The result has been returned.
         Over,
     }
 }
@@ -104,7 +104,7 @@ impl<F, C, H> TrackCompletionFuture<F, C, H> {
 }
 
 impl<F, C, H, K> TrackCompletionFuture<F, C, H, K> {
-    /// As `new`, and tells the handle of the result what `classifier` says.
+    /// As `new`, and reports the verdict of `classifier` on the result to the handle.
     pub(super) const fn with(completion: C, handle: H, future: F, classifier: K) -> Self {
         Self {
             request: Request::UnderWay { future, handle },
@@ -126,7 +126,7 @@ where
         let mut this = self.project();
         let result = match this.request.as_mut().project() {
             RequestProj::UnderWay { future, .. } => ready!(future.poll(cx)),
-            // Polled again after its end: there is nothing left to give.
+            // Polled again after its end: there is nothing left to return.
             RequestProj::Over => return Poll::Pending,
         };
         let RequestReplace::UnderWay { mut handle, .. } =
@@ -149,12 +149,11 @@ impl<F: fmt::Debug, C, H: fmt::Debug, K> fmt::Debug for TrackCompletionFuture<F,
     }
 }
 
-/// Tells a handle nothing of the result: what a [`TrackCompletionFuture`] has that was made by
-/// [`new`](TrackCompletionFuture::new).
+/// Reports no result to the handle: used in a [`TrackCompletionFuture`] made by [`new`](TrackCompletionFuture::new).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unclassified;
 
-/// Tells a handle what a [`Classify`](super::Classify) says of the result.
+/// Reports the verdict of a [`Classify`](super::Classify) on the result to the handle.
 #[derive(Clone, Copy, Debug)]
 pub struct Classified<K>(pub(super) K);
 
@@ -162,7 +161,7 @@ pub(super) mod judge {
     use super::super::{Classify, Outcome};
     use super::{Classified, Unclassified};
 
-    /// Tells a handle what came of its request.
+    /// Reports the result of a request to its handle.
     pub trait Judge<H, T, E> {
         fn judge(&self, handle: &mut H, result: &Result<T, E>);
     }
@@ -177,7 +176,7 @@ pub(super) mod judge {
         }
     }
 
-    /// A handle that wants to know what came of its request.
+    /// A handle that takes the outcome of its request.
     pub trait Record {
         fn record(&mut self, outcome: Outcome);
     }

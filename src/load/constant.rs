@@ -9,8 +9,7 @@ use crate::Service;
 use crate::discover::{Change, Discover};
 
 pin_project! {
-    /// A load that is always the same: of a service, or of every service that a
-    /// [`Discover`](crate::discover::Discover) finds.
+    /// A constant load: of a service, or of every service that a [`Discover`](crate::discover::Discover) finds.
     ///
     /// ```
     /// use campanile::{load::{Constant, Load}, service_fn};

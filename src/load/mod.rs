@@ -1,35 +1,36 @@
 //! How busy a service is: the measure by which a balancer chooses.
 //!
-//! A [`Load`] gives a number of some kind, and the smaller, the better. There are
+//! A [`Load`] returns a value; smaller is less busy. There are
 //!
-//! - [`PendingRequests`]: how many requests are under way;
-//! - [`PeakEwma`]: how long responses took lately, times the requests under way;
-//! - [`Constant`]: what you say.
+//! - [`PendingRequests`]: how many requests are in flight;
+//! - [`PeakEwma`]: the duration of recent responses, times the requests in flight;
+//! - [`Constant`]: a value that you set.
 //!
 //! Each wraps a service; [`PendingRequestsDiscover`], [`PeakEwmaDiscover`] and [`Constant`] also wrap a
-//! [`Discover`](crate::discover::Discover), and with it every service that it finds. Clones of a wrapped service
-//! share one load.
+//! [`Discover`](crate::discover::Discover), and with it every service that it finds. Clones of a wrapped service share
+//! one load.
 //!
 //! # When a request is over
 //!
-//! With its response, as [`CompleteOnResponse`] has it. Where a body goes on after that, a [`TrackCompletion`] of
-//! your own moves the request's handle into the response, and the request is over when the handle is dropped.
+//! With [`CompleteOnResponse`] a request is over when its response is ready. If a body continues after that, a
+//! [`TrackCompletion`] of your own moves the request's handle into the response, and the request is over when the
+//! handle is dropped.
 //!
 //! # When a request fails
 //!
-//! An endpoint that is broken often fails at once. Counted like any other result that makes it the fastest and
-//! the least busy of all, and everything is sent to it. So a [`Classify`] looks at each result and gives an
-//! [`Outcome`], and what is [penalised](Outcome::Penalised) makes the endpoint look worse, for a time:
-//! see [`pending_requests`] and [`peak_ewma`] for the formulas. By default, with [`OnError`], errors are penalised.
-//! No success is needed for an endpoint to come back; time passes, and it is tried again.
+//! A broken endpoint often fails at once. If failures counted like other results, it would look the fastest and least
+//! busy of all, and attract every request. So a [`Classify`] looks at each result and returns an [`Outcome`]. A
+//! [penalised](Outcome::Penalised) result makes the endpoint look worse for a time: see [`pending_requests`] and
+//! [`peak_ewma`] for the formulas. By default, with [`OnError`], errors are penalised. An endpoint needs no success to
+//! come back: time passes, and it is tried again.
 //!
 //! # Differences from tower
 //!
-//! - Results are classified, as described. tower lets a failure count like a response.
-//! - Services with a load are `Clone`, where they hold one that is, and what clones do counts together.
-//! - When discovery inserts another service under a known key, the endpoint's load [goes on](Load::take_over).
-//! - A load can be read and [written](PeakEwma::set_estimate), in units that are said.
-//! - [`PendingRequests`] too has a timer, which it asks only while there is a penalty.
+//! - Results are classified, as described. tower counts a failure like a response.
+//! - Services with a load are `Clone` if the inner service is, and clones share one count.
+//! - When discovery inserts another service under a known key, the endpoint's load [continues](Load::take_over).
+//! - A load can be read and [written](PeakEwma::set_estimate), in documented units.
+//! - [`PendingRequests`] also has a timer, which it reads only while there is a penalty.
 //!
 //! # Examples
 //!
@@ -63,7 +64,7 @@ use crate::util::Either;
 
 pub mod completion;
 mod constant;
-// Requests share with the service what is measured: an `Arc`, and in it words of 64 bits.
+// Requests share the measurements with the service: an `Arc` with words of 64 bits in it.
 #[cfg(all(
     feature = "alloc",
     target_has_atomic = "ptr",
@@ -83,19 +84,19 @@ pub use measured::{
     pending_requests,
 };
 
-/// Says how busy a service is.
+/// Tells how busy a service is.
 pub trait Load {
-    /// A measure; the smaller, the less busy.
+    /// A measure; smaller is less busy.
     type Metric: PartialOrd;
 
     /// How busy the service is now.
     fn load(&self) -> Self::Metric;
 
-    /// Whether it is no busier than `other`: what a balancer asks of two endpoints. Where both are as busy, either
-    /// answer will do.
+    /// Whether it is no busier than `other`: this is how a balancer compares two endpoints. If both are equally busy,
+    /// either answer will do.
     ///
-    /// It compares the loads, unless an implementation can tell for less. A service that hands on the load of
-    /// another one should hand this on, too.
+    /// By default it compares the loads; an implementation may have a cheaper way. A service that forwards the load of
+    /// another should forward this, too.
     fn is_no_busier_than(&self, other: &Self) -> bool
     where
         Self: Sized,
@@ -103,13 +104,13 @@ pub trait Load {
         self.load() <= other.load()
     }
 
-    /// Goes on from what `predecessor` has learned: the endpoint is the same, and has a new service.
+    /// Continues from what `predecessor` has learned: the endpoint is the same, and has a new service.
     ///
-    /// A balancer calls this on a service that discovery inserts under a key that is known. The predecessor may be used on
-    /// for a time, until this one is ready.
+    /// A balancer calls this on a service that discovery inserts under a known key. The predecessor may stay in use
+    /// until this one is ready.
     ///
-    /// It does nothing unless an implementation has something to go on with. A service that hands on the load of
-    /// another one should hand this on, too. References and boxes do not, since what is in them may have no size.
+    /// By default it does nothing. A service that forwards the load of another should forward this, too. References and
+    /// boxes do not, since what is in them may be unsized.
     fn take_over(&mut self, predecessor: &mut Self)
     where
         Self: Sized,
@@ -160,23 +161,23 @@ impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
     }
 }
 
-/// What a result says of the endpoint that gave it.
+/// What a result says about its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The endpoint works: the request counts, with the time that it took.
+    /// The endpoint works: the request counts, with its duration.
     Counted,
     /// The endpoint failed: it looks worse for a time.
     Penalised,
-    /// Nothing: neither a penalty nor a measure of time.
+    /// Nothing: neither a penalty nor a measurement.
     Ignored,
 }
 
-/// Decides what a result says of the endpoint: any `Fn(&Result<T, E>) -> Outcome`, or [`OnError`].
+/// Decides what a result says about the endpoint: any `Fn(&Result<T, E>) -> Outcome`, or [`OnError`].
 ///
-/// A response may be a failure too, such as one with status 503; and an error may be none of the endpoint's,
-/// such as that of a bad request.
+/// A response may be a failure, such as one with status 503; and an error may not be the endpoint's fault, such as that
+/// of a bad request.
 pub trait Classify<T, E> {
-    /// What `result` says of the endpoint.
+    /// What `result` says about the endpoint.
     fn classify(&self, result: &Result<T, E>) -> Outcome;
 }
 

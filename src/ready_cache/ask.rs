@@ -1,6 +1,6 @@
-//! What a cache asks of its services, and what comes of it: how they are polled, chosen and called.
+//! How a cache polls, chooses and calls its services.
 //!
-//! A place is an index once [`settled_len`](ReadyCache::settled_len) was asked, until the next poll, call or change.
+//! A place equals an index after [`settled_len`](ReadyCache::settled_len), until the next poll, call or change.
 
 use alloc::boxed::Box;
 use core::hash::Hash;
@@ -9,37 +9,38 @@ use core::task::{Context, Poll};
 
 use super::order::{Endpoint, Last};
 use super::{ReadyCache, error};
-use crate::{Service, sync::drive};
+use crate::Service;
+use crate::sync::{drive, leave_rest, prepare};
 
 /// Whether an endpoint is ready, or how it failed.
 type Checked<K, E> = Result<bool, error::Failed<K, E>>;
 
-/// How many services one poll asks. It is far more than are woken between two polls in a balancer that is
-/// used, and takes some microseconds where readiness is cheap.
+/// How many services one poll asks. Far more than are woken between two polls of a balancer in use; where readiness is
+/// cheap, it takes some microseconds.
 pub(crate) const POLLS: usize = 256;
 
-/// How many services a try asks once it has a ready one to offer.
+/// How many services a try asks at most, once one is ready.
 const TRIES: usize = 16;
 
-// What is always inlined here is what a request through a balancer goes through, a few lines each. To enter and leave
-// them as functions took as long as they do.
+// The functions that are always inlined here are on the path of every request through a balancer, a few lines each.
+// Entering and leaving them as functions took as long as running them.
 
 impl<K, S, Req> ReadyCache<K, S, Req> {
-    /// How many are ready; from here on their indices are their places.
+    /// How many are ready; from now on their indices are their places.
     #[inline(always)]
     pub(crate) fn settled_len(&mut self) -> usize {
         self.order.settled_len()
     }
 
-    /// Whether there is nothing to wait for.
+    /// Whether no endpoint has to be waited for.
     #[inline(always)]
     pub(crate) fn is_all_ready(&self) -> bool {
         self.order.ready == self.order.endpoints.len()
             && !matches!(self.order.last, Last::Called(_))
     }
 
-    /// Of the ready endpoints at two indices, once they are [settled](Self::settled_len), the first, if `is_first` says
-    /// so of their services, or the second.
+    /// Of the ready endpoints at two [settled](Self::settled_len) indices, the first if `is_first` says so of their
+    /// services, otherwise the second.
     #[inline(always)]
     pub(crate) fn better_of(
         &self,
@@ -55,8 +56,8 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         }
     }
 
-    /// Remembers the ready endpoint at a settled index, for as long as it is there and ready, or until another is
-    /// called or chosen.
+    /// Remembers the ready endpoint at a settled index until it is removed or no longer ready, or another is called or
+    /// chosen.
     #[inline(always)]
     pub(crate) fn choose(&mut self, index: usize) {
         self.order.last = Last::Chosen(index);
@@ -70,7 +71,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
         }
     }
 
-    /// Lets those be polled that were woken.
+    /// Makes the endpoints due that were woken.
     #[inline]
     fn collect_woken(&mut self) {
         if self.wakes.any() {
@@ -86,7 +87,7 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
                 continue;
             };
             self.order.endpoints[at].node.unqueue();
-            // A ready one is polled when it is picked.
+            // A ready endpoint is polled when it is picked.
             if at >= self.order.due {
                 self.order.waiting_to_due(at);
             } else if at >= self.order.ready {
@@ -104,11 +105,11 @@ impl<K: Eq + Hash, S, Req> ReadyCache<K, S, Req> {
         Some(&mut endpoint.service)
     }
 
-    /// Takes an endpoint out, and whatever refers to it.
+    /// Removes an endpoint and all references to it.
     pub(super) fn remove(&mut self, at: usize) -> Option<Box<Endpoint<K, S>>> {
         let endpoint = self.order.detach(at)?;
         match (endpoint.older, endpoint.newer) {
-            // The one that it was to replace stays.
+            // The endpoint it was to replace stays.
             (Some(older), _) => {
                 if let Some(older) = self.order.endpoint_of(older) {
                     older.newer = None;
@@ -135,8 +136,8 @@ where
     K: Eq + Hash,
     S: Service<Req>,
 {
-    /// As [`check_ready_index`](Self::check_ready_index), for one that was ready a moment ago, and is
-    /// [settled](Self::settled_len).
+    /// As [`check_ready_index`](Self::check_ready_index), for an endpoint that was ready a moment ago, at a
+    /// [settled](Self::settled_len) index.
     #[inline(always)]
     pub(crate) fn check(&mut self, at: usize) -> Checked<K, S::Error> {
         match self.poll_at(at) {
@@ -145,7 +146,14 @@ where
         }
     }
 
-    /// As `check`, in the context of a try.
+    /// As `check`, before there is a request.
+    #[cold]
+    pub(crate) fn prepare_check(&mut self, at: usize) -> Checked<K, S::Error> {
+        let polled = self.prepare_at(at);
+        self.checked(at, polled, false)
+    }
+
+    /// As `check`, in a poll that only tries.
     #[cold]
     pub(crate) fn try_check(&mut self, at: usize, cx: &mut Context<'_>) -> Checked<K, S::Error> {
         match self.try_at(at, cx) {
@@ -154,7 +162,7 @@ where
         }
     }
 
-    /// As `check`, for nobody: it is not known to be ready afterwards.
+    /// As `check`, in a poll that only drives: the endpoint does not count as ready afterwards.
     #[cold]
     pub(super) fn drive_check(&mut self, at: usize) -> Checked<K, S::Error> {
         match self.drive_at(at) {
@@ -185,42 +193,43 @@ where
 
     fn not_ready(&mut self, at: usize, was_tried: bool) {
         self.order.ready_to_due(at);
-        // A try has left no waker with it.
+        // A try has left no waker with it, so it stays due.
         if !was_tried {
             self.asked_to_waiting();
         }
     }
 
-    /// The first of those that are due was asked for somebody, and waits.
+    /// The first due endpoint was polled for a caller, and now waits.
     fn asked_to_waiting(&mut self) {
         self.were_asked = true;
         self.order.due_to_waiting(self.order.ready);
     }
 
-    /// One that is due was driven, and has more to do.
+    /// A due endpoint was driven, and now waits for more to do.
     fn driven_to_waiting(&mut self, at: usize) {
         self.were_driven = true;
         self.order.due_to_waiting(at);
     }
 
-    /// Lets those be asked that were driven and wait: that they were may have cost them what they waited for.
+    /// Makes the waiting endpoints due if some were driven: that may have cost them what they waited for.
     fn ask_driven(&mut self) {
         if take(&mut self.were_driven) {
             self.order.all_to_due();
         }
     }
 
-    /// Calls the ready one at a settled index.
+    /// Calls the ready endpoint at a settled index.
     #[inline(always)]
     pub(crate) fn call_at(&mut self, at: usize, request: Req) -> S::Future {
         self.order.last = Last::Called(at);
+        leave_rest();
         let guard = Asking { cache: self, at };
         let future = guard.cache.order.endpoints[at].service.call(request);
         core::mem::forget(guard);
         future
     }
 
-    /// Polls those that are due, as far as `budget` reaches, up to the first that fails.
+    /// Polls the due endpoints as far as `budget` allows, up to the first that fails.
     #[inline(always)]
     pub(crate) fn poll_due(
         &mut self,
@@ -235,7 +244,7 @@ where
         }
     }
 
-    /// The one that was called last, if nobody else is due, as is the rule.
+    /// The endpoint that was called last, if no other is due, which is the usual case.
     #[inline(always)]
     pub(crate) fn called(&self) -> Option<usize> {
         match self.order.last {
@@ -244,7 +253,7 @@ where
         }
     }
 
-    /// Polls the one that was [called](Self::called).
+    /// Polls the endpoint that was [called](Self::called).
     #[inline(always)]
     pub(crate) fn poll_called(&mut self, at: usize) -> Result<(), error::Failed<K, S::Error>> {
         match self.poll_at(at) {
@@ -276,15 +285,33 @@ where
 
     #[inline(never)]
     fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
+        self.poll_each_due(budget, Self::poll_at)
+    }
+
+    /// As [`poll_due`](Self::poll_due), before there is a request.
+    #[cold]
+    pub(crate) fn prepare_due(
+        &mut self,
+        budget: &mut usize,
+    ) -> Result<(), error::Failed<K, S::Error>> {
+        self.poll_each_due(budget, Self::prepare_at)
+    }
+
+    #[inline(always)]
+    fn poll_each_due(
+        &mut self,
+        budget: &mut usize,
+        poll_at: impl Fn(&mut Self, usize) -> Poll<Result<(), S::Error>>,
+    ) -> Result<(), error::Failed<K, S::Error>> {
         self.order.settle();
         self.ask_driven();
-        // Who was left over is asked before others are: those that wake themselves would keep it waiting for ever.
+        // First poll the endpoints left over from the last poll: endpoints that wake themselves would starve them.
         if !self.is_behind {
             self.collect_woken();
         }
         while self.order.ready < self.order.due && *budget > 0 {
             *budget -= 1;
-            match self.poll_at(self.order.ready) {
+            match poll_at(self, self.order.ready) {
                 Poll::Ready(Ok(())) => self.order.due_to_ready(self.order.ready),
                 Poll::Ready(Err(error)) => self.failed(self.order.ready, error)?,
                 Poll::Pending => self.asked_to_waiting(),
@@ -294,7 +321,8 @@ where
         Ok(())
     }
 
-    /// As [`poll_due`](Self::poll_due), for a try: whoever is not ready stays due, as no waker was left with it.
+    /// As [`poll_due`](Self::poll_due), for a try: an endpoint that is not ready stays due, since no waker was left
+    /// with it.
     #[cold]
     pub(crate) fn try_due(
         &mut self,
@@ -303,7 +331,7 @@ where
         self.order.settle();
         self.ask_driven();
         self.collect_woken();
-        // The one that was called last is the first of those that are due, and most likely ready.
+        // The endpoint that was called last is the first due one, and most likely ready.
         let mut skip = 0;
         for tried in 0..self.order.due - self.order.ready {
             let first = self.order.ready + skip;
@@ -314,7 +342,7 @@ where
                 skip = 1;
                 first
             } else {
-                // The next try goes on where this one ends.
+                // The next try continues where this one ends.
                 self.turn = self.turn.wrapping_add(1);
                 first + self.turn as usize % (self.order.due - first)
             };
@@ -330,15 +358,22 @@ where
         Ok(())
     }
 
-    /// As [`poll_due`](Self::poll_due), for nobody: drives those that are due, and those that may hold something for a
-    /// request, as they are ready or were asked for somebody. None of them is ready afterwards, or chosen.
+    /// As [`poll_due`](Self::poll_due), for no caller: drives the endpoints that are due, and those that may hold
+    /// something for a request because they are ready or were polled for a caller. None of them is ready or chosen
+    /// afterwards.
+    ///
+    /// The budget does not hold for endpoints that may hold something: the caller may not poll again.
     #[cold]
     pub(crate) fn drive_due(
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        // Once: the polls that follow have them give up what they hold.
+        // Once is enough: the following polls make them give up what they hold.
+        let may_hold = self.were_asked || self.order.ready > 0;
         self.order.unready(take(&mut self.were_asked));
+        if may_hold {
+            *budget = self.order.due.max(*budget);
+        }
         if !self.is_behind {
             self.collect_woken();
         }
@@ -355,8 +390,8 @@ where
         Ok(())
     }
 
-    /// Ready when nothing is left to drive. As [`register`](Self::register) it sees to the wake-up; those that are due and
-    /// wait for somebody to ask them are none.
+    /// Ready when no endpoint has anything left to drive. Arranges the wake-up as [`register`](Self::register) does,
+    /// but not for due endpoints that only wait for a caller to ask.
     #[cold]
     pub(crate) fn poll_driven(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_idle = self.order.undriven() == self.order.due && self.wakes.register(cx.waker());
@@ -369,7 +404,7 @@ where
         Poll::Pending
     }
 
-    /// Sees to it that the task is woken when there is something to poll again, at once if there is already.
+    /// Arranges for the task to be woken when there is something to poll again; at once if there already is.
     pub(crate) fn register(&mut self, cx: &mut Context<'_>) {
         if self.ready_len() < self.order.due || !self.wakes.register(cx.waker()) {
             cx.waker().wake_by_ref();
@@ -384,7 +419,7 @@ where
         }
     }
 
-    /// Polls one, with its own waker.
+    /// Polls one endpoint with its own waker.
     #[inline(always)]
     fn poll_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
         self.ask(at, |endpoint| {
@@ -393,13 +428,22 @@ where
         })
     }
 
-    /// Polls one, with the waker of a try, which wakes nobody.
+    /// Polls one endpoint with the waker of a try, which wakes no task.
     #[cold]
     fn try_at(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.ask(at, |endpoint| endpoint.service.poll_ready(cx))
     }
 
-    /// Polls one for nobody, with its own waker.
+    /// Polls one endpoint with its own waker, before there is a request.
+    #[cold]
+    fn prepare_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
+        self.ask(at, |endpoint| {
+            let service = &mut endpoint.service;
+            prepare(&endpoint.waker, |cx| service.poll_ready(cx))
+        })
+    }
+
+    /// Drives one endpoint with its own waker.
     #[cold]
     fn drive_at(&mut self, at: usize) -> Poll<Result<(), S::Error>> {
         self.ask(at, |endpoint| {
@@ -408,7 +452,7 @@ where
         })
     }
 
-    /// If the service panics, it leaves the cache.
+    /// Polls one endpoint. If the service panics, it is removed from the cache.
     #[inline(always)]
     fn ask(
         &mut self,
@@ -422,7 +466,7 @@ where
     }
 }
 
-/// While a service is asked: if it panics, it leaves the cache. To be forgotten when it has answered.
+/// Removes a service that panics while it is polled or called. Forgotten once it has returned.
 struct Asking<'a, K: Eq + Hash, S, Req> {
     cache: &'a mut ReadyCache<K, S, Req>,
     at: usize,
@@ -431,7 +475,7 @@ struct Asking<'a, K: Eq + Hash, S, Req> {
 impl<K: Eq + Hash, S, Req> Drop for Asking<'_, K, S, Req> {
     #[cold]
     fn drop(&mut self) {
-        // If one is remembered as called, it is this one: others are asked once it is settled.
+        // If an endpoint is remembered as called, it is this one: others are polled only once it is settled.
         if let Last::Called(_) = self.cache.order.last {
             self.cache.order.last = Last::Nobody;
         }

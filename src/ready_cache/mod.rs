@@ -1,22 +1,24 @@
 //! A cache of services by key, which knows which of them are ready.
 //!
-//! A [`ReadyCache`] polls its services until they are ready and keeps the ready ones at hand, by key and by
-//! index: what a balancer picks from. Only a service that was woken, called or pushed is polled, so what a
-//! poll costs does not depend on how many services there are. Calls and polls neither allocate nor hash.
+//! A [`ReadyCache`] polls its services until they are ready, and keeps the ready ones by key and by index for a
+//! balancer to pick from. Only a service that was woken, called or pushed is polled, so the cost of a poll does not
+//! depend on how many services there are. Calls and polls neither allocate nor hash.
 //!
 //! # Differences from tower
 //!
 //! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
-//!   [`poll_pending`](ReadyCache::poll_pending). So is one that was never ready and for whose key another is pushed.
-//! - A service that was ready once is used until the one that is pushed for its key is ready, whether it is ready at the
-//!   moment of the push or not. tower drops it if it is not.
+//!   [`poll_pending`](ReadyCache::poll_pending). A service that was never ready is dropped as soon as another is pushed
+//!   for its key.
+//! - A service that was ready once is used until the one pushed for its key is ready, even if it is not ready at the
+//!   moment of the push. tower drops it then.
 //! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
-//! - A key is found by whatever it can be borrowed as, as in a `HashMap`.
-//! - One poll asks at most 256 services, and lets others run before it goes on: only tokio would stop it.
-//! - When a service panics in `poll_ready` or `call`, that service is gone and the cache is whole.
-//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services. One for which
-//!   nobody waits, as in an idle [`Buffer`](crate::buffer), has them give up what they have reserved: all are pending
-//!   afterwards.
+//! - A key is looked up by any borrowed form of it, as in a `HashMap`.
+//! - One poll asks at most 256 services, then lets other tasks run before it continues. In tower, only tokio's budget
+//!   stops it.
+//! - When a service panics in `poll_ready` or `call`, it is removed, and the cache stays usable.
+//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services. A poll for which
+//!   no caller waits, as in an idle [`Buffer`](crate::buffer), makes them give up what they have reserved: all are
+//!   pending afterwards.
 //!
 //! # Examples
 //!
@@ -46,7 +48,7 @@ use core::task::{Context, Poll};
 use std::collections::HashMap;
 
 use crate::Service;
-use crate::sync::{Mark, mark, wakes::Wakes};
+use crate::sync::{Mark, has_request, mark, wakes::Wakes};
 
 mod ask;
 mod order;
@@ -56,28 +58,28 @@ use self::order::{Order, Ticket};
 
 /// Services by key, each either ready or pending.
 ///
-/// The services are pushed and evicted, polled by [`poll_pending`](Self::poll_pending) until they are ready,
-/// and called. A called service is pending again. See the [module](self) for an example.
+/// Services are pushed and evicted, polled by [`poll_pending`](Self::poll_pending) until they are ready, and called. A
+/// called service is pending again. See the [module](self) for an example.
 ///
-/// The ready ones have indices from 0 to [`ready_len`](Self::ready_len), which are good until the cache is
-/// next changed.
+/// The ready ones have the indices from 0 to [`ready_len`](Self::ready_len), which are valid until the cache next
+/// changes.
 ///
 /// # Cancel safety
 ///
-/// There is nothing to cancel: a poll that is not followed by another loses nothing.
+/// There is nothing to cancel: a poll that is never repeated loses nothing.
 pub struct ReadyCache<K, S, Req> {
-    // Dropped before the services, so that what they wake while they are dropped wakes nobody.
+    // Dropped before the services: whatever they wake while they are dropped then wakes no task.
     wakes: Wakes<Ticket>,
-    // Where the last try ended.
+    // Where the next try continues.
     turn: u32,
     order: Order<K, S>,
-    // The last poll did not get to all that were due.
+    // The last poll did not reach all services that were due.
     is_behind: bool,
-    // Some of those that wait were asked for somebody, and may have a place in a line or an alarm.
+    // Some of the waiting services were polled for a caller, and may have a place in a wait queue or an alarm.
     were_asked: bool,
-    // Some of those that wait were driven since, and are to be asked when somebody asks.
+    // Some of the waiting services were driven since, and are polled when a caller next asks.
     were_driven: bool,
-    // The slot that was pushed last for each key. Not asked by calls and polls.
+    // The slot that was pushed last for each key. Calls and polls do not look here.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
 }
@@ -85,7 +87,7 @@ pub struct ReadyCache<K, S, Req> {
 impl<K, S, Req> ReadyCache<K, S, Req> {
     /// How many services there are, ready and pending.
     ///
-    /// A service and the one that is to replace it count as two.
+    /// A service and its replacement count as two.
     pub fn len(&self) -> usize {
         self.order.endpoints.len()
     }
@@ -188,7 +190,7 @@ where
         Some((index, key, service))
     }
 
-    /// Drops the services with this key, at once, whether ready or pending. `false` if there was none.
+    /// Drops the services with this key at once, whether ready or pending. `false` if there are none.
     pub fn evict<Q>(&mut self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -206,7 +208,7 @@ where
         let older = older
             .and_then(|slot| self.order.place_of(slot))
             .and_then(|at| self.order.detach(at));
-        // Both are out before either is dropped: a destructor may panic.
+        // Take both out before dropping either: a destructor may panic.
         drop((newest, older));
         true
     }
@@ -229,10 +231,10 @@ where
     K: Clone + Eq + Hash,
     S: Service<Req>,
 {
-    /// Adds a service, as a pending one.
+    /// Adds a service, which is pending.
     ///
-    /// If the service that has this key was ready at least once, it stays: it is polled and called as before until the
-    /// new one is ready and takes its place. One that was never ready is dropped.
+    /// If the service that has this key was ever ready, it stays: it is polled and called as before until the new one
+    /// is ready and replaces it. One that was never ready is dropped.
     pub fn push(&mut self, key: K, service: S) {
         self.order.settle();
         let (mut older, mut replaced) = (None, None);
@@ -255,18 +257,19 @@ where
 
     /// Polls the pending services that were pushed, called or woken. Ready when none is pending.
     ///
-    /// To be called again after a [`push`](Self::push), a call, or a check that found a service not ready.
+    /// Call it again after a [`push`](Self::push), a call, or a check that found a service not ready.
     ///
     /// # Errors
     ///
-    /// When a service fails. It has been dropped, and the others are as they were: poll again.
+    /// When a service fails. That service has been dropped, and the others are unchanged: poll again.
     pub fn poll_pending(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), error::Failed<K, S::Error>>> {
         let mark = mark(cx);
         match mark {
-            None => self.poll_due(&mut { POLLS })?,
+            None if has_request(cx) => self.poll_due(&mut { POLLS })?,
+            None => self.prepare_due(&mut { POLLS })?,
             Some(Mark::Try) => self.try_due(cx)?,
             Some(Mark::Drive) => {
                 self.drive_due(&mut { POLLS })?;
@@ -282,7 +285,7 @@ where
         Poll::Pending
     }
 
-    /// Whether the service with this key is ready, and still so when it is polled now.
+    /// Whether the service with this key is ready, and still is when polled now.
     ///
     /// # Errors
     ///
@@ -302,8 +305,7 @@ where
         }
     }
 
-    /// Whether the service at `index` is ready, and still so when it is polled now. If it is not, it is
-    /// pending from now on.
+    /// Whether the service at `index` is ready, and still is when polled now. If it is not, it becomes pending.
     ///
     /// # Errors
     ///
@@ -318,7 +320,8 @@ where
         }
         self.order.settle();
         match mark(cx) {
-            None => self.check(index),
+            None if has_request(cx) => self.check(index),
+            None => self.prepare_check(index),
             Some(Mark::Try) => self.try_check(index, cx),
             Some(Mark::Drive) => self.drive_check(index),
         }
@@ -376,24 +379,24 @@ impl<K: fmt::Debug, S, Req> fmt::Debug for ReadyCache<K, S, Req> {
     }
 }
 
-/// The cache, at the path where tower has it, too.
+/// The cache, at the path it also has in tower.
 pub mod cache {
     pub use super::ReadyCache;
 }
 
-/// The failure of one service, at the path where tower has it.
+/// The failure of one service, at the path it has in tower.
 pub mod error {
     use core::error::Error;
     use core::fmt;
 
     use crate::error::AsError;
 
-    /// A service of a [`ReadyCache`](super::ReadyCache) failed, and is gone: its key, and its error.
+    /// A service of a [`ReadyCache`](super::ReadyCache) failed and was removed: its key and its error.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Failed<K, E>(
         /// The key that the service had.
         pub K,
-        /// What its `poll_ready` gave.
+        /// The error from its `poll_ready`.
         pub E,
     );
 
@@ -456,7 +459,7 @@ mod tests {
         Broken,
     }
 
-    /// What the test knows of a service that reserves something when it is ready.
+    /// What the test knows about a service that reserves something when it is ready.
     struct State {
         mood: Cell<Mood>,
         holds: Cell<bool>,
@@ -496,7 +499,7 @@ mod tests {
                 &state.polls
             };
             count.set(count.get() + 1);
-            // Whether it is ready or not: it may have more to drive later.
+            // Also when it is ready: it may have more to drive later.
             state.waker.replace(Some(cx.waker().clone()));
             state.is_woken.set(false);
             let mood = state.mood.get();
@@ -520,8 +523,8 @@ mod tests {
         }
     }
 
-    /// Polls that drive, among pushes, calls and other polls: they reserve nothing, ask nobody twice who has nothing to go
-    /// on with, and lose no wake-up.
+    /// Mixes driving polls with pushes, calls and other polls: they reserve nothing, drive no service twice that has
+    /// nothing to do, and lose no wake-up.
     #[test]
     fn driven_polls_hold_nothing_and_do_not_spin() {
         let wakes = Arc::new(WakeCount::default());
@@ -604,7 +607,7 @@ mod tests {
         }
     }
 
-    /// A wake-up that has begun when its endpoint leaves can reach the list when another has its slot.
+    /// A wake-up that has begun when its endpoint leaves may reach the list after another endpoint has taken the slot.
     #[test]
     fn a_wake_up_that_comes_too_late_is_for_nobody() {
         let waker = Waker::from(Arc::new(Unheard));

@@ -1,4 +1,4 @@
-//! The order that endpoints are in, by what is to be done with them.
+//! The order of the endpoints, by what is to be done with them.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -7,19 +7,19 @@ use core::task::Waker;
 
 use crate::sync::wakes::{Node, Wakes};
 
-/// Endpoints: first the ready ones, then those that are to be polled, then those that wait to be woken.
+/// Endpoints: first the ready ones, then those due to be polled, then those waiting to be woken.
 ///
-/// To go from one part to another is to swap with the one at the edge, and costs the same however large a service is.
+/// An endpoint changes its part by a swap with the one at the edge, which costs the same however large a service is.
 pub(super) struct Order<K, S> {
     pub(super) endpoints: Vec<Box<Endpoint<K, S>>>,
-    /// Where the ready ones end.
+    /// The end of the ready endpoints.
     pub(super) ready: usize,
-    /// Where those end that are to be polled.
+    /// The end of the due endpoints.
     pub(super) due: usize,
-    /// How many of these, the first ones, have nothing left to drive: they are polled when somebody waits.
+    /// How many due endpoints, from the first on, have nothing left to drive: they are polled when a caller waits.
     driven: usize,
     pub(super) last: Last,
-    // Where each endpoint is: its slot stays the same.
+    // Where each endpoint is. An endpoint keeps its slot.
     slots: Vec<Slot>,
     vacant: Vec<usize>,
 }
@@ -28,25 +28,25 @@ pub(super) struct Order<K, S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Last {
     Nobody,
-    /// It was called last. It counts as if it had been swapped with the last of the ready ones, and is to be polled.
-    /// Most likely it is ready then, and no swap is needed.
+    /// It was called last. It counts as if it had been swapped with the last ready endpoint and made due. Most likely
+    /// it is ready when polled, and no swap is needed.
     Called(usize),
     /// It was chosen to be called next.
     Chosen(usize),
 }
 
-/// The place of nobody.
+/// The place of a slot without an endpoint.
 const NOWHERE: usize = usize::MAX;
 
 #[derive(Clone, Copy)]
 struct Slot {
-    // How many endpoints have left the slot: a waker of one of them is told by it from one of the present's.
+    // How many endpoints have left the slot. It tells their wakers from those of the present endpoint.
     generation: u32,
     /// Where the endpoint is, or `NOWHERE`.
     at: usize,
 }
 
-/// One endpoint, wherever it is. It is none that has its slot later.
+/// Identifies one endpoint wherever it is, and no later one in the same slot.
 #[derive(Clone, Copy)]
 pub(super) struct Ticket {
     pub(super) slot: usize,
@@ -60,9 +60,9 @@ pub(super) struct Endpoint<K, S> {
     pub(super) node: Arc<Node<Ticket>>,
     pub(super) key: K,
     slot: usize,
-    /// It was ready at least once.
+    /// Whether it was ever ready.
     pub(super) has_worked: bool,
-    /// The slot of the endpoint of the same key that has worked and that this one, which has not, is to replace.
+    /// The slot of the endpoint with the same key, already ready once, that this new one is to replace.
     pub(super) older: Option<usize>,
     /// The slot of the endpoint that is to replace this one.
     pub(super) newer: Option<usize>,
@@ -86,7 +86,7 @@ impl<K, S> Order<K, S> {
         self.ready - usize::from(matches!(self.last, Last::Called(_)))
     }
 
-    /// The index that an endpoint at a place counts as having; the other way round it is the same.
+    /// The index that the endpoint at a place counts as having; also maps such an index to a place.
     pub(super) fn counted(&self, at: usize) -> usize {
         let last = self.ready.wrapping_sub(1);
         match self.last {
@@ -107,13 +107,13 @@ impl<K, S> Order<K, S> {
         self.endpoints.get_mut(at).map(|endpoint| &mut **endpoint)
     }
 
-    /// Where the endpoint of a wake-up is, if it has not left.
+    /// Where the endpoint of a wake-up is, if it is still there.
     pub(super) fn place_of_woken(&self, woken: Ticket) -> Option<usize> {
         let slot = self.slots.get(woken.slot)?;
         (slot.generation == woken.generation && slot.at != NOWHERE).then_some(slot.at)
     }
 
-    /// Lets the one that was called be polled next, as others that are due: the places are what they count as.
+    /// Makes the called endpoint due like any other, so that indices are places.
     pub(super) fn settle(&mut self) {
         self.settled_len();
     }
@@ -124,7 +124,7 @@ impl<K, S> Order<K, S> {
         self.ready_to_due(at);
     }
 
-    /// How many are ready; from here on their indices are their places.
+    /// How many are ready; from now on their indices are their places.
     #[inline(always)]
     pub(super) fn settled_len(&mut self) -> usize {
         if let Last::Called(at) = self.last {
@@ -133,7 +133,7 @@ impl<K, S> Order<K, S> {
         self.ready
     }
 
-    /// Adds an endpoint that is due, and gives its slot.
+    /// Adds a due endpoint, and returns its slot.
     pub(super) fn push(
         &mut self,
         key: K,
@@ -182,17 +182,17 @@ impl<K, S> Order<K, S> {
         };
     }
 
-    /// Where those begin that are due and have something to drive.
+    /// Where the due endpoints with something to drive begin.
     pub(super) fn undriven(&self) -> usize {
         self.ready + self.driven
     }
 
-    /// The first of those that have something to drive has nothing left.
+    /// The first endpoint with something to drive has nothing left.
     pub(super) fn drove(&mut self) {
         self.driven += 1;
     }
 
-    /// Lets an endpoint that is due be driven again.
+    /// Makes a due endpoint be driven again.
     pub(super) fn undrive(&mut self, at: usize) {
         if at < self.undriven() {
             self.driven -= 1;
@@ -200,8 +200,8 @@ impl<K, S> Order<K, S> {
         }
     }
 
-    /// Lets all be polled that may hold something for a request: those that are ready, and those that wait, if some
-    /// `were_asked` for somebody.
+    /// Makes all endpoints due that may hold something for a request: the ready ones, and if some `were_asked` for a
+    /// caller, the waiting ones.
     pub(super) fn unready(&mut self, were_asked: bool) {
         self.last = Last::Nobody;
         if self.ready > 0 {
@@ -213,13 +213,13 @@ impl<K, S> Order<K, S> {
         }
     }
 
-    /// Lets all that wait be polled.
+    /// Makes all waiting endpoints due.
     pub(super) fn all_to_due(&mut self) {
         self.due = self.endpoints.len();
         self.driven = 0;
     }
 
-    /// Lets a ready endpoint be polled next.
+    /// Makes a ready endpoint due.
     pub(super) fn ready_to_due(&mut self, at: usize) {
         self.ready -= 1;
         self.driven = 0;
@@ -229,20 +229,20 @@ impl<K, S> Order<K, S> {
         }
     }
 
-    /// Lets an endpoint that is due wait until it is woken.
+    /// Makes a due endpoint wait until it is woken.
     pub(super) fn due_to_waiting(&mut self, at: usize) {
         self.due -= 1;
         self.driven = self.driven.min(at - self.ready);
         self.swap(at, self.due);
     }
 
-    /// Lets an endpoint that waits be polled.
+    /// Makes a waiting endpoint due.
     pub(super) fn waiting_to_due(&mut self, at: usize) {
         self.swap(at, self.due);
         self.due += 1;
     }
 
-    /// Lets an endpoint that is due be called, in place of the one that it replaces.
+    /// Makes a due endpoint ready, and drops the one it replaces.
     pub(super) fn due_to_ready(&mut self, at: usize) {
         self.swap(at, self.ready);
         let endpoint = &mut self.endpoints[self.ready];
@@ -261,7 +261,7 @@ impl<K, S> Order<K, S> {
         drop(at.and_then(|at| self.detach(at)));
     }
 
-    /// Takes an endpoint out. Its key still leads to its slot, and its neighbours of the same key to it.
+    /// Takes an endpoint out. Its key still leads to its slot, and so do the links from its neighbours of the same key.
     pub(super) fn detach(&mut self, mut at: usize) -> Option<Box<Endpoint<K, S>>> {
         if at < self.ready {
             self.ready_to_due(at);

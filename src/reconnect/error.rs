@@ -6,23 +6,24 @@ use core::fmt;
 use crate::error::AnyBoxError;
 use crate::error::AsError;
 
-/// How a [`Reconnect`](super::Reconnect) fails. `C` is how connecting fails.
+/// How a [`Reconnect`](super::Reconnect) fails. `C` is the error of connecting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error<E, C> {
-    /// The attempt to connect failed. As the error of readiness it may be the maker's own, which is final.
+    /// The attempt to connect failed. As an error of readiness this may come from the maker's own readiness, and is
+    /// then final.
     Connect(C),
-    /// The connection was made, and failed before it had shown that it works.
+    /// A connection was made, but failed before it had shown that it works.
     Lost(Lost),
     /// The service that makes connections failed earlier.
     Failed(Failed),
     /// The call came without readiness.
     NotReady(NotReady),
-    /// The connection answered with an error.
+    /// The connection responded with an error.
     Service(E),
 }
 
 impl<E, C> Error<E, C> {
-    /// Why there is no connection, if that is what this is.
+    /// The error of connecting, if this is one.
     pub fn into_connect(self) -> Option<C> {
         match self {
             Self::Connect(error) => Some(error),
@@ -30,7 +31,7 @@ impl<E, C> Error<E, C> {
         }
     }
 
-    /// The connection's error, if that is what this is.
+    /// The connection's error, if this is one.
     pub fn into_service(self) -> Option<E> {
         match self {
             Self::Service(error) => Some(error),
@@ -83,12 +84,12 @@ impl<'a, E: Into<AnyBoxError<'a>>, C: Into<AnyBoxError<'a>>> From<Error<E, C>> f
 }
 
 leaf_error! {
-    /// A connection failed before it had shown that it works.
+    /// A connection was made, but failed before it had shown that it works.
     Lost, "connection lost soon after it was made"
 }
 
 leaf_error! {
-    /// The service that makes connections failed earlier, and its error was given then.
+    /// The service that makes connections failed earlier, and its error was returned then.
     Failed, "no connection can be made any more"
 }
 

@@ -1,27 +1,29 @@
 //! Keeps a connection up: makes a new one when there is none, and backs off when that fails.
 //!
-//! A [`Reconnect`] has a [`MakeService`](crate::MakeService) that connects to a target, and at most one connection. Whoever asks
-//! whether it is ready drives it: connecting starts with the first such poll, and again with the one that finds the
-//! connection dead, which is what an error of the connection's own readiness means. The dead connection is dropped,
-//! its error too, and never asked again. A response that is an error says nothing about the connection.
+//! A [`Reconnect`] has a [`MakeService`](crate::MakeService) that connects to a target, and at most one connection.
+//! Polls for readiness drive it: the first one starts connecting, and so does one that finds the connection dead, which
+//! is what an error of the connection's own readiness means. The dead connection is dropped with its error, and never
+//! polled again. A response that is an error says nothing about the connection.
 //!
 //! # Backoff
 //!
-//! An attempt has failed when connecting fails, and just as well when the connection fails before it has shown that it
-//! works. It has shown that by its first successful response, or by having lived for five seconds, the longest wait of the
-//! default backoff. So a peer that accepts and hangs up is asked no more often than one that refuses. A connection that is
-//! [given](Reconnect::connected) is taken to work. Without an allocator, responses tell nothing, and time alone decides.
+//! An attempt has failed when connecting fails, and also when the connection fails before it has shown that it works.
+//! It shows that by its first successful response, or by living for five seconds, the longest wait of the default
+//! backoff. So a peer that accepts and hangs up is tried no more often than one that refuses. A connection that you
+//! [provide](Reconnect::connected) is assumed to work. Without an allocator, responses cannot show anything, and only
+//! time decides.
 //!
-//! After a failed attempt readiness is pending until the backoff lets the next attempt begin. When a connection dies that
-//! has worked, the next attempt begins at once, and the backoff starts anew.
+//! After a failed attempt, readiness is pending until the backoff allows the next attempt. When a connection that has
+//! worked dies, the next attempt begins at once, and the backoff starts anew.
 //!
-//! The default, where std has the random numbers for it, is
-//! [`ExponentialBackoffMaker::standard`](crate::retry::backoff::ExponentialBackoffMaker::standard): 50 ms doubling to 5 s, full jitter. A readiness that is tried and
-//! not waited for, as a [`LoadShed`](crate::load_shed) does it, connects too, but arms no timer.
+//! The default, where std provides random numbers for it, is
+//! [`ExponentialBackoffMaker::standard`](crate::retry::backoff::ExponentialBackoffMaker::standard): it doubles from 50
+//! ms to 5 s, with full jitter. A poll that only tries, as a [`LoadShed`](crate::load_shed) does, also connects, but
+//! arms no timer.
 //!
-//! # Where the error of a failed attempt comes out
+//! # Where the error of a failed attempt is returned
 //!
-//! [`connect_errors`](Reconnect::connect_errors) says it:
+//! [`connect_errors`](Reconnect::connect_errors) sets this:
 //!
 //! | | the attempt fails | good for |
 //! |---|---|---|
@@ -29,20 +31,20 @@
 //! | [`InReadiness`](ConnectErrors::InReadiness) | readiness fails | callers that replace the service then |
 //! | [`Nowhere`](ConnectErrors::Nowhere) | readiness stays pending | balancers, which send requests elsewhere until then |
 //!
-//! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and a
-//! stack above is torn down for a failure that the next attempt may not have. And pending for ever would hide from
-//! the caller that nobody listens at the other end. So each attempt that fails, fails one request. An error that no
+//! The default is tower's. By the contract of [`Service`] an error of readiness is final: a buffer ends on it, and the
+//! stack above is torn down for a failure that the next attempt may not have. Staying pending, on the other hand, would
+//! hide from the caller that the peer cannot be reached. So each failed attempt fails one request. An error that no
 //! request has taken by the end of the backoff is forgotten, and the next attempt begins.
 //!
-//! That is so for whoever asks for readiness again before each request. A [`Steer`](crate::steer) does not ask a service
-//! that is ready, and so keeps an error for the next request to it, however late that comes. There,
-//! [`Nowhere`](ConnectErrors::Nowhere) is the choice, or a [`Buffer`](crate::buffer) around each `Reconnect`.
+//! That holds for callers that poll readiness before each request. A [`Steer`](crate::steer) does not poll a service
+//! that is ready, and so keeps an error for the next request to it, however late that comes. There, use
+//! [`Nowhere`](ConnectErrors::Nowhere), or a [`Buffer`](crate::buffer) around each `Reconnect`.
 //!
 //! # Sharing a connection
 //!
-//! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. Where
-//! middleware wants clones, as [`Retry`](crate::retry), [`Hedge`](crate::hedge) and [`Filter`](crate::filter) do, or several
-//! tasks send requests, put a [`Buffer`](crate::buffer) around it, whose clones share the one connection:
+//! A `Reconnect` is not `Clone`: a clone would have no connection, and no backoff to keep it from connecting. If
+//! middleware needs clones, as [`Retry`](crate::retry), [`Hedge`](crate::hedge) and [`Filter`](crate::filter) do, or if
+//! several tasks send requests, put a [`Buffer`](crate::buffer) around it, whose clones share the one connection:
 //!
 //! ```
 //! # #[cfg(feature = "tokio")]
@@ -60,17 +62,18 @@
 //! # });
 //! ```
 //!
-//! A balancer's endpoints need no clones without a [quarantine](crate::balance::quarantine). Each `Reconnect` backs off by
-//! itself, so that [`Identity`](crate::layer::Identity) is the layer in `Balance::with_layer`, and [`ConnectErrors::Nowhere`]
-//! the place of its errors.
+//! A balancer's endpoints need no clones without a [quarantine](crate::balance::quarantine). Each `Reconnect` has its
+//! own backoff, so give `Balance::with_layer` the layer [`Identity`](crate::layer::Identity), and use
+//! [`ConnectErrors::Nowhere`].
 //!
 //! # Differences from tower
 //!
-//! - There is a backoff. tower connects again with each request, and over and over within a single poll
-//!   where connections die as soon as they are made.
-//! - The error of an earlier attempt does not come out of a connection that is up.
-//! - When the maker's readiness fails, this is final: the maker is not asked again, [`Failed`] says so.
-//! - Errors are an enum, [`Error`], and where they come out can be chosen.
+//! - There is a backoff. tower connects again with each request, and again and again within a single poll if
+//!   connections die as soon as they are made.
+//! - The error of an earlier attempt is never returned once a connection is up.
+//! - When the maker's readiness fails, this is final: the maker is not polled again, and readiness fails with
+//!   [`Failed`].
+//! - Errors are an enum, [`Error`], and you choose where those of attempts are returned.
 //! - There is a [layer](ReconnectLayer).
 //!
 //! # Examples
@@ -102,8 +105,9 @@
 //! # });
 //! ```
 //!
-//! The future of a connection is kept in the service and so has to be `Unpin`. One of an `async fn` is made so by
-//! [`map_future(Box::pin)`](crate::ServiceExt::map_future), as in the example of [`ReconnectLayer`].
+//! The future of a connection is kept in the service, and so has to be `Unpin`.
+//! [`map_future(Box::pin)`](crate::ServiceExt::map_future) makes that of an `async fn` so, as in the example of
+//! [`ReconnectLayer`].
 
 use core::fmt;
 use core::pin::Pin;
@@ -112,7 +116,7 @@ use core::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::retry::backoff::{Delays, MakeBackoff};
-use crate::sync::{is_drive, is_try, own_work};
+use crate::sync::{has_request, is_drive, is_try, own_work};
 use crate::{Instant, Layer, Service, Timer};
 #[cfg(feature = "std")]
 use crate::{retry::backoff::ExponentialBackoffMaker, util::rng::HasherRng};
@@ -125,15 +129,15 @@ mod trial;
 pub use self::error::{Error, Failed, Lost, NotReady};
 use self::trial::{Answered, Trial};
 
-/// Where the error of a failed attempt to connect comes out: see the [module](self).
+/// Where the error of a failed attempt to connect is returned: see the [module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConnectErrors {
-    /// Out of the next call.
+    /// By the next call.
     #[default]
     InResponse,
-    /// Out of the poll for readiness. Whoever goes on polling all the same waits for the next attempt.
+    /// By the poll for readiness. A caller that polls again nevertheless waits for the next attempt.
     InReadiness,
-    /// Not at all.
+    /// Nowhere: it is dropped.
     Nowhere,
 }
 
@@ -198,7 +202,7 @@ impl<Target, T, B> ReconnectLayer<Target, T, B> {
         }
     }
 
-    /// Says where the error of a failed attempt comes out.
+    /// Sets where the error of a failed attempt is returned.
     pub const fn connect_errors(mut self, place: ConnectErrors) -> Self {
         self.connect_errors = place;
         self
@@ -223,18 +227,18 @@ where
 
 /// A service that connects, and connects again when the connection fails.
 ///
-/// `M` makes connections to the `Target`, `B` the backoff between failed attempts, and `T` tells the time for that.
+/// `M` makes connections to the `Target`, `B` makes the backoff between failed attempts, and `T` is its timer.
 ///
-/// See the [module](self) for what it does when.
+/// See the [module](self) for its behaviour.
 ///
 /// # Readiness
 ///
-/// When a connection dies after it was ready and before the call, or the backoff ends while an error was to be the answer,
-/// readiness may be pending again until there is a new connection that is ready.
+/// When a connection dies between readiness and the call, or the backoff ends before a call has returned the error of
+/// the last attempt, readiness may be pending again until there is a new connection that is ready.
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness changes nothing: the attempt or the wait goes on with the next poll.
+/// A caller that stops waiting for readiness changes nothing: the attempt or the wait continues with the next poll.
 pub struct Reconnect<M, Target, T, B>
 where
     M: Service<Target>,
@@ -247,9 +251,9 @@ where
     connect_errors: ConnectErrors,
     timer: T,
     maker: B,
-    // Of the attempts since a connection has worked.
+    // Covers the attempts since a connection last worked.
     backoff: Option<B::Backoff>,
-    // Kept from wait to wait, and set in place.
+    // Reused from wait to wait: it is reset in place.
     alarm: Option<T::Alarm>,
 }
 
@@ -259,7 +263,7 @@ enum State<F, S, C> {
     Connecting(F),
     Connected {
         service: S,
-        // A call may be made.
+        // Whether a call may be made.
         is_ready: bool,
         // `None`: it has shown that it works.
         trial: Option<Trial>,
@@ -267,9 +271,9 @@ enum State<F, S, C> {
     /// The last attempt failed.
     Waiting {
         until: Instant,
-        // Whether the alarm is set to that.
+        // Whether the alarm is set to `until`.
         armed: bool,
-        // What the next call fails with, until then.
+        // The error of the next call, until then.
         refusal: Option<Refusal<C>>,
     },
     /// The maker failed.
@@ -291,7 +295,7 @@ where
     M: Service<Target>,
     T: Timer + Clone,
 {
-    /// Connects to `target` by `mk_service`, with the default backoff on the default timer.
+    /// Connects to `target` with `mk_service`, with the default backoff on the default timer.
     pub fn new(mk_service: M, target: Target) -> Self
     where
         T: Default,
@@ -299,7 +303,7 @@ where
         Self::with_timer(mk_service, target, T::default())
     }
 
-    /// As [`new`](Self::new), and the first connection is there already.
+    /// As [`new`](Self::new), with a first connection.
     pub fn with_connection(connection: M::Response, mk_service: M, target: Target) -> Self
     where
         T: Default,
@@ -307,7 +311,7 @@ where
         Self::new(mk_service, target).connected(connection)
     }
 
-    /// Connects to `target` by `mk_service`, with the default backoff on `timer`.
+    /// Connects to `target` with `mk_service`, with the default backoff on `timer`.
     pub fn with_timer(mk_service: M, target: Target, timer: T) -> Self {
         let maker = ExponentialBackoffMaker::standard(HasherRng::new(), timer.clone());
         Self::with_backoff(mk_service, target, maker, timer)
@@ -320,7 +324,7 @@ where
     T: Timer,
     B: MakeBackoff,
 {
-    /// Connects to `target` by `mk_service`, with the backoff of `maker` on `timer`.
+    /// Connects to `target` with `mk_service`, with the backoff of `maker` on `timer`.
     pub const fn with_backoff(mk_service: M, target: Target, maker: B, timer: T) -> Self {
         Self {
             mk_service,
@@ -334,7 +338,7 @@ where
         }
     }
 
-    /// Starts with `connection`, which may have died in the meantime: then another is made at once.
+    /// Starts with `connection`. If it has died meanwhile, another is made at once.
     #[must_use]
     pub fn connected(mut self, connection: M::Response) -> Self {
         self.state = State::Connected {
@@ -345,14 +349,14 @@ where
         self
     }
 
-    /// Says where the error of a failed attempt comes out.
+    /// Sets where the error of a failed attempt is returned.
     #[must_use]
     pub fn connect_errors(mut self, place: ConnectErrors) -> Self {
         self.connect_errors = place;
         self
     }
 
-    /// Whether there is a connection, as far as the last poll knows.
+    /// Whether there was a connection at the last poll.
     pub fn is_connected(&self) -> bool {
         matches!(self.state, State::Connected { .. })
     }
@@ -395,7 +399,8 @@ where
     type Future = ResponseFuture<S::Future, M::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // One attempt may fail per poll, or a backoff of no time, or with an alarm that is early, would be a loop.
+        // At most one attempt may fail per poll; otherwise a zero backoff, or an alarm that fires early, would make
+        // this a loop.
         let mut has_failed = false;
         loop {
             let error = match &mut self.state {
@@ -454,13 +459,13 @@ where
                     armed,
                     refusal,
                 } => {
-                    if is_drive(cx) {
+                    if !has_request(cx) {
                         *refusal = None;
                     }
-                    // The clock decides, and the alarm wakes: tokio's is pending, whatever the time, in a
-                    // task that has used up its share of a poll.
+                    // The clock decides, and the alarm only wakes the task: tokio's is pending, whatever the time, once
+                    // the task has used up its budget.
                     if self.timer.now() < *until {
-                        // Who is promised a call, or only tries, does not wait.
+                        // A caller that is to get an error, or that only tries, does not wait.
                         if refusal.is_some() {
                             return Poll::Ready(Ok(()));
                         }
@@ -495,7 +500,7 @@ where
                     self.back_off(None);
                     return Poll::Ready(Err(error));
                 }
-                ConnectErrors::InResponse if !is_drive(cx) => {
+                ConnectErrors::InResponse if has_request(cx) => {
                     let refusal = match error {
                         Error::Connect(error) => Refusal::Connect(error),
                         _ => Refusal::Lost,
@@ -540,7 +545,7 @@ where
     T: Timer,
     B: MakeBackoff<Backoff: Delays>,
 {
-    /// Drops what is left of the attempt, and waits.
+    /// Drops what is left of the attempt, and starts the wait.
     fn back_off(&mut self, refusal: Option<Refusal<M::Error>>) {
         let maker = &mut self.maker;
         let backoff = self.backoff.get_or_insert_with(|| maker.make_backoff());

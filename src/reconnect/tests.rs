@@ -1,4 +1,4 @@
-//! Driven polls, whose mark is private.
+//! Polls that drive, whose mark is private.
 
 use alloc::sync::Arc;
 use core::future::{Ready, poll_fn, ready};
@@ -20,7 +20,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type Connection = Mock<u32, u32>;
 type Connector = Mock<(), Connection>;
 
-/// A `Reconnect`, its connector, and who drives it.
+/// A `Reconnect`, its connector, and a count of its wake-ups.
 struct Set {
     service: Reconnect<Connector, ()>,
     connector: Handle<(), Connection>,
@@ -46,7 +46,7 @@ impl Set {
         poll_fn(|cx| Poll::Ready(self.service.poll_ready(cx))).await
     }
 
-    /// The attempt that is under way.
+    /// The attempt in flight.
     #[track_caller]
     fn attempt(&mut self) -> SendResponse<Connection> {
         match self.connector.poll_request() {
@@ -79,7 +79,7 @@ fn driven_it_connects() {
         assert_eq!(set.wakes(), 1);
         assert!(set.drive().is_ready());
         assert!(set.service.is_connected());
-        // It is not known to be ready by that, nor has it reserved anything.
+        // Driving does not count as readiness, and reserves nothing.
         let answer = set.service.call(1).now_or_never();
         assert!(matches!(answer, Some(Err(Error::NotReady(_)))));
         assert!(set.poll().await.is_ready());
@@ -110,7 +110,7 @@ fn driven_it_forgets_a_refusal() {
         assert!(set.drive().is_pending());
         set.attempt().send_error("refused");
         assert!(set.poll().await.is_ready());
-        // Nobody is left to be told. The backoff goes on, and then the next attempt begins.
+        // No caller is left to get the error. The backoff continues, and then the next attempt begins.
         assert!(set.drive().is_pending());
         assert!(!set.is_refused());
         let wakes = set.wakes();
@@ -118,7 +118,7 @@ fn driven_it_forgets_a_refusal() {
         assert_eq!(set.wakes(), wakes + 1);
         assert!(set.drive().is_pending());
         set.attempt().send_error("refused again");
-        // One that fails while it is driven refuses nobody.
+        // An attempt that fails while it is driven leaves no error for a call.
         assert!(set.drive().is_pending());
         assert!(!set.is_refused());
         sleep(SECOND).await;
@@ -154,7 +154,7 @@ fn driven_it_still_tells_who_replaces_it() {
     });
 }
 
-/// Notes whether it is polled in earnest.
+/// Notes whether a poll is unmarked.
 struct Earnest;
 
 impl Service<()> for Earnest {

@@ -1,4 +1,4 @@
-//! What a connection has to show before it counts as one that works.
+//! What a connection has to show before it counts as working.
 
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;
@@ -8,11 +8,11 @@ use core::time::Duration;
 
 use crate::Instant;
 
-/// How long a connection has to live, if no response shows before that it works: as long as the longest wait of the
-/// standard backoff. A peer that hangs up after that is connected to no more often than one that refuses.
+/// How long a connection has to live to count as working without a successful response: the longest wait of the
+/// standard backoff. So a peer that hangs up later than that is connected to no more often than one that refuses.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 
-/// A connection's time of trial.
+/// A connection's trial period.
 #[derive(Debug)]
 pub(super) struct Trial {
     since: Instant,
@@ -27,7 +27,7 @@ impl Trial {
         }
     }
 
-    /// What tells of a successful response.
+    /// Reports a successful response.
     pub(super) fn answered(&self) -> Answered {
         self.answered.clone()
     }
@@ -43,7 +43,7 @@ impl Trial {
     }
 }
 
-/// Whether there was a successful response, told by the response futures.
+/// Whether there was a successful response, as reported by the response futures.
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 #[derive(Clone, Debug)]
 pub(super) struct Answered(Arc<AtomicBool>);
@@ -63,7 +63,7 @@ impl Answered {
     }
 }
 
-/// There is nothing that a response could share with its connection.
+/// Without an allocator a response can share nothing with its connection.
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 #[derive(Clone, Debug)]
 pub(super) struct Answered;

@@ -1,35 +1,36 @@
 //! Drives the readiness of a service in the background.
 //!
 //! A service that has work to do before it is ready, such as a [`Reconnect`](crate::reconnect) or a balancer, does it
-//! when it is polled. Where its caller has stopped polling for a while, nothing happens. A [`SpawnReady`] hands a
-//! service that is not ready to a task on an [`Executor`], which polls it until it is, and hands it back. A service that
-//! comes back is asked once more, since it may have been ready for long, and be so no more.
+//! only when it is polled. If its caller stops polling for a while, nothing happens. A [`SpawnReady`] hands a service
+//! that is not ready to a task on an [`Executor`], which polls it until it is ready, and hands it back. A service that
+//! comes back is polled once more, since it may have become ready long ago, and no longer be.
 //!
-//! A service that is ready at once stays where it is, and no task is started. The task is started when the service
-//! is first pending, and then stays for the next time, so that nothing is allocated from there on. It ends when the
-//! `SpawnReady` is dropped; when that has left the service with the task, the service is dropped there.
+//! A service that is ready at once stays where it is, and no task is started. The task is started when the service is
+//! first pending, and then stays for the next time, so nothing is allocated from then on. It ends when the `SpawnReady`
+//! is dropped; if the service is with the task then, the task drops it.
 //!
-//! # When nobody waits
+//! # Without a waiting caller
 //!
-//! A service whose readiness is only tried, as by a [`LoadShed`](crate::load_shed), is handed to the task too, or it would not
-//! connect unless requests kept coming. But the task reserves nothing with it, neither a permit nor a place in line: it lets
-//! the service do what work it has of its own. So it is when a service's owner stops waiting, as an idle
-//! [`Buffer`](crate::buffer) does. For the next request the service is taken back and asked on the spot.
+//! A service whose readiness is only tried, as by a [`LoadShed`](crate::load_shed), is handed to the task too;
+//! otherwise it would not connect unless requests kept coming. But the task reserves nothing with it, neither a permit
+//! nor a place in a wait queue: it only lets the service do work of its own. The same happens when a service's owner
+//! stops waiting, as an idle [`Buffer`](crate::buffer) does. For the next request the service is taken back and polled
+//! on the spot.
 //!
 //! # When it fails
 //!
-//! An error of readiness comes out once, as [`Error::Service`]; the service is dropped then, and [`Failed`] says so from
-//! then on. In the same way a `SpawnReady` has ended for good when its executor drops the task while somebody waits for the
-//! service there ([`Closed`]), and when the service panics there ([`Panicked`]).
+//! An error of readiness is returned once, as [`Error::Service`]; the service is dropped, and from then on the error is
+//! [`Failed`]. A `SpawnReady` also ends for good when its executor drops the task while a caller waits for the service
+//! there ([`Closed`]), and when the service panics there ([`Panicked`]).
 //!
 //! # Differences from tower
 //!
-//! - It runs on any executor, also with services that are not `Send` on one that allows them.
+//! - It runs on any executor, even with services that are not `Send` if the executor allows them.
 //! - One task and one allocation serve all waits. tower starts a task per wait.
-//! - A poll after an error, and a call without readiness, are typed errors. tower's [`SpawnReady`] panics when it is
+//! - A poll after an error and a call without readiness are typed errors. tower's [`SpawnReady`] panics when it is
 //!   polled again after its task has failed, and when it is called while that task runs.
-//! - The error is an enum, [`Error`]. The type of the request is a parameter of the service's and the layer's, as it is with
-//!   a buffer. It is inferred.
+//! - The error is an enum, [`Error`]. The request type is a parameter of the service and the layer, as for a buffer. It
+//!   is inferred.
 //!
 //! # Examples
 //!
@@ -44,7 +45,7 @@
 //!     .spawn_ready()
 //!     .service(Reconnect::new(connector, "localhost:4000"));
 //!
-//! // The connection is made whether this goes on being polled or not.
+//! // The connection is made even if this is no longer polled.
 //! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
 //! # });
 //! ```
@@ -60,11 +61,11 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use self::slot::{Back, End, Order, Slot};
-use crate::sync::{Mark, drive, mark};
+use self::slot::{Back, End, Order, Purpose, Slot};
+use crate::sync::{Mark, mark};
 use crate::{Executor, Layer, NoRuntime, Service};
 
-/// A layer of [`SpawnReady`], whose tasks run on an `X`.
+/// A layer of [`SpawnReady`] that runs its tasks on an `X`.
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct SpawnReadyLayer<Request, X> {
     executor: X,
@@ -116,31 +117,35 @@ impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
     }
 }
 
-/// A service that is driven to readiness by a task on an `X`, its [`BackgroundReady`].
+/// A service driven to readiness by a task on an `X`, its [`BackgroundReady`].
 ///
 /// See the [module](self) for an example.
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness loses nothing: the task goes on, and the next poll takes the service from
-/// there.
+/// A caller that stops waiting for readiness loses nothing: the task continues, and the next poll takes the service
+/// back from it.
 pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
     place: Place<S>,
     task: Handle<S, S::Error>,
-    // The task found the service ready, and it was so no more when it came back: it is with the task again.
-    was_lost: bool,
     executor: X,
 }
 
 /// Where the service is.
 #[derive(Debug)]
 enum Place<S> {
-    Here { service: S, is_ready: bool },
-    WithTask,
+    Here {
+        service: S,
+        is_ready: bool,
+    },
+    WithTask {
+        // The task had found the service ready, and it no longer was when it came back.
+        was_lost: bool,
+    },
     Gone(Gone),
 }
 
-/// Why there is no service any more.
+/// Why the service is gone.
 #[derive(Clone, Copy, Debug)]
 enum Gone {
     Failed,
@@ -179,18 +184,17 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
                 is_ready: false,
             },
             task: Handle(None),
-            was_lost: false,
             executor,
         }
     }
 
-    /// Hands the service over, to the task that waits for it or to a new one.
+    /// Hands the service over to the existing task, or to a new one.
     #[track_caller]
-    fn hand_over(&mut self, is_driven: bool)
+    fn hand_over(&mut self, purpose: Purpose, was_lost: bool)
     where
         X: Executor<BackgroundReady<S, Request>>,
     {
-        let service = match replace(&mut self.place, Place::WithTask) {
+        let service = match replace(&mut self.place, Place::WithTask { was_lost }) {
             Place::Here { service, .. } => service,
             elsewhere => {
                 self.place = elsewhere;
@@ -198,17 +202,17 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
             }
         };
         let service = match &self.task.0 {
-            Some(slot) => slot.give(service, is_driven),
+            Some(slot) => slot.give(service, purpose),
             None => Err(service),
         };
         if let Err(service) = service {
-            let slot = Arc::new(Slot::new(service, is_driven));
+            let slot = Arc::new(Slot::new(service, purpose));
             let task = BackgroundReady {
                 service: None,
                 end: TaskEnd(Arc::clone(&slot)),
                 request: PhantomData,
             };
-            // Dropped when the new one runs: that may panic.
+            // Dropped once the new task runs: dropping it may panic.
             let _before = replace(&mut self.task, Handle(Some(slot)));
             self.executor.execute(task);
         }
@@ -233,23 +237,22 @@ where
                 Place::Here { service, is_ready } => {
                     let polled = service.poll_ready(cx);
                     *is_ready = polled.is_ready() && mark != Some(Mark::Drive);
-                    self.was_lost = was_ready && polled.is_pending();
                     match polled {
                         Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                         Poll::Ready(Err(error)) => {
                             self.place = Place::Gone(Gone::Failed);
                             return Poll::Ready(Err(Error::Service(error)));
                         }
-                        // Whoever drives it goes on doing so.
+                        // The poll that drives it will come again.
                         Poll::Pending if mark == Some(Mark::Drive) => return Poll::Pending,
                         Poll::Pending if mark == Some(Mark::Try) => {
-                            self.hand_over(true);
+                            self.hand_over(Purpose::Drive, was_ready);
                             return Poll::Pending;
                         }
-                        Poll::Pending => self.hand_over(false),
+                        Poll::Pending => self.hand_over(Purpose::of(cx), was_ready),
                     }
                 }
-                Place::WithTask => {}
+                Place::WithTask { .. } => {}
                 Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
             }
             let back = match &self.task.0 {
@@ -258,10 +261,12 @@ where
             };
             match back {
                 Ok(Back { service, is_ready }) => {
-                    // That the task found it ready may be long ago, so it is asked once more. What is lost by that is not
-                    // asked a second time: a service that is ready for a moment only would never be called.
+                    // The task may have found it ready long ago, so it is polled once more. If that finds it not ready,
+                    // the task's next finding is trusted: otherwise a service that is ready only for a moment would
+                    // never be called.
                     was_ready = is_ready;
-                    let is_ready = is_ready && self.was_lost && mark != Some(Mark::Drive);
+                    let was_lost = matches!(self.place, Place::WithTask { was_lost: true });
+                    let is_ready = is_ready && was_lost && mark != Some(Mark::Drive);
                     self.place = Place::Here { service, is_ready };
                     if is_ready {
                         return Poll::Ready(Ok(()));
@@ -289,7 +294,7 @@ where
                 let inner = service.call(request);
                 State::Called { inner }
             }
-            Place::Here { .. } | Place::WithTask => State::Refused { gone: None },
+            Place::Here { .. } | Place::WithTask { .. } => State::Refused { gone: None },
             Place::Gone(gone) => State::Refused { gone: Some(*gone) },
         };
         ResponseFuture { state }
@@ -308,13 +313,13 @@ where
     }
 }
 
-/// The task of a [`SpawnReady`]: what its executor has to run.
+/// The task of a [`SpawnReady`], for its executor to run.
 ///
-/// It ends when the `SpawnReady` is gone, or the service has failed. Dropped before that, it drops the service, if it
-/// has it, and the `SpawnReady` has ended.
+/// It ends when the `SpawnReady` is gone or the service has failed. If it is dropped before that, it drops the service,
+/// if it has it, and the `SpawnReady` has ended.
 #[must_use = "the service is not driven unless this runs"]
 pub struct BackgroundReady<S: Service<Request>, Request> {
-    // Dropped before `end` tells of it.
+    // Dropped before `end` announces it.
     service: Option<S>,
     end: TaskEnd<S, S::Error>,
     request: PhantomData<fn(Request)>,
@@ -324,7 +329,7 @@ impl<S: Service<Request>, Request> Future for BackgroundReady<S, Request> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // Not left to the task's drop: whoever catches a panic may keep the task.
+        // Not left to the task's destructor: the code that catches a panic may keep the task.
         let panicking = Panicking(&mut *self);
         let polled = panicking.0.work(cx);
         forget(panicking);
@@ -336,46 +341,43 @@ impl<S: Service<Request>, Request> BackgroundReady<S, Request> {
     fn work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let slot = &*self.end.0;
         loop {
-            let is_driven = match slot.poll_task(cx) {
+            let purpose = match slot.poll_task(cx) {
                 Order::Wait => return Poll::Pending,
                 Order::End => {
                     self.service = None;
                     return Poll::Ready(());
                 }
-                Order::Poll { service, is_driven } => {
+                Order::Poll { service, purpose } => {
                     if service.is_some() {
                         self.service = service;
                     }
-                    is_driven
+                    purpose
                 }
             };
             let Some(service) = &mut self.service else {
                 return Poll::Ready(());
             };
-            let polled = if is_driven {
-                drive(cx.waker(), |cx| service.poll_ready(cx))
-            } else {
-                service.poll_ready(cx)
-            };
+            let polled = purpose.poll(service, cx);
             if let Poll::Ready(Err(error)) = polled {
-                // The service goes first: who learns of the end may rely on it.
+                // Drop the service first: a caller that learns of the end may rely on that.
                 self.service = None;
                 slot.end(End::Failed(error));
                 return Poll::Ready(());
             }
-            if is_driven && !slot.put_down(&mut self.service) {
-                // Somebody has begun to wait meanwhile.
-                continue;
+            let is_done = match purpose {
+                Purpose::Drive => slot.put_down(&mut self.service),
+                _ if polled.is_ready() => slot.give_back(&mut self.service),
+                _ => true,
+            };
+            if is_done {
+                return Poll::Pending;
             }
-            if polled.is_ready() && !is_driven {
-                slot.give_back(self.service.take());
-            }
-            return Poll::Pending;
+            // The handle wants something else meanwhile.
         }
     }
 }
 
-// The service is moved and never pinned here.
+// The service is never pinned here.
 impl<S: Service<Request>, Request> Unpin for BackgroundReady<S, Request> {}
 
 impl<S, Request> fmt::Debug for BackgroundReady<S, Request>
@@ -389,7 +391,7 @@ where
     }
 }
 
-/// Ends the task when it is dropped by a panic that passes.
+/// Ends the task when a panic drops it.
 struct Panicking<'a, S: Service<Request>, Request>(&'a mut BackgroundReady<S, Request>);
 
 impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
@@ -399,7 +401,7 @@ impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
     }
 }
 
-/// The task's end of the slot.
+/// The task's side of the slot.
 struct TaskEnd<S, E>(Arc<Slot<S, E>>);
 
 impl<S, E> Drop for TaskEnd<S, E> {
@@ -408,7 +410,7 @@ impl<S, E> Drop for TaskEnd<S, E> {
     }
 }
 
-/// The end of the slot at the [`SpawnReady`]; `None` before there is a task.
+/// The [`SpawnReady`]'s side of the slot; `None` before there is a task.
 struct Handle<S, E>(Option<Arc<Slot<S, E>>>);
 
 impl<S, E> Drop for Handle<S, E> {
@@ -437,7 +439,7 @@ pin_project! {
             #[pin]
             inner: F,
         },
-        // `None`: the service is there, and not ready.
+        // `None`: there is a service, but it is not ready.
         Refused {
             gone: Option<Gone>,
         },
@@ -464,11 +466,11 @@ where
 pub enum Error<E> {
     /// The executor dropped the task, and with it the service.
     Closed(Closed),
-    /// The service failed earlier, when it was asked whether it is ready, and is gone.
+    /// The service failed earlier, when it was polled for readiness, and was dropped.
     Failed(Failed),
     /// The call came without readiness.
     NotReady(NotReady),
-    /// The service panicked in the task, and is gone.
+    /// The service panicked in the task, and was dropped.
     Panicked(Panicked),
     /// The service failed.
     Service(E),
@@ -482,7 +484,7 @@ leaf_error! {
 }
 
 leaf_error! {
-    /// The service failed earlier, and its error was given then.
+    /// The service failed earlier, and its error was returned then.
     Failed, "service has failed"
 }
 
@@ -496,7 +498,7 @@ leaf_error! {
     Panicked, "service panicked in the background"
 }
 
-/// The future at the path where tower has it.
+/// The future, at the path it has in tower.
 pub mod future {
     pub use super::ResponseFuture;
 }
@@ -510,9 +512,9 @@ mod tests {
     use core::task::Waker;
 
     use super::*;
-    use crate::sync::is_drive;
+    use crate::sync::{drive, is_drive};
 
-    /// Is pending when it is driven, and otherwise ready.
+    /// Pending when it is driven, otherwise ready.
     struct Driven(Rc<Cell<u32>>);
 
     impl Service<()> for Driven {
@@ -552,7 +554,7 @@ mod tests {
             assert!(polled.is_pending());
             assert_eq!(drives.get(), n);
         }
-        // What it was ready for is given up.
+        // Its readiness was given up.
         let refused = service.call(());
         assert!(matches!(refused.state, State::Refused { gone: None }));
         assert!(service.poll_ready(&mut cx).is_ready());

@@ -1,14 +1,15 @@
-use core::mem::{replace, swap};
+use core::mem::{replace, swap, take};
 use core::task::{Context, Poll, Waker};
 
 use super::Gone;
+use crate::Service;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
-use crate::sync::{Late, Mark, mark, wake};
+use crate::sync::{Late, drive, has_request, is_drive, is_try, prepare, wake};
 
-/// What a service goes through on its way to the task and back.
+/// Transfers a service to the task and back.
 ///
-/// Wakers, services and errors are cloned, woken and dropped outside of the lock. One whose destructor panics costs neither
+/// Wakers, services and errors are cloned, woken and dropped outside the lock. A destructor that panics costs neither
 /// side its wake-up.
 pub(super) struct Slot<S, E> {
     state: Mutex<Transfer<S, E>>,
@@ -16,8 +17,10 @@ pub(super) struct Slot<S, E> {
 
 struct Transfer<S, E> {
     step: Step<S, E>,
-    // Nobody waits for readiness: the service is only driven, and rests here between two polls of the task.
-    is_driven: bool,
+    // What the task polls for. A service that is only driven rests here between polls.
+    purpose: Purpose,
+    // The task drives the service once before it polls it for anything else: the handle asked for that meanwhile.
+    drives_first: bool,
     has_task: bool,
     task: Option<Waker>,
     handle: Option<Waker>,
@@ -26,11 +29,11 @@ struct Transfer<S, E> {
 enum Step<S, E> {
     /// The handle has the service.
     Idle,
-    /// The task is to take it.
+    /// The task is to take the service.
     ToTask(S),
     /// The task has the service.
     Working,
-    /// It was ready.
+    /// The service was ready, and the handle is to take it.
     ToHandle(S),
     /// The task has ended, and the service with it.
     Ended(End<E>),
@@ -44,30 +47,67 @@ pub(super) enum End<E> {
     Gone(Gone),
 }
 
-/// A service that is back with the handle.
+/// A service that the handle has back.
 pub(super) struct Back<S> {
     pub(super) service: S,
     pub(super) is_ready: bool,
 }
 
-/// What the task is to do.
+/// The next action of the task.
 pub(super) enum Order<S> {
     Wait,
-    /// `None`: with the service that it has.
+    /// `None`: with the service it already has.
     Poll {
         service: Option<S>,
-        is_driven: bool,
+        purpose: Purpose,
     },
     End,
 }
 
+/// What a service is polled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Request,
+    /// A request that is still to come.
+    Prepare,
+    /// Only to drive it.
+    Drive,
+}
+
+impl Purpose {
+    pub(super) fn of(cx: &Context<'_>) -> Self {
+        match (is_drive(cx), has_request(cx)) {
+            (true, _) => Self::Drive,
+            (false, true) => Self::Request,
+            (false, false) => Self::Prepare,
+        }
+    }
+
+    /// Polls `service` for this in a task of its own.
+    pub(super) fn poll<S, Request>(
+        self,
+        service: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), S::Error>>
+    where
+        S: Service<Request>,
+    {
+        match self {
+            Self::Request => service.poll_ready(cx),
+            Self::Prepare => prepare(cx.waker(), |cx| service.poll_ready(cx)),
+            Self::Drive => drive(cx.waker(), |cx| service.poll_ready(cx)),
+        }
+    }
+}
+
 impl<S, E> Slot<S, E> {
-    /// For a task that is about to start.
-    pub(super) fn new(service: S, is_driven: bool) -> Self {
+    /// A slot for a task that is about to start.
+    pub(super) fn new(service: S, purpose: Purpose) -> Self {
         Self {
             state: Mutex::new(Transfer {
                 step: Step::ToTask(service),
-                is_driven,
+                purpose,
+                drives_first: false,
                 has_task: true,
                 task: None,
                 handle: None,
@@ -75,28 +115,30 @@ impl<S, E> Slot<S, E> {
         }
     }
 
-    // Nothing of the user's runs under the lock.
+    // No user code runs under the lock.
     fn lock(&self) -> MutexGuard<'_, Transfer<S, E>> {
         lock(&self.state)
     }
 
-    /// Gives the service to the task. Back it comes where that has ended.
-    pub(super) fn give(&self, service: S, is_driven: bool) -> Result<(), S> {
+    /// Gives the service to the task. Returns it if the task has ended.
+    pub(super) fn give(&self, service: S, purpose: Purpose) -> Result<(), S> {
         let mut state = self.lock();
         if !state.has_task || !matches!(state.step, Step::Idle) {
             return Err(service);
         }
         state.step = Step::ToTask(service);
-        state.is_driven = is_driven;
+        state.purpose = purpose;
+        state.drives_first = false;
         let task = state.task.take();
         drop(state);
         wake(task);
         Ok(())
     }
 
-    /// Has the service back, or waits for it. One that is only driven comes back at once, unless it is being polled.
+    /// Takes the service back, or waits for it. A service that is only driven comes back at once, unless it is being
+    /// polled.
     pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
-        let mark = mark(cx);
+        let purpose = Purpose::of(cx);
         let mut fresh = None;
         loop {
             let mut state = self.lock();
@@ -105,17 +147,21 @@ impl<S, E> Slot<S, E> {
                     service,
                     is_ready: true,
                 }),
-                Step::ToTask(service) if state.is_driven || mark == Some(Mark::Drive) => Ok(Back {
-                    service,
-                    is_ready: false,
-                }),
+                Step::ToTask(service)
+                    if state.purpose == Purpose::Drive || purpose == Purpose::Drive =>
+                {
+                    Ok(Back {
+                        service,
+                        is_ready: false,
+                    })
+                }
                 Step::Ended(end) => Err(end),
-                // It was lost on its way to the handle, to a panic.
+                // It was lost to a panic on its way to the handle.
                 Step::Idle => Err(End::Gone(Gone::Panicked)),
                 step => {
                     state.step = step;
-                    // Who only tries does not wait.
-                    if mark == Some(Mark::Try) {
+                    // A caller that only tries does not wait.
+                    if is_try(cx) {
                         return Poll::Pending;
                     }
                     if !register(&mut state.handle, cx, &mut fresh) {
@@ -123,10 +169,10 @@ impl<S, E> Slot<S, E> {
                         fresh = Some(cx.waker().clone());
                         continue;
                     }
-                    let is_driven = mark == Some(Mark::Drive);
-                    let was_driven = replace(&mut state.is_driven, is_driven);
-                    // From driving to waiting it goes by itself: it is being polled, and looks here when it was.
-                    let task = if is_driven && !was_driven {
+                    let before = replace(&mut state.purpose, purpose);
+                    state.drives_first |= purpose == Purpose::Drive;
+                    // A service that was driven and is not here is being polled, and the task looks here afterwards.
+                    let task = if purpose != before && before != Purpose::Drive {
                         state.task.take()
                     } else {
                         None
@@ -140,7 +186,7 @@ impl<S, E> Slot<S, E> {
         }
     }
 
-    /// What there is to do for the task, which is woken when that changes.
+    /// The next action for the task, which is woken when that changes.
     pub(super) fn poll_task(&self, cx: &mut Context<'_>) -> Order<S> {
         let mut fresh = None;
         loop {
@@ -149,7 +195,6 @@ impl<S, E> Slot<S, E> {
                 return Order::End;
             }
             if register(&mut state.task, cx, &mut fresh) {
-                let is_driven = state.is_driven;
                 let service = match replace(&mut state.step, Step::Working) {
                     Step::Working => None,
                     Step::ToTask(service) => Some(service),
@@ -158,33 +203,45 @@ impl<S, E> Slot<S, E> {
                         return Order::Wait;
                     }
                 };
-                return Order::Poll { service, is_driven };
+                let purpose = if take(&mut state.drives_first) {
+                    Purpose::Drive
+                } else {
+                    state.purpose
+                };
+                return Order::Poll { service, purpose };
             }
             drop(state);
             fresh = Some(cx.waker().clone());
         }
     }
 
-    /// Gives the service, now ready, to the handle.
-    pub(super) fn give_back(&self, service: Option<S>) {
-        let Some(service) = service else { return };
+    /// Gives the service, now ready, to the handle. `false` if it is to be driven first, and the task keeps it.
+    pub(super) fn give_back(&self, service: &mut Option<S>) -> bool {
         let mut state = self.lock();
-        if !matches!(state.step, Step::Working) {
+        // The handle is gone, and the task is woken to end.
+        let Step::Working = state.step else {
             drop(state);
-            drop(service);
-            return;
+            drop(service.take());
+            return true;
+        };
+        if state.drives_first {
+            return false;
         }
+        let Some(service) = service.take() else {
+            return true;
+        };
         state.step = Step::ToHandle(service);
         let handle = state.handle.take();
         drop(state);
         wake(handle);
+        true
     }
 
-    /// Puts the service down after it was driven. `false` if it is to be polled in earnest now, and is kept.
+    /// Puts the service down after it was driven. `false` if a caller waits for it now, and the task keeps it.
     pub(super) fn put_down(&self, service: &mut Option<S>) -> bool {
         let mut state = self.lock();
         match state.step {
-            Step::Working if !state.is_driven => return false,
+            Step::Working if state.purpose != Purpose::Drive => return false,
             Step::Working => {
                 if let Some(service) = service.take() {
                     state.step = Step::ToTask(service);
@@ -196,12 +253,12 @@ impl<S, E> Slot<S, E> {
         true
     }
 
-    /// The task has ended; and the service with it, unless it was on its way back or was only driven.
+    /// The task has ended, and the service with it, unless it was on its way back or was only driven.
     pub(super) fn end(&self, end: End<E>) {
         let mut state = self.lock();
         state.has_task = false;
         let dropped = match state.step {
-            Step::ToTask(_) if state.is_driven => Step::Ended(end),
+            Step::ToTask(_) if state.purpose == Purpose::Drive => Step::Ended(end),
             Step::ToTask(_) | Step::Working => replace(&mut state.step, Step::Ended(end)),
             Step::Idle | Step::ToHandle(_) | Step::Ended(_) | Step::Left => Step::Ended(end),
         };
@@ -224,7 +281,7 @@ impl<S, E> Slot<S, E> {
     }
 }
 
-/// Remembers the waker of `cx`. False where a clone of it is needed for that, in `fresh`, made outside of the lock.
+/// Remembers the waker of `cx`. `false` if that needs a clone of it in `fresh`, made outside the lock.
 fn register(waker: &mut Option<Waker>, cx: &Context<'_>, fresh: &mut Option<Waker>) -> bool {
     if matches!(waker, Some(waker) if waker.will_wake(cx.waker())) {
         return true;
@@ -232,7 +289,7 @@ fn register(waker: &mut Option<Waker>, cx: &Context<'_>, fresh: &mut Option<Wake
     if fresh.is_none() {
         return false;
     }
-    // What was there leaves in `fresh`, to be dropped outside of the lock.
+    // The old waker leaves in `fresh`, to be dropped outside the lock.
     swap(waker, fresh);
     true
 }

@@ -1,41 +1,42 @@
-//! Marks on a poll for readiness: that it only tries, or that it only drives.
+//! Marks on a poll for readiness: it only tries, or it only drives.
 //!
 //! A service learns what a poll is for from the waker in its [`Context`], since nothing else reaches it through the
-//! middleware and the boxes in between. [`LoadShed`](crate::load_shed) tries. An idle [`Buffer`](crate::buffer), a
+//! middleware and boxes in between. [`LoadShed`](crate::load_shed) tries. An idle [`Buffer`](crate::buffer), a
 //! [`Deadline`](crate::timeout::Deadline) that has elapsed and a [`SpawnReady`](crate::spawn_ready) that was only tried
-//! drive. A buffer that is kept ready prepares for a request. All middleware that reserves something, or that polls its
+//! drive. A buffer that is kept ready prepares for a request. All middleware that reserves something, or polls its
 //! parts with wakers of its own, heeds the marks.
 //!
-//! This is the one file of the crate with unsafe code. A waker's address can tell nothing (`Waker::noop()` and the tables
-//! of `Wake` are constants, which the compiler may merge or duplicate); a `static` table has an address of its own, and a
-//! waker with a table needs `unsafe`. A service that does not know the marks sees a waker like any other.
+//! This is the only file of the crate with unsafe code. A waker's address identifies nothing (`Waker::noop()` and the
+//! tables of `Wake` are constants, which the compiler may merge or duplicate); a `static` table has an address of its
+//! own, and a waker with a custom table needs `unsafe`. A service that does not know the marks sees a waker like any
+//! other.
 #![allow(unsafe_code)]
 
 use core::mem::ManuallyDrop;
 use core::ptr;
 use core::task::{Context, RawWaker, RawWakerVTable, Waker};
 
-/// What a poll for readiness is for, where it is not to wait for readiness.
+/// The purpose of a poll for readiness that is not to wait for readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// The caller takes readiness if it is there, and does not come back if it is not: no waker, no timer and no place
-    /// in line is left behind.
+    /// The caller takes readiness if it is there, and does not come back if it is not: the service keeps no waker, no
+    /// timer and no place in a wait queue for it.
     Try,
-    /// Nobody waits for readiness any more. The service gives up whatever it has reserved for a request (permit, token,
-    /// room, place in line, clock, alarm, refusal), reserves nothing, and goes on with work of its own: connecting,
-    /// following discovery. The waker is woken when there is more of that to do. `Ready(Ok(()))` means that there is
-    /// none, and not that the service may be called.
+    /// No caller waits for readiness any more. The service gives up whatever it has reserved for a request (permit,
+    /// token, room, place in a wait queue, running clock, alarm, refusal), reserves nothing, and continues with work of
+    /// its own: connecting, following discovery. It wakes the waker when it has more such work. `Ready(Ok(()))` means
+    /// that no such work is left, and not that the service may be called.
     Drive,
 }
 
-/// What the waker of a marked poll points to.
+/// The data of a marked poll's waker.
 struct Marked<'a> {
-    // `None`: to wait for readiness in earnest, but for a request that is still to come.
+    // `None`: waits for readiness like an unmarked poll, but for a request that is still to come.
     mark: Option<Mark>,
     waker: &'a Waker,
 }
 
-/// The table by which marked wakers are known. A `static`, so that no other table has its address.
+/// The table that identifies marked wakers. A `static`, so that no other table has its address.
 static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake, ignore);
 
 /// The mark of a poll, if it has one.
@@ -44,10 +45,11 @@ pub(crate) fn mark(cx: &Context<'_>) -> Option<Mark> {
     Marked::of(cx.waker())?.mark
 }
 
-/// Whether a request waits for this poll. Where none does, no clock of a request starts.
+/// Whether there is a request that this poll is for. If there is none, no clock of a request starts, and no error of a
+/// request's own counts as readiness.
 #[inline]
 pub(crate) fn has_request(cx: &Context<'_>) -> bool {
-    Marked::of(cx.waker()).is_none()
+    Marked::of(cx.waker()).is_none_or(|marked| marked.mark == Some(Mark::Try))
 }
 
 /// Whether this poll only tries.
@@ -67,28 +69,28 @@ pub(crate) fn try_poll<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     marked(Some(Mark::Try), Waker::noop(), poll)
 }
 
-/// Polls for nobody, and has `waker` woken when there is more to drive: see [`Mark::Drive`].
+/// Polls without a waiting caller, and wakes `waker` when there is more to drive: see [`Mark::Drive`].
 pub(crate) fn drive<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     marked(Some(Mark::Drive), waker, poll)
 }
 
-/// Waits for readiness before there is a request, and has `waker` woken. What a request needs is reserved; but see
-/// [`has_request`].
+/// Waits for readiness before there is a request, and wakes `waker`. What a request needs is reserved, except as
+/// [`has_request`] says.
 pub(crate) fn prepare<T>(waker: &Waker, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     marked(None, waker, poll)
 }
 
-/// Polls what a service does of its own accord, such as a future that connects: that is done in earnest, whether or not
-/// there is a request, and what waits for readiness in there is not to take a driven answer for it.
+/// Polls work that a service does for itself, such as connecting. This gets an unmarked poll even without a request,
+/// since what waits for readiness inside must not mistake the answer to a driving poll for readiness. A try stays one.
 pub(crate) fn own_work<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    if has_request(cx) || is_try(cx) {
+    if has_request(cx) {
         return poll(cx);
     }
     let waker = cx.waker().clone();
     poll(&mut Context::from_waker(&waker))
 }
 
-/// Has a service give up what it has reserved, and wakes nobody for it.
+/// Makes a service give up what it has reserved. Its later wake-ups are lost.
 pub(crate) fn withdraw<T>(poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
     drive(Waker::noop(), poll)
 }
@@ -97,8 +99,8 @@ fn marked<T>(mark: Option<Mark>, waker: &Waker, poll: impl FnOnce(&mut Context<'
     let marked = Marked { mark, waker };
     let data = ptr::from_ref(&marked).cast();
     // SAFETY: the functions of `TABLE` keep the contract of a waker. They may be called from any thread, since `Marked`
-    // is `Sync`, and are not called after `marked` is gone: the waker is lent to `poll` for a lifetime that `poll` cannot
-    // name, and so it keeps neither the waker nor a reference; a clone is a clone of `marked.waker`.
+    // is `Sync`, and are not called after `marked` is gone: the waker is lent to `poll` for a lifetime that `poll`
+    // cannot name, so it can keep neither the waker nor a reference; a clone is a clone of `marked.waker`.
     let waker = unsafe { Waker::new(data, &TABLE) };
     poll(&mut Context::from_waker(&waker))
 }
@@ -116,17 +118,17 @@ impl Marked<'_> {
 
     /// # Safety
     ///
-    /// `data` is that of a waker which `marked` has made, and that waker is alive for `'a`.
+    /// `data` is that of a waker made by `marked`, and that waker is alive for `'a`.
     #[inline]
     unsafe fn from_data<'a>(data: *const ()) -> &'a Self {
-        // SAFETY: `marked` made it of a reference to a `Marked` that outlives the waker.
+        // SAFETY: `marked` made it from a reference to a `Marked` that outlives the waker.
         unsafe { &*data.cast() }
     }
 }
 
-/// A clone has no mark: it is what is kept, to be woken.
+/// A clone is unmarked: services keep it for later wake-ups.
 unsafe fn clone(data: *const ()) -> RawWaker {
-    // SAFETY: of this table's functions only this waker's are called with `data`, while it is alive.
+    // SAFETY: only this waker's functions are called with `data`, while it is alive.
     let marked = unsafe { Marked::from_data(data) };
     let waker = ManuallyDrop::new(marked.waker.clone());
     RawWaker::new(waker.data(), waker.vtable())
@@ -137,7 +139,7 @@ unsafe fn wake(data: *const ()) {
     unsafe { Marked::from_data(data) }.waker.wake_by_ref();
 }
 
-/// The waker that is marked belongs to the caller.
+/// Does nothing: the marked waker belongs to the caller.
 unsafe fn ignore(_: *const ()) {}
 
 #[cfg(all(test, feature = "alloc"))]

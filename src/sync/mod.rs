@@ -1,9 +1,9 @@
-//! Building blocks of the middleware: readiness that is only tried, a gate with a line, and on top of
-//! it the semaphore and the queue. No runtime, no allocator, and unsafe code in `mark` alone.
+//! Building blocks of the middleware: marks on polls for readiness, a gate with a wait queue, and on top of it the
+//! semaphore and the queue. No runtime, no allocator, and unsafe code in `mark` alone.
 //!
-//! The state machines know neither lock nor storage. `gate` and `queue` are plain values over a `slab`, whose
-//! nodes are on the heap or in place; a `lock` lends them to one at a time. What belongs to the user (wakers,
-//! requests, responses) is woken and dropped outside of it, always.
+//! The state machines know neither lock nor storage. `gate` and `queue` are plain values over a `slab`, whose nodes are
+//! on the heap or in place; a `lock` lends them to one thread at a time. What belongs to the user (wakers, requests,
+//! responses) is always woken and dropped outside of it.
 
 pub(crate) mod counter;
 pub(crate) mod credits;
@@ -15,6 +15,7 @@ mod mark;
 pub(crate) mod models;
 pub(crate) mod primitives;
 pub(crate) mod queue;
+mod rest;
 pub(crate) mod semaphore;
 pub(crate) mod slab;
 pub(crate) mod storage;
@@ -33,11 +34,12 @@ use std::panic::{catch_unwind, resume_unwind};
 pub(crate) use self::mark::{
     Mark, drive, has_request, is_drive, is_try, mark, own_work, prepare, try_poll, withdraw,
 };
+pub(crate) use self::rest::{leave_rest, leaves_rest};
 
-/// Polls under a lock, and where that needs a waker of its own once more with a clone of the task's.
+/// Polls under a lock; if `poll` needs a waker of its own, polls again with a clone of the task's.
 ///
-/// To clone a waker is to run code of the user's, and so is to drop the one that `poll` leaves in its
-/// place: both happen here, outside the lock.
+/// Cloning a waker runs user code, and so does dropping the one that `poll` leaves in its place: both happen here,
+/// outside the lock.
 pub(crate) fn with_waker<T>(
     cx: &Context<'_>,
     mut poll: impl FnMut(&mut Option<Waker>) -> Option<T>,
@@ -51,9 +53,9 @@ pub(crate) fn with_waker<T>(
     }
 }
 
-/// Has `slot` wake the task: it does already, or it swaps its waker for the one that [`with_waker`] brings.
+/// Makes `slot` wake the task: it already does, or it takes the waker that [`with_waker`] brings.
 ///
-/// `None` where that is not there yet.
+/// `None` if that waker is not there yet.
 pub(crate) fn register(
     slot: &mut Option<Waker>,
     cx: &Context<'_>,
@@ -66,7 +68,7 @@ pub(crate) fn register(
     Some(())
 }
 
-/// Wakes when it is dropped, and so also when something of the user's panics before.
+/// Wakes when it is dropped, and so even if user code panics before.
 pub(crate) struct Late(pub(crate) Option<Waker>);
 
 impl Drop for Late {
@@ -75,7 +77,7 @@ impl Drop for Late {
     }
 }
 
-/// Wakes several when it is dropped, as [`Late`] does one.
+/// Wakes several tasks when it is dropped, as [`Late`] wakes one.
 pub(crate) struct LateAll<const N: usize>(pub(crate) [Option<Waker>; N]);
 
 impl<const N: usize> Drop for LateAll<N> {
@@ -84,8 +86,8 @@ impl<const N: usize> Drop for LateAll<N> {
     }
 }
 
-/// Wakes several when it is dropped, and keeps to itself what their wakers panic with: for a task that serves others, and
-/// is not to end on account of one of them.
+/// Wakes several tasks when it is dropped, and contains the panics of their wakers: for a task that serves others, and
+/// must not end because of one of them.
 pub(crate) struct Apart<const N: usize>(pub(crate) [Option<Waker>; N]);
 
 impl<const N: usize> Drop for Apart<N> {
@@ -94,11 +96,11 @@ impl<const N: usize> Drop for Apart<N> {
     }
 }
 
-/// Does what may panic and has no say in what this task does.
+/// Runs code that may panic without any effect on this task.
 #[cfg(feature = "std")]
 #[inline]
 pub(crate) fn apart(f: impl FnOnce()) {
-    // What panics is not used again. To drop what a panic carries may panic again.
+    // What panics is not used again. Dropping a panic's payload may panic again.
     core::mem::forget(catch_unwind(AssertUnwindSafe(f)));
 }
 
@@ -109,28 +111,29 @@ pub(crate) fn apart(f: impl FnOnce()) {
     f();
 }
 
-/// Wakes who is next, outside the lock.
+/// Wakes the next task, outside the lock.
 pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }
 }
 
-/// Wakes all, outside the lock. A waker that panics keeps no other from being woken.
+/// Wakes all, outside the lock. A waker that panics does not keep the others from being woken.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     for_all(wakers, Waker::wake);
 }
 
-/// Does `f` to all, outside the lock. One that panics keeps no other from its turn: the first panic goes on at the end.
+/// Applies `f` to all, outside the lock. A panic does not keep the others from their turn: the first one resumes at the
+/// end.
 #[cfg(feature = "std")]
 pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, mut f: impl FnMut(T)) {
     let mut panicked = None;
     for item in items {
-        // What panics is not used again, so that nothing is seen in the state that it was left in.
+        // What panics is not used again, so nothing sees the state it was left in.
         match (catch_unwind(AssertUnwindSafe(|| f(item))), &panicked) {
             (Ok(()), _) => {}
             (Err(panic), None) => panicked = Some(panic),
-            // To drop what a panic carries may panic again.
+            // Dropping a panic's payload may panic again.
             (Err(panic), Some(_)) => core::mem::forget(panic),
         }
     }
@@ -139,7 +142,7 @@ pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, mut f: impl FnMut(T
     }
 }
 
-/// Does `f` to all, outside the lock. One that panics keeps no other from its turn.
+/// Applies `f` to all, outside the lock. A panic does not keep the others from their turn.
 #[cfg(not(feature = "std"))]
 pub(crate) fn for_all<T>(items: impl IntoIterator<Item = T>, f: impl FnMut(T)) {
     struct Rest<I: Iterator, F: FnMut(I::Item)> {

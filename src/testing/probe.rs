@@ -47,7 +47,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pin_project_lite::pin_project;
 
-use crate::{Layer, Service, sync::is_drive};
+use crate::sync::{has_request, is_drive};
+use crate::{Layer, Service};
 
 /// A layer that watches how its services are used. See the [module](self).
 ///
@@ -174,7 +175,8 @@ where
             // It has given up what it had reserved.
             _ if is_drive(cx) => self.link.set(Asked::Nothing),
             Poll::Pending => {
-                if self.link.asked == Asked::Ready {
+                // What was ready only to fail its request is no longer so when there is no request yet.
+                if self.link.asked == Asked::Ready && has_request(cx) {
                     self.link.note(Rule::ReadinessLost);
                 }
                 self.link.set(Asked::Nothing);

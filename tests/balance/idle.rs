@@ -1,11 +1,12 @@
-//! What a balancer does in an idle buffer, where nobody waits for it: it follows discovery and has endpoints connect, and
-//! holds nothing.
+//! A balancer in an idle buffer, without a waiting caller: it follows discovery and has endpoints connect, but holds
+//! nothing.
 
 use super::*;
 use campanile::buffer;
 use campanile::limit::concurrency::Semaphore;
 use campanile::limit::rate::Rate;
 use campanile::limit::{ConcurrencyLimit, RateLimit};
+use campanile::timeout::Deadline;
 use common::Task;
 
 /// An endpoint of which one request at a time is under way; its permits are those of all who share `permits`.
@@ -244,4 +245,29 @@ fn it_lets_others_run() {
         most = most.max(polled());
     }
     assert!((100..=256).contains(&most), "{most}");
+}
+
+/// A poll for nobody may be the only one, and so it leaves no endpoint out that holds something.
+#[test]
+fn a_wait_that_is_given_up_leaves_every_line() {
+    let timer = ManualTimer::new();
+    let permits: Vec<_> = (0..300).map(|_| Semaphore::new(1)).collect();
+    let sites = sites(&[1; 300]);
+    let limits = || sites.iter().zip(&permits).map(|(site, p)| limited(site, p));
+    let mut others: Vec<_> = limits().collect();
+    for other in &mut others {
+        found(WakeCount::new().poll_ready(other)).unwrap();
+    }
+    let balance = Balance::with_layer(ServiceList::new(limits()), Identity::new());
+    let mut service = Deadline::with_timer(balance, 100 * MS, timer.clone());
+    let wakes = WakeCount::new();
+    let mut woken = usize::MAX;
+    while woken != wakes.get() {
+        woken = wakes.get();
+        assert!(wakes.poll_ready(&mut service).is_pending());
+    }
+    timer.advance(100 * MS);
+    found(wakes.poll_ready(&mut service)).unwrap();
+    drop(others);
+    assert!(permits.iter().all(|p| p.available_permits() == 1));
 }

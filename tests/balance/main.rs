@@ -1,4 +1,4 @@
-//! `Balance` and `Quarantine`: who is chosen, who is never called, who comes back and when.
+//! `Balance` and `Quarantine`: which endpoints are chosen, which are never called, and which come back and when.
 #![cfg(feature = "std")]
 
 #[path = "../common/mod.rs"]

@@ -1,4 +1,4 @@
-//! Who is set aside, and comes back when.
+//! Which services are set aside, and when they come back.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a stack is built of beside the rooms, and what watches them.
+//! The parts of a random stack other than the rooms, and the probes that watch it.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;

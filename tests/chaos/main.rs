@@ -1,8 +1,7 @@
 //! Random stacks under random load, cancellation, faults and shutdown, in virtual time.
 //!
-//! Each seed is a run of its own, the same each time: `CAMPANILE_SEED=17` runs that one and shows what it does,
-//! `CAMPANILE_RUNS=100000` runs so many, from that one on. What every run has to keep is in [`Run::check`] and in
-//! [`Client`].
+//! Each seed is one reproducible run: `CAMPANILE_SEED=17` runs that one and shows what it does, `CAMPANILE_RUNS=100000`
+//! runs that many, starting from it. [`Run::check`] and [`Client`] hold what every run has to satisfy.
 #![cfg(feature = "testing")]
 
 mod doubles;

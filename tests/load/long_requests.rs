@@ -1,4 +1,4 @@
-//! What one long request does to the endpoint that answers it: a balancer's choices, in virtual time.
+//! How one long request affects a balancer's choice of the endpoint that answers it, in virtual time.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -154,7 +154,8 @@ fn one_long_request_starves_nobody() {
     }
 }
 
-/// One that is given up says nothing of the long one. Where requests are few, nothing else ends what would count as silence.
+/// A cancelled request says nothing about the long one. If requests are few, nothing else ends what would count as
+/// silence.
 #[test]
 fn one_long_request_and_one_given_up_starve_nobody() {
     let case = Case {

@@ -1,4 +1,4 @@
-//! What `PeakEwma` makes of the times it sees.
+//! How `PeakEwma` turns the times it sees into estimates.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A timer beneath that panics and wakes as it likes: who waits is in time all the same.
+//! An inner timer that panics and wakes at random: all waits still end in time.
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

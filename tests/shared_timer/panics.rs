@@ -1,4 +1,4 @@
-//! A waker or a timer that panics costs nobody else a wake-up.
+//! A waker or a timer that panics costs no other wait its wake-up.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Nobody is late because others do not poll their waits.
+//! No wait is late because others are not polled.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! A type that runs tasks and tells no time is half a runtime.
+//! A type that runs tasks but tells no time is half a runtime.
 
 #[derive(Clone)]
 struct Threads;

@@ -1,4 +1,4 @@
-//! An executor of smol's cannot be cloned, so layers cannot share it: it is handed over behind a pointer.
+//! smol's executor is not `Clone`, so layers cannot share it: it is passed behind a pointer.
 
 fn main() {
     let executor = smol::Executor::new();

@@ -1,5 +1,5 @@
-//! A filter puts a clone in the place of a service that was ready for a request which it rejects. A `Reconnect` has none,
-//! since that would be a connection for each rejected request: put a buffer between them.
+//! When a filter rejects a request, it replaces the service that was ready for it with a clone. A `Reconnect` is not
+//! `Clone`, since that would be a connection for each rejected request: put a buffer between them.
 
 use campanile::tokio::reconnect::Reconnect;
 use campanile::{Service, ServiceExt, make::Shared, service_fn};

@@ -1,5 +1,5 @@
-//! Each further attempt of a retry is made by a clone. A `Reconnect` has none, since that would be a connection for each
-//! request: put a buffer between them.
+//! A retry makes each further attempt with a clone. A `Reconnect` is not `Clone`, since that would be a connection for
+//! each request: put a buffer between them.
 
 use campanile::retry::Retry;
 use campanile::tokio::{reconnect::Reconnect, retry::StandardPolicy};

@@ -6,33 +6,33 @@ use crate::sync::gate::Full;
 use crate::sync::semaphore::StaticSemaphore;
 use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
 
-/// Where permits come from: a [`Semaphore`], without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`, or
-/// with the feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
+/// A source of permits: a [`Semaphore`]; without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`; with the
+/// feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
 pub trait Permits: Clone {
-    /// How a service lays claim to one of them.
+    /// A service's claim to a permit.
     type Claim: Claim;
 
-    /// A claim that has nothing yet.
+    /// A claim that holds nothing yet.
     fn claim(&self) -> Self::Claim;
 }
 
-/// A claim to a permit: nothing yet, a place in line, or the permit. Dropping it gives it up.
+/// A claim to a permit: it holds nothing yet, a place in line, or the permit. Dropping it gives that up.
 pub trait Claim: Sized {
-    /// How a request fails, if its service fails with `E`: with just that, where a claim is never refused.
+    /// How a request fails if its service fails with `E`: just with `E`, if claims are never refused.
     type Error<E>: From<E>;
 
-    /// A claim to another permit of the same origin, with nothing yet.
+    /// A claim to another permit from the same source, which holds nothing yet.
     #[must_use]
     fn another(&self) -> Self;
 
-    /// Takes the permit, or a place in line; ready when the permit is had.
+    /// Takes the permit, or a place in line. Ready once it holds the permit.
     ///
     /// # Errors
     ///
-    /// If the line is full.
+    /// If the wait queue is full.
     fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error<E>>>;
 
-    /// Gives up what is had.
+    /// Gives up what the claim holds.
     fn release(&mut self);
 }
 
@@ -76,7 +76,7 @@ impl Claim for Permit {
     }
 
     fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        // The line is on the heap, and has no end that it could come to.
+        // A wait queue on the heap is never full.
         ready!(Self::poll_acquire(self, cx)).map_or(Poll::Pending, |()| Poll::Ready(Ok(())))
     }
 
@@ -85,7 +85,7 @@ impl Claim for Permit {
     }
 }
 
-/// The semaphores that need no allocator.
+/// Implements the semaphores that need no allocator.
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
@@ -94,7 +94,7 @@ macro_rules! fixed {
             ///
             /// # Panics
             ///
-            /// If `permits` is 0; in a `static`, that is an error of the compiler's. See [`try_new`](Self::try_new).
+            /// If `permits` is 0; in a `static` that is a compile error. See [`try_new`](Self::try_new).
             #[track_caller]
             pub const fn new(permits: usize) -> Self {
                 InvalidLimit::assert(permits);

@@ -13,7 +13,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it gives up its permit or its place in the line.
+    /// Dropping it gives up its permit or its place in line.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<F, C = Permit> {
@@ -42,7 +42,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it gives up its permit or its place in the line.
+    /// Dropping it gives up its permit or its place in line.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct PermittedFuture<F, C = Permit> {
@@ -71,7 +71,7 @@ where
 pin_project! {
     #[derive(Debug)]
     pub(super) struct Limited<F, C> {
-        // Dropped before the permit goes back. `None`: it has ended.
+        // Dropped before the permit is returned. `None`: it has ended.
         #[pin]
         pub(super) inner: Option<F>,
         pub(super) claim: C,
@@ -83,8 +83,8 @@ where
     F: Future<Output = Result<T, E>>,
     C: Claim,
 {
-    /// Waits for the permit first, where it was not had at the call. When this is ready, the inner future is gone: whoever
-    /// gets the permit next finds nothing of this request alive.
+    /// Waits for the permit first, if the call had none. When this is ready the inner future has been dropped, so
+    /// nothing of this request is alive when the permit goes to the next one.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, C::Error<E>>> {
         let mut this = self.project();
         let Some(inner) = this.inner.as_mut().as_pin_mut() else {

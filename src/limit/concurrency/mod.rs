@@ -1,30 +1,32 @@
 //! Limits how many requests are in flight at once.
 //!
-//! A request needs a permit, which it has until its response is ready and its future is gone: the future inside is dropped
-//! before the permit goes back, so that the limit counts what is alive. Permits come from a
-//! [`Semaphore`] that is a service's own ([`ConcurrencyLimitLayer`]), that all services of a layer share
-//! ([`GlobalConcurrencyLimitLayer`]), or that the user brings ([`ConcurrencyLimit::with_semaphore`]); with the
-//! feature `async-lock` it can be an `Arc<async_lock::Semaphore>` that the rest of an application uses too.
+//! A request needs a permit, and has it until its response is ready and its future is gone: the inner future is dropped
+//! before the permit is returned, so that the limit counts what is alive. Permits come from a [`Semaphore`] that is a
+//! service's own ([`ConcurrencyLimitLayer`]), that all services of a layer share ([`GlobalConcurrencyLimitLayer`]), or
+//! that you provide ([`ConcurrencyLimit::with_semaphore`]); with the feature `async-lock` it can be an
+//! `Arc<async_lock::Semaphore>` that the rest of an application also uses.
 //!
 //! # Readiness
 //!
-//! By default `poll_ready` takes the permit, as tower's does, but asks the inner service first: a permit is only taken for
-//! a request that can go on, and is given back when the inner service is not ready any more. So a caller of a service that
-//! is never ready starves no other caller on the same semaphore. While a handle waits in line, its inner service reserves
-//! nothing, since requests that have a permit may need that, for another attempt say. Where the inner service is contended
-//! too, both are seldom there at once: a handle whose inner service was ready twice, each time without a permit, keeps its
-//! next permit while it waits for the inner service. A handle that was polled ready keeps its permit until it
-//! calls or is dropped, and handles that idle in that state can keep the others waiting. After [`unreserved`](ConcurrencyLimit::unreserved) readiness takes nothing, and a response
-//! future waits for its permit before it is first polled. A handle that is called without having been polled
-//! ready does the same.
+//! By default `poll_ready` takes the permit, as tower's does, but polls the inner service first: a permit is only taken
+//! for a request that can proceed, and is returned when the inner service is no longer ready. So a caller of a service
+//! that is never ready starves no other caller on the same semaphore. While a handle waits in line for a permit, its
+//! inner service reserves nothing, since requests that hold a permit may need that reservation, for example for another
+//! attempt. If the inner service is contended too, both are rarely available at once: a handle whose inner service was
+//! ready twice, each time without a permit, keeps its next permit while it waits for the inner service.
+//!
+//! A handle that was polled ready keeps its permit until it calls or is dropped, so idle handles in that state can keep
+//! others waiting. After [`unreserved`](ConcurrencyLimit::unreserved), readiness takes no permit, and a response future
+//! waits for its permit before it first polls the inner future. The same happens when a handle is called without having
+//! been polled ready.
 //!
 //! # Without an allocator
 //!
-//! A [`StaticSemaphore`] is shared by tasks and interrupts (feature `critical-section`; the application brings the
-//! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` who wait. A request beyond that is not
+//! A [`StaticSemaphore`] is shared by tasks and interrupts (feature `critical-section`; the application provides the
+//! critical section), a [`LocalSemaphore`] on one thread. There is room for `N` waiters. A request beyond that is not
 //! queued: its handle is ready, and its response is [`Error::Overflow`], at once and for this request alone, unless a
-//! permit has come free by then. The inner service is called all the same, and its future dropped before it is polled.
-//! With as many places as there are handles, each with one request at a time, that never happens.
+//! permit has become free by then. The inner service is still called, but its future is dropped before it is polled.
+//! This never happens with as many places as handles, if each handle has one request at a time.
 //!
 //! ```
 //! # #[cfg(feature = "critical-section")] {
@@ -32,7 +34,7 @@
 //! use campanile::limit::concurrency::StaticSemaphore;
 //! use campanile::{ServiceExt, service_fn};
 //!
-//! // One permit, and room for 8 who wait for it.
+//! // One permit, and room for 8 waiters.
 //! static RADIO: StaticSemaphore<8> = StaticSemaphore::new(1);
 //!
 //! let send = service_fn(async |byte: u8| Ok::<_, core::convert::Infallible>(byte.count_ones()));
@@ -44,11 +46,10 @@
 //!
 //! # Differences from tower
 //!
-//! - The permit is free as soon as the response is ready, and not when its future is dropped.
-//! - The inner service is asked before the permit is taken, and not after.
-//! - A response can take the permit along, for as long as its body goes on:
-//!   [`with_permit`](ConcurrencyLimit::with_permit).
-//! - Readiness that is only tried, as by [`LoadShed`](crate::load_shed), leaves no one in the line.
+//! - The permit is returned as soon as the response is ready, and not when its future is dropped.
+//! - The inner service is polled before the permit is taken, and not after.
+//! - A response can keep the permit for as long as its body lasts: [`with_permit`](ConcurrencyLimit::with_permit).
+//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter behind.
 //! - A call without readiness waits, and does not panic.
 //!
 //! # Examples
@@ -89,7 +90,7 @@ use self::future::Limited;
 pub use self::future::{PermittedFuture, ResponseFuture};
 pub use self::permitted::{Permitted, WithPermit, WithPermitLayer};
 
-/// A layer of [`ConcurrencyLimit`]; each service it makes has permits of its own.
+/// A layer of [`ConcurrencyLimit`] that gives each service its own permits.
 #[cfg(feature = "std")]
 #[derive(Clone, Copy, Debug)]
 pub struct ConcurrencyLimitLayer {
@@ -99,7 +100,7 @@ pub struct ConcurrencyLimitLayer {
 
 #[cfg(feature = "std")]
 impl ConcurrencyLimitLayer {
-    /// At most `max` requests of a service are under way at once.
+    /// Lets at most `max` requests of a service be in flight at once.
     ///
     /// # Panics
     ///
@@ -149,7 +150,7 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
     }
 }
 
-/// A layer of [`ConcurrencyLimit`]; all services it makes share their permits.
+/// A layer of [`ConcurrencyLimit`] whose services share their permits.
 #[derive(Clone, Debug)]
 pub struct GlobalConcurrencyLimitLayer<M = Semaphore> {
     semaphore: M,
@@ -158,7 +159,7 @@ pub struct GlobalConcurrencyLimitLayer<M = Semaphore> {
 
 #[cfg(feature = "std")]
 impl GlobalConcurrencyLimitLayer {
-    /// At most `max` requests of all services of this layer are under way at once.
+    /// Lets at most `max` requests, over all services of this layer, be in flight at once.
     ///
     /// # Panics
     ///
@@ -179,7 +180,7 @@ impl GlobalConcurrencyLimitLayer {
 }
 
 impl<M: Permits> GlobalConcurrencyLimitLayer<M> {
-    /// The permits are those of `semaphore`.
+    /// Takes the permits from `semaphore`.
     pub const fn with_semaphore(semaphore: M) -> Self {
         Self {
             semaphore,
@@ -210,7 +211,7 @@ impl<S, M: Permits> Layer<S> for GlobalConcurrencyLimitLayer<M> {
     }
 }
 
-/// A service of which a limited number of requests are under way at once.
+/// A service with a limited number of requests in flight.
 ///
 /// Clones share the permits. See the [module](self) for an example.
 #[derive(Debug)]
@@ -222,12 +223,12 @@ pub struct ConcurrencyLimit<S, C = Permit> {
     let_go: LetGo,
 }
 
-/// What a handle waited for when it was last polled.
+/// What a handle was waiting for at its last poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waits {
     /// Nothing.
     No,
-    /// The inner service, which may be in a line of its own.
+    /// The inner service, where it may have a place in another wait queue.
     ForInner,
     /// The permit.
     InLine,
@@ -235,7 +236,7 @@ enum Waits {
 
 #[cfg(feature = "std")]
 impl<S> ConcurrencyLimit<S> {
-    /// At most `max` requests are under way at once.
+    /// Lets at most `max` requests be in flight at once.
     ///
     /// # Panics
     ///
@@ -256,7 +257,7 @@ impl<S> ConcurrencyLimit<S> {
 }
 
 impl<S, C: Claim> ConcurrencyLimit<S, C> {
-    /// The permits are those of `semaphore`, which others may use too.
+    /// Takes the permits from `semaphore`, which others may use too.
     ///
     /// ```
     /// use campanile::limit::ConcurrencyLimit;
@@ -277,12 +278,11 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         }
     }
 
-    /// Takes no permit when polled ready: the response future waits for one before it is first polled.
+    /// Takes no permit when polled ready: the response future waits for one before it first polls the inner future.
     ///
-    /// The inner service is called at once, so this limits services whose work is done in their futures, as
-    /// that of an `async fn` is, and not one that begins it in the call, as a [`Buffer`](crate::buffer) does.
-    /// Handles that idle then starve nobody; but the limit itself is always ready, so that a `LoadShed`
-    /// around it has nothing to go by.
+    /// The inner service is called at once, so this limits services whose work is done in their futures, as with an
+    /// `async fn`, and not one that begins it in the call, as a [`Buffer`](crate::buffer) does. Then idle handles
+    /// starve no other; but the limit itself is always ready, so a `LoadShed` around it sheds nothing on its account.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
         self.leave();
@@ -290,8 +290,8 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         self
     }
 
-    /// Gives the permit along with the response, instead of releasing it when the response is ready:
-    /// for a response that goes on, such as a body that is streamed.
+    /// Passes the permit on with the response, instead of returning it when the response is ready: for a response that
+    /// continues, such as a streamed body.
     ///
     /// ```
     /// use campanile::limit::concurrency::Semaphore;
@@ -311,15 +311,15 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// # });
     /// ```
     ///
-    /// See [`Permitted`] for a response of which the body is a part.
+    /// See [`Permitted`] for a response with a body inside it.
     pub fn with_permit(self) -> WithPermit<S, C> {
         WithPermit { limit: self }
     }
 
     accessors!(S);
 
-    /// The inner service is asked first, so that who holds a permit can go on. Neither is held while the other is waited
-    /// for: requests that have a permit may need what the inner service would have reserved here.
+    /// Polls the inner service first, so that the holder of a permit can proceed. Neither is held while waiting for the
+    /// other: requests that hold a permit may need what the inner service would have reserved here.
     fn poll_limited<Request>(
         &mut self,
         cx: &mut Context<'_>,
@@ -340,7 +340,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         if !matches!(polled, Poll::Ready(Ok(()))) || is_drive(cx) {
             return self.inner_unready(polled, cx);
         }
-        // Refused, a claim is made again by the response future, whose error is the request's alone.
+        // After a refusal the response future tries again; its error is this request's alone.
         if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
             if !is_try(cx) {
                 self.waits = Waits::InLine;
@@ -351,7 +351,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         Poll::Ready(Ok(()))
     }
 
-    /// The inner service is not ready, or only driven: the permit is another's, but see [`LetGo`].
+    /// The inner service is not ready, or was only driven: the permit goes to others, except as [`LetGo`] says.
     #[cold]
     fn inner_unready<E>(
         &mut self,
@@ -371,7 +371,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         polled.map_err(C::Error::from)
     }
 
-    /// There is no permit: meanwhile the inner service reserves nothing, and goes on with work of its own.
+    /// Waits for a permit; meanwhile the inner service reserves nothing, but continues with work of its own.
     #[cold]
     fn wait_in_line<Request>(
         &mut self,
@@ -389,7 +389,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         }
     }
 
-    /// Gives up the permit, or the place in the line.
+    /// Gives up the permit or the place in line.
     fn leave(&mut self) {
         self.claim.release();
         self.waits = Waits::No;
@@ -400,12 +400,12 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         S: Service<Request>,
     {
         self.let_go = LetGo::NEVER;
-        // Called without being ready, it waits for the permit: a place that it has further in would be held meanwhile.
+        // A call without readiness waits for the permit, and must not hold a place in an inner wait queue meanwhile.
         if replace(&mut self.waits, Waits::No) == Waits::ForInner {
             let _ = withdraw(|cx| self.inner.poll_ready(cx));
         }
         let next = self.claim.another();
-        // Out of the service first: if the call panics, the permit goes with this claim.
+        // Taken out of the service first: if the call panics, dropping this claim returns the permit.
         let claim = replace(&mut self.claim, next);
         Limited {
             inner: Some(self.inner.call(request)),
@@ -434,7 +434,7 @@ where
     }
 }
 
-// A clone has no permit and no place in the line, whatever its original has.
+// A clone has neither permit nor place in line, whatever its original has.
 impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
     fn clone(&self) -> Self {
         Self {
@@ -447,7 +447,7 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
     }
 }
 
-/// The load of the service inside.
+/// The load of the inner service.
 impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
     type Metric = S::Metric;
 
@@ -464,10 +464,10 @@ impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
     }
 }
 
-/// How a [`ConcurrencyLimit`] fails whose semaphore has room for so many who wait and no more.
+/// How a [`ConcurrencyLimit`] fails if its semaphore has room for a limited number of waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
-    /// The line of those who wait for a permit was full.
+    /// Too many requests already wait for a permit.
     Overflow(Overflow),
     /// The inner service failed.
     Service(E),
@@ -476,7 +476,7 @@ pub enum Error<E> {
 flatten!(Error: Overflow);
 
 leaf_error! {
-    /// The line of those who wait for a permit was full.
+    /// Too many requests already wait for a permit.
     Overflow, "more requests wait for a permit than there is room for"
 }
 

@@ -8,7 +8,7 @@ use pin_project_lite::pin_project;
 use super::{Claim, ConcurrencyLimit, Permit, PermittedFuture};
 use crate::{Layer, Service, load::Load};
 
-/// A layer of [`WithPermit`]: the layer `L` of a [`ConcurrencyLimit`], whose permits go along with the responses.
+/// A layer of [`WithPermit`]: a layer `L` of a [`ConcurrencyLimit`] whose responses keep their permits.
 ///
 /// [`ConcurrencyLimitLayer::with_permit`](super::ConcurrencyLimitLayer::with_permit) and
 /// [`GlobalConcurrencyLimitLayer::with_permit`](super::GlobalConcurrencyLimitLayer::with_permit) make one.
@@ -31,14 +31,14 @@ where
     }
 }
 
-/// A [`ConcurrencyLimit`] that gives the permit along with the response:
-/// see [`with_permit`](ConcurrencyLimit::with_permit).
+/// A [`ConcurrencyLimit`] that passes the permit on with the response: see
+/// [`with_permit`](ConcurrencyLimit::with_permit).
 #[derive(Debug)]
 pub struct WithPermit<S, C = Permit> {
     pub(super) limit: ConcurrencyLimit<S, C>,
 }
 
-// As fresh as the limit's clone is.
+// The limit's clone holds nothing.
 impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
     fn clone(&self) -> Self {
         Self {
@@ -67,7 +67,7 @@ where
     }
 }
 
-/// The load of the service inside.
+/// The load of the inner service.
 impl<S: Load, C: Claim> Load for WithPermit<S, C> {
     type Metric = S::Metric;
 
@@ -85,12 +85,12 @@ impl<S: Load, C: Claim> Load for WithPermit<S, C> {
 }
 
 pin_project! {
-    /// A response, and the permit under which it goes on. Dropping it releases the permit, after the response.
+    /// A response with its permit. Dropping it drops the response, then returns the permit.
     ///
-    /// Where the response is a [`Stream`], so is this. The permit is released when the stream has ended, as that of a
-    /// response is when it is ready, or when it is dropped before.
+    /// If the response is a [`Stream`], so is this. The permit is returned when the stream ends, or when this is
+    /// dropped before that.
     ///
-    /// Where the body is a part of the response, the permit goes from the whole to that part:
+    /// If the body is part of the response, move the permit from the whole to that part:
     ///
     /// ```
     /// use campanile::limit::concurrency::{Permitted, Semaphore};
@@ -126,7 +126,7 @@ pin_project! {
     /// ```
     #[derive(Debug)]
     pub struct Permitted<T, C = Permit> {
-        // Dropped before the permit goes back.
+        // Dropped before the permit is returned.
         #[pin]
         pub(super) response: T,
         pub(super) permit: C,
@@ -134,19 +134,19 @@ pin_project! {
 }
 
 impl<T, C> Permitted<T, C> {
-    /// Puts together what [`into_parts`](Self::into_parts) took apart, or a part of it.
+    /// Puts the result of [`into_parts`](Self::into_parts), or a part of the response, together again.
     pub const fn from_parts(response: T, permit: C) -> Self {
         Self { response, permit }
     }
 
-    /// The response, and what releases the permit when it is dropped.
+    /// The response, and the permit, which is returned when it is dropped.
     pub fn into_parts(self) -> (T, C) {
         (self.response, self.permit)
     }
 
-    /// Changes the response, which keeps its permit.
+    /// Changes the response and keeps its permit.
     ///
-    /// Not a method, so that it hides none of the response's.
+    /// An associated function, so that it hides no method of the response.
     ///
     /// ```
     /// use campanile::limit::{ConcurrencyLimitLayer, concurrency::Permitted};

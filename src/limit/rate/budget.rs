@@ -6,7 +6,7 @@ use crate::Instant;
 use crate::runtime::saturating_nanos;
 use crate::sync::word::Word;
 
-/// So many requests per period, and so many at once.
+/// A number of requests per period, and how many may pass at once.
 ///
 /// ```
 /// use campanile::limit::Rate;
@@ -28,11 +28,11 @@ pub struct Rate {
     fixed_window: bool,
 }
 
-/// The longest period, in nanoseconds: 146 years. It leaves room to add it to any moment of today.
+/// The longest period, in nanoseconds: 146 years. It can be added to any present time without overflow.
 const LONGEST: u64 = 1 << 62;
 
 impl Rate {
-    /// `num` requests in each `per`, and after a pause as many at once.
+    /// `num` requests in each `per`, and as many at once after a pause.
     ///
     /// # Panics
     ///
@@ -47,7 +47,7 @@ impl Rate {
         }
     }
 
-    /// `num` requests in each `per`, and after a pause as many at once.
+    /// `num` requests in each `per`, and as many at once after a pause.
     ///
     /// # Errors
     ///
@@ -75,8 +75,8 @@ impl Rate {
         self
     }
 
-    /// Lets `burst` requests through at once after a pause, and still no more than `num` in any window of
-    /// `per`: what follows the burst is slowed down to `num - burst + 1` in each `per`.
+    /// Lets `burst` requests through at once after a pause, and still no more than `num` in any window of `per`: after
+    /// the burst the rate is only `num - burst + 1` in each `per`.
     ///
     /// A `burst` outside of 1 to `num` counts as the nearer of the two.
     #[must_use]
@@ -90,20 +90,20 @@ impl Rate {
         self
     }
 
-    /// All of a burst but one, as far as it comes back within the longest period: with more the budget could be
-    /// overdrawn by all of time, and nothing would come back.
+    /// The burst without its first request, limited to what comes back within the longest period: with more, the budget
+    /// could be overdrawn until the end of time, and never come back.
     const fn others(self) -> u64 {
         let most = LONGEST / (self.per.get() / self.num.get());
         let others = self.burst - 1;
         if others < most { others } else { most }
     }
 
-    /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back when the
-    /// next one begins.
+    /// Counts in fixed windows, as tower does: `num` requests in each, and the whole budget is back at the start of the
+    /// next window.
     ///
-    /// Windows of `per` follow one another from the first request on. Two bursts can meet at an edge, so that
-    /// up to `2 * num` requests pass within less than `per`; a [`burst`](Self::burst) has no meaning here. This
-    /// is for a server that counts in the same way.
+    /// Windows of `per` follow one another from the first request on. Two bursts can meet at an edge, so up to
+    /// `2 * num` requests can pass within less than `per`; [`burst`](Self::burst) has no effect. Use this for a server
+    /// that counts in the same way.
     #[must_use]
     pub const fn fixed_window(mut self) -> Self {
         self.fixed_window = true;
@@ -115,9 +115,9 @@ impl Rate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidRate {
-    /// No requests at all.
+    /// No requests.
     Num,
-    /// A period of no length.
+    /// A period of zero length.
     Per,
 }
 
@@ -132,27 +132,26 @@ impl fmt::Display for InvalidRate {
 
 impl core::error::Error for InvalidRate {}
 
-/// What the word of a budget says while somebody is in line: nothing is to be had but through the lock of the line,
-/// which has what else the word would say.
+/// The value of a budget's word while handles are in line: tokens are available only through the line's lock, which
+/// also guards the real value.
 const LINE: u64 = u64::MAX;
 
-/// The budget of a limiter: one word, changed without a lock while nobody waits.
+/// The budget of a limiter: one word, changed without a lock while no handle waits.
 #[derive(Debug)]
 pub struct Budget {
     rate: Rate,
     pace: Pace,
-    // The width of one cell: so many nanoseconds, and `rest / num` of one.
+    // The width of one cell: `one` nanoseconds, and `rest / num` of one.
     one: NonZeroU64,
     rest: u64,
-    // All of a burst but one.
+    // The width of the burst without its first request.
     others: Width,
-    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the
-    // start of the window, and as many nanoseconds more as requests have passed in it, which are at most `per`.
-    // Or `LINE`.
+    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the start of the
+    // window plus one nanosecond for each request that has passed in it, at most `per`. Or `LINE`.
     full_at: Word,
-    // With fixed windows: where the latest begins that somebody has asked in; 0 before that. Without: the latest
-    // moment from which a token was given back that was not the last one taken; of those that lead to it or to an
-    // earlier one nobody knows whether they are the last.
+    // With fixed windows: the start of the latest window in which a token was requested; 0 before the first. Otherwise:
+    // the latest `full_at` at which a token was returned that was not the last one taken. A token that led to this
+    // moment or an earlier one can no longer be told to be the last.
     window: Word,
 }
 
@@ -184,14 +183,14 @@ impl Budget {
         self.rate
     }
 
-    /// A token to be had at `now`.
+    /// A token available at `now`.
     #[inline]
     pub(super) fn offer(&self, now: Instant) -> Option<Offer> {
-        // Nothing but this one word is shared, so no order with other memory is needed.
+        // Only this one word is shared, so no ordering with other memory is needed.
         self.offer_after(self.full_at.load(), now)
     }
 
-    // On a small processor the call is nothing beside the rest, and two copies of it are large.
+    // On a small processor the call costs little beside the rest, and two copies of the code are large.
     #[cfg_attr(target_has_atomic = "64", inline)]
     #[cfg_attr(not(target_has_atomic = "64"), inline(never))]
     pub(super) fn offer_after(&self, full_at: u64, now: Instant) -> Option<Offer> {
@@ -224,7 +223,7 @@ impl Budget {
     #[inline]
     fn offer_in_window(&self, full_at: u64, now: Instant) -> Option<Offer> {
         let window = self.window(now.as_nanos());
-        // As none has passed in it, if that is before.
+        // If `full_at` lies before the window, no request has passed in it.
         let counted = full_at.max(window);
         if counted - window >= self.rate.num.get() {
             return None;
@@ -233,7 +232,7 @@ impl Budget {
         Some(Offer { full_at, then })
     }
 
-    /// Where the window of `nanos` begins; or the latest, for a clock that is behind.
+    /// The start of the window of `nanos`; of the latest window, if the clock is behind.
     #[inline]
     fn window(&self, nanos: u64) -> u64 {
         let latest = self.window.load();
@@ -247,7 +246,7 @@ impl Budget {
     fn open_window(&self, nanos: u64) -> u64 {
         self.window
             .update(|latest| match nanos.checked_sub(latest) {
-                // The first to ask begins the first.
+                // The first request begins the first window.
                 _ if latest == 0 => Some(nanos.max(1)),
                 Some(since) if since >= self.rate.per.get() => Some(nanos - since % self.rate.per),
                 _ => None,
@@ -255,7 +254,7 @@ impl Budget {
         self.window.load()
     }
 
-    /// Takes the offered token, or another if it is gone.
+    /// Takes the offered token, or another if that one is gone.
     #[inline]
     pub(super) fn take(&self, offer: Offer, now: Instant) -> Option<Taken> {
         let mut full_at = offer.then;
@@ -265,7 +264,7 @@ impl Budget {
         Some(Taken { at: now, full_at })
     }
 
-    /// If there is none left, what the word says.
+    /// Takes another token. If none is left, returns the word.
     #[cold]
     fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, u64> {
         loop {
@@ -277,14 +276,14 @@ impl Budget {
         }
     }
 
-    /// Takes a token. If there is none, when the budget is full again; which nobody but the line knows, where that
+    /// Takes a token. If there is none, returns when the budget is full again; only the line knows that if the value
     /// [`is_line`](Self::is_line).
     pub(super) fn take_any(&self, now: Instant) -> Result<Taken, u64> {
         let full_at = self.take_another(self.full_at.load(), now)?;
         Ok(Taken { at: now, full_at })
     }
 
-    /// Whether this is what the word says while somebody is in line.
+    /// Whether this is the word's value while handles are in line.
     pub(super) const fn is_line(full_at: u64) -> bool {
         full_at == LINE
     }
@@ -293,9 +292,9 @@ impl Budget {
     ///
     /// # Errors
     ///
-    /// If somebody is in line, to whom it belongs.
+    /// If handles are in line; the token belongs to them.
     pub(super) fn give_back(&self, token: Taken, now: Instant) -> Result<(), InLine> {
-        // Not by `update`, during which interrupts may have to wait: a division of many steps can be in it.
+        // Not in `update`, which may hold off interrupts: this can involve a division of many steps.
         let mut full_at = self.full_at.load();
         loop {
             if full_at == LINE {
@@ -311,24 +310,24 @@ impl Budget {
         }
     }
 
-    /// What `full_at` is once `token` is given back at `now`, if that changes it.
+    /// The value of `full_at` after `token` is given back at `now`, if that changes it.
     pub(super) fn without(&self, token: Taken, full_at: u64, now: Instant) -> Option<u64> {
         if self.rate.fixed_window {
-            // Into the window that it was taken from, as long as no later one has begun.
+            // Back into the window it was taken from, unless a later one has begun.
             let window = self.window.load();
             let passed = full_at.saturating_sub(window);
             let is_current = token.full_at.get() > window;
             return (is_current && 0 < passed && passed <= self.rate.per.get())
                 .then(|| full_at - 1);
         }
-        // Nobody took one since: it is as if this one had not been taken. Otherwise time may have brought back a
-        // part of it, up to all of what has passed since, where without it the budget would have been full; and to
-        // give that a second time would be too much.
-        // Where cells are not all of one width, its own may be narrower by one than that which is given back.
+        // If no token was taken since, it is as if this one had not been taken. Otherwise time may already have brought
+        // back a part of it, up to the time passed since, if the budget would have been full without it; giving that
+        // back a second time would be too much. If cells differ in width, this token's cell may be a nanosecond
+        // narrower than the one given back.
         let elapsed = now.as_nanos().saturating_sub(token.at.as_nanos());
         let is_uneven = elapsed > 0 && self.rest != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
-        // What was given back in between may have let others take what leads to the same moment.
+        // After tokens were given back in between, another token may have led to the same moment.
         let is_last = full_at == token.full_at.get() && full_at > self.window.load();
         let mut then = self.back(full_at, self.one());
         if !is_last {
@@ -344,11 +343,11 @@ impl Budget {
         Some(then)
     }
 
-    /// When a token is due for who has `ahead` others before it, after what leads to `full_at`.
+    /// When a token is due for a handle with `ahead` others before it, if the budget is full again at `full_at`.
     ///
-    /// Where that moment has passed it may be any such.
+    /// If it is already due, this is any moment up to `now`.
     pub(super) fn turn(&self, full_at: u64, ahead: u64, now: Instant) -> Instant {
-        // `None` if it is beyond all time.
+        // `None`: beyond the end of time.
         let turn = if self.rate.fixed_window {
             self.turn_in_window(full_at, ahead, now)
         } else {
@@ -368,31 +367,31 @@ impl Budget {
         window.checked_add(windows.checked_mul(self.rate.per.get())?)
     }
 
-    /// From here on tokens are to be had through the line only, unless `full_at` is another by now.
+    /// Makes tokens available only through the line, unless `full_at` has changed meanwhile.
     ///
-    /// Under the lock of the line, as is [`end_line`](Self::end_line).
+    /// Called under the lock of the line, as is [`end_line`](Self::end_line).
     pub(super) fn begin_line(&self, full_at: u64) -> bool {
         self.full_at.replace(full_at, LINE).is_ok()
     }
 
-    /// Nobody is in line any more.
+    /// The line is empty again.
     pub(super) fn end_line(&self, full_at: u64) {
         self.full_at.store(full_at);
     }
 
-    // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole ones such
-    // that `num` cells are `per` exactly. A token moves the theoretical arrival time on by one cell, with
-    // its offset in the cell kept, and so no rounding error adds up. Where `per` is a multiple of `num`
-    // all cells are of one width, and this needs no division.
+    // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole nanoseconds such that
+    // `num` cells are exactly `per`. A token moves the theoretical arrival time on by one cell and keeps its offset in
+    // the cell, so rounding errors do not add up. If `per` is a multiple of `num`, all cells have the same width, and
+    // no division is needed.
     //
-    // Cell `c` begins at `c * per / num`, rounded up. What was added to round it up, in parts of `num`, says how
-    // wide the cells next to it are.
+    // Cell `c` begins at `c * per / num`, rounded up. The amount added by rounding, in parts of `num`, determines the
+    // width of the neighbouring cells.
 
-    /// What was added where the cell of `nanos` begins.
+    /// The amount added by rounding at the start of the cell of `nanos`.
     #[cold]
     fn rounded(&self, nanos: u64) -> u64 {
         let Rate { num, per, .. } = self.rate;
-        // `nanos * num` is `c * per`, what was added, and `num` for each nanosecond of the offset.
+        // `nanos * num` is `c * per`, plus the amount added, plus `num` for each nanosecond of the offset.
         multiply_divide(num.get(), nanos % per, per.get()).1 % num
     }
 
@@ -403,7 +402,7 @@ impl Budget {
         }
     }
 
-    /// One token later; `None` if that is beyond all time.
+    /// One token later; `None` if beyond the end of time.
     #[inline]
     fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
         let then = self.one.checked_add(nanos)?;
@@ -413,7 +412,7 @@ impl Budget {
         Some(then)
     }
 
-    /// So many tokens later; `None` if that is beyond all time.
+    /// `tokens` tokens later; `None` if beyond the end of time.
     fn cells_later(&self, nanos: u64, tokens: u64) -> Option<u64> {
         let Width { whole, rest } = Width::of_cells(tokens, self.one.get(), self.rest, self.rate);
         let then = nanos.checked_add(whole)?;
@@ -423,7 +422,7 @@ impl Budget {
         Some(then)
     }
 
-    /// So much earlier, at least 0.
+    /// Earlier by a width, but at least 0.
     #[inline]
     fn back(&self, nanos: u64, Width { whole, rest }: Width) -> u64 {
         let then = nanos.saturating_sub(whole);
@@ -437,9 +436,9 @@ impl Budget {
 /// How the budget comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// In cells of one width.
+    /// In cells of equal width.
     Even,
-    /// In cells that are one nanosecond wider, or not.
+    /// In cells that differ in width by one nanosecond.
     Uneven,
     /// All at once.
     Windows,
@@ -458,7 +457,7 @@ impl Width {
         Self::of_cells(tokens, per / num, per % num, rate)
     }
 
-    /// Of so many cells of `one` nanosecond, and `rest / num` of one, each.
+    /// The width of `tokens` cells of `one` nanoseconds and `rest / num` of one each.
     const fn of_cells(tokens: u64, one: u64, rest: u64, rate: Rate) -> Self {
         let (more, rest) = multiply_divide(tokens, rest, rate.num.get());
         Self {
@@ -468,8 +467,8 @@ impl Width {
     }
 }
 
-/// `a * b / c` and what is left, for `b < c <= 2^63`: bit by bit, from the lowest of `a` on. Most processors have no
-/// arithmetic of 128 bits, and what stands in for it is large.
+/// `a * b / c` and the remainder, for `b < c <= 2^63`: bit by bit, from the lowest bit of `a`. Most processors have no
+/// 128-bit arithmetic, and its emulation is large.
 const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
     let (mut quotient, mut rest) = (0, 0);
     // What this bit of `a` adds.
@@ -496,13 +495,13 @@ const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
     }
 }
 
-/// Somebody is in line.
+/// Handles are in line.
 pub(super) struct InLine;
 
-/// A token that was there when it was looked for.
+/// A token that was available when it was looked for.
 pub(super) struct Offer {
     full_at: u64,
-    // When the budget is full if the token is taken.
+    // When the budget is full again if the token is taken.
     then: NonZeroU64,
 }
 
@@ -512,7 +511,7 @@ impl Offer {
         self.then.get()
     }
 
-    /// The token, where nobody else can have taken it.
+    /// The token, if nothing else can have taken it.
     pub(super) const fn taken(self, now: Instant) -> Taken {
         Taken {
             at: now,
@@ -525,7 +524,7 @@ impl Offer {
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
     at: Instant,
-    // When the budget was to be full again.
+    // When the budget was to be full again, as of taking it.
     full_at: NonZeroU64,
 }
 
@@ -576,7 +575,7 @@ mod tests {
                 let expected = (cell.checked_sub(tokens.into()))
                     .map_or(0, |cell| start(cell, num, per) + offset);
                 let found = u128::from(budget.back(nanos, width));
-                // Before the first cell there is none, and what is left of its offset is as good as 0.
+                // Before the first cell there is no other, and what is left of the offset is as good as 0.
                 let is_before = cell < tokens.into() && found <= offset + per;
                 assert!(
                     found == expected || is_before,

@@ -10,10 +10,10 @@ use crate::sync::primitives::Mutex;
 use crate::sync::slab::{Node, Nodes, Slab};
 use crate::sync::{lock::Lock, with_waker};
 
-/// The budget that rate limits share, and the line of those who wait for it.
+/// A budget shared by rate limits, with the line of the handles that wait for it.
 ///
-/// While nobody waits it is one word, changed without a lock. The table of those who wait grows to the most that ever waited
-/// at once, and nothing else allocates. Without the feature `std` there is no line: see
+/// While no handle waits it is one word, changed without a lock. The table of waiters grows to the largest number that
+/// ever waited at once; nothing else allocates. Without the feature `std` there is no line: see
 /// [`limit::rate`](crate::limit::rate#without-an-allocator).
 ///
 /// ```
@@ -64,10 +64,10 @@ impl AnyLimiter for Limiter {
     }
 }
 
-/// A [`Limiter`] without an allocator, shared by all who have a reference to it: for a `static`.
+/// A [`Limiter`] without an allocator, shared by reference: for a `static`.
 ///
-/// Who wants a token and finds none waits in line, first come, first served. There is room for `N` who wait;
-/// what happens to one more is said at [`limit::rate`](crate::limit::rate#without-an-allocator).
+/// A handle that finds no token waits in line, first come, first served. There is room for `N` waiters;
+/// [`limit::rate`](crate::limit::rate#without-an-allocator) says what happens to one more.
 #[cfg(feature = "critical-section")]
 pub struct StaticLimiter<const N: usize> {
     budget: Budget,
@@ -87,10 +87,10 @@ impl<const N: usize> StaticLimiter<N> {
     }
 }
 
-/// A [`Limiter`] without an allocator, shared by all who have a reference to it, on one thread.
+/// A [`Limiter`] without an allocator, shared by reference on one thread.
 ///
-/// Who wants a token and finds none waits in line, first come, first served. There is room for `N` who wait;
-/// what happens to one more is said at [`limit::rate`](crate::limit::rate#without-an-allocator).
+/// A handle that finds no token waits in line, first come, first served. There is room for `N` waiters;
+/// [`limit::rate`](crate::limit::rate#without-an-allocator) says what happens to one more.
 pub struct LocalLimiter<const N: usize> {
     budget: Budget,
     line: RefCell<Line<[Node<Waiter>; N]>>,
@@ -107,12 +107,12 @@ impl<const N: usize> LocalLimiter<N> {
     }
 }
 
-/// The limiters whose line has its places in it.
+/// Implements the limiters that hold the places of their line in themselves.
 macro_rules! fixed {
     ($(#[$meta:meta])* $name:ident) => {
         $(#[$meta])*
         impl<const N: usize> AnyLimiter for $name<N> {
-            // Without their number, so that lines of all lengths share their code.
+            // Without the array length, so that lines of all lengths share their code.
             type Nodes = [Node<Waiter>];
 
             #[inline]
@@ -129,7 +129,7 @@ macro_rules! fixed {
     };
 }
 
-/// What all limiters have.
+/// Implements what all limiters share.
 macro_rules! limiter {
     ($(#[$meta:meta])* $name:ident$(<$n:ident>)?) => {
         $(#[$meta])*
@@ -163,11 +163,11 @@ fixed!(LocalLimiter);
 
 /// A [`Limiter`], or without an allocator a [`StaticLimiter`] or a [`LocalLimiter`].
 pub trait AnyLimiter: Sealed + Sized {
-    /// Those who wait.
+    /// Where the waiters are stored.
     #[doc(hidden)]
     type Nodes: Nodes<Value = Waiter> + ?Sized;
 
-    /// What there is to be had.
+    /// The budget.
     #[doc(hidden)]
     fn budget(&self) -> &Budget;
 
@@ -176,7 +176,7 @@ pub trait AnyLimiter: Sealed + Sized {
     fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R>;
 }
 
-/// Nobody else's.
+/// Keeps [`AnyLimiter`] from being implemented elsewhere.
 pub trait Sealed {}
 
 /// See [`Line::poll`].
@@ -188,7 +188,7 @@ pub(super) fn poll<L: AnyLimiter>(
 ) -> Turn {
     let budget = limiter.budget();
     let mut next = Instant::MAX;
-    // Where nobody is in line, who joins none needs no lock.
+    // While the line is empty, a handle that does not join it needs no lock.
     if !matches!(place, Place::InLine(_)) {
         match poll_without_line(budget, ask, place) {
             Some(Turn::At(due)) if ask.waits => next = due,
@@ -207,7 +207,7 @@ pub(super) fn poll<L: AnyLimiter>(
     })
 }
 
-/// Takes a token, or says when the next one is due; `None` if somebody is in line.
+/// Takes a token, or returns when the next one is due; `None` if handles are in line.
 fn poll_without_line(budget: &Budget, ask: Ask, place: &mut Place) -> Option<Turn> {
     let full_at = match budget.take_any(ask.now) {
         Ok(token) => {
@@ -225,7 +225,7 @@ fn poll_without_line(budget: &Budget, ask: Ask, place: &mut Place) -> Option<Tur
     Some(Turn::At(due))
 }
 
-/// Goes away from wherever `place` is, and gives back what was had there.
+/// Leaves `place`, and gives back what the handle had there.
 pub(super) fn leave<L: AnyLimiter>(limiter: &L, place: &mut Place, now: Instant) {
     let budget = limiter.budget();
     let mut farewell = Farewell::new();

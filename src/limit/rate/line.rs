@@ -7,32 +7,32 @@ use crate::Instant;
 use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
 use crate::sync::{register, wake_all};
 
-/// Those who wait for a token, first come, first served.
+/// The handles that wait for a token, first come, first served.
 ///
-/// The state of a limiter behind its lock. It never wakes, clones or drops a waker itself: what is to be woken or dropped is
-/// put into a [`Farewell`], for the caller to see to once it has let go of the lock.
+/// This is the state of a limiter behind its lock. It never wakes, clones or drops a waker itself: it puts them into a
+/// [`Farewell`], which the caller drops after releasing the lock.
 ///
-/// Each waits with an alarm of its own for its own turn, so that nobody depends on another's being polled. Who is polled in
-/// line hands out all tokens that are to be had, in order, and also to those who are not polled.
+/// Each handle sets an alarm for its own turn, so that none depends on another being polled. A handle polled in line
+/// hands out all available tokens in order, even to handles that are not polled.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct Line<N: ?Sized> {
-    // While somebody is in line: when the budget is full again. Its word does not say so then.
+    // While handles are in line: when the budget is full again. The budget's word does not hold it then.
     full_at: u64,
-    // So many are in line.
+    // How many are in line.
     len: u64,
     queue: List,
     waiters: Slab<N>,
 }
 
-/// Who has a place of a [`Line`].
+/// The occupant of a place in a [`Line`].
 #[derive(Debug, Default)]
 pub enum Waiter {
-    /// Nobody.
+    /// None.
     #[default]
     Vacant,
     /// In line.
     Waits(Waits),
-    /// Not in line any more.
+    /// No longer in line.
     Granted(Taken),
 }
 
@@ -43,12 +43,12 @@ impl Vacant for Waiter {
 /// One in line.
 #[derive(Debug)]
 pub struct Waits {
-    // Nothing once it was woken and until it is polled.
+    // `None` from when it is woken until it is polled.
     waker: Option<Waker>,
-    // By so much larger than that of the first in line as others are before this one, or by more, where some of them have
-    // left from the middle.
+    // The number of the first in line, plus how many are before this one; or more, if some have left from the middle
+    // since it joined. That of the first in line is exact.
     number: u64,
-    // When it is polled next if nobody wakes it.
+    // When it will be polled next if nothing wakes it earlier.
     looks_at: Instant,
 }
 
@@ -58,7 +58,7 @@ pub(super) enum Place {
     /// Nowhere.
     #[default]
     Outside,
-    /// It had its turn, when its inner service was not ready. Its next place in line is the first.
+    /// Its turn came when its inner service was not ready. When it next waits, it is first in line.
     Passed,
     /// In line.
     InLine(Index),
@@ -66,7 +66,7 @@ pub(super) enum Place {
     Alone,
     /// Has a token.
     Held(Taken),
-    /// Would wait too long, or has no place: its request fails.
+    /// Would have to wait too long, or found the line full: its request fails.
     Refused(Refusal),
 }
 
@@ -83,33 +83,34 @@ impl Place {
     }
 }
 
-/// What a handle asks for.
+/// The conditions under which a handle asks for a token.
 #[derive(Clone, Copy)]
 pub(super) struct Ask {
     pub(super) now: Instant,
-    /// It waits until then at the most.
+    /// When its patience ends.
     pub(super) until: Instant,
-    /// If there is no token, it waits.
+    /// Whether it waits if there is no token.
     pub(super) waits: bool,
 }
 
-/// What a handle is told.
+/// The answer to a handle.
 pub(super) enum Turn {
     /// It has a token, or is refused: its place says which.
     Settled,
-    /// It is to ask again then.
+    /// It should ask again then.
     At(Instant),
 }
 
-/// So many tokens are granted in one go.
+/// How many tokens are granted in one go.
 const GRANTS: usize = 8;
 
-/// What a [`Line`] leaves to be done outside the lock. It is done when this is dropped.
+/// What a [`Line`] leaves to do outside the lock. Dropping this does it.
 pub(super) struct Farewell {
-    // Those who were granted tokens, and two who are to set their alarms anew: who comes after one that leaves, and the first.
+    // Handles that were granted tokens, and two that have to reset their alarms: the one after a handle that leaves,
+    // and the first.
     woken: [Option<Waker>; GRANTS + 2],
     len: usize,
-    // Of who is polled, which need not be woken.
+    // The waker of the handle being polled, which need not be woken.
     discarded: Option<Waker>,
 }
 
@@ -148,9 +149,9 @@ impl<N: Nodes> Line<N> {
 }
 
 impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
-    /// Takes a token, or joins the line where there is none.
+    /// Takes a token, or joins the line if there is none.
     ///
-    /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
+    /// `None`: poll again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn poll(
         &mut self,
         budget: &Budget,
@@ -171,7 +172,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                 let due = budget.turn(self.full_at, ahead, ask.now);
                 let next = budget.turn(self.full_at, 0, ask.now);
                 match self.waiters.get_mut(index) {
-                    // Others may have left before it, so that nothing else is sure but how long the first has to wait.
+                    // Others may have left before it, so the only certain wait is that of the first in line.
                     Some(Waiter::Waits(_))
                         if due > ask.now
                             && (ask.until <= ask.now || ahead == 0 && due > ask.until) =>
@@ -181,9 +182,14 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                         Turn::Settled
                     }
                     Some(Waiter::Waits(waits)) => {
-                        // Who had to be seen to was not polled in time, nor may who is first now be.
+                        // The handles just granted tokens were not polled in time; the one that is first now may not be
+                        // either.
                         let looks_at = if farewell.len > 0 { next } else { due };
-                        let looks_at = looks_at.min(ask.until);
+                        let mut looks_at = looks_at.min(ask.until);
+                        // Its number may be too high by now, and its turn earlier.
+                        if waits.looks_at > ask.now {
+                            looks_at = looks_at.min(waits.looks_at);
+                        }
                         if ask.waits {
                             register(&mut waits.waker, cx, waker)?;
                             waits.looks_at = looks_at;
@@ -203,7 +209,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         Some(turn)
     }
 
-    /// Takes a token if nobody is in line, or joins those who are.
+    /// Takes a token if the line is empty, or joins it.
     fn join(
         &mut self,
         budget: &Budget,
@@ -239,7 +245,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                 return Some(Turn::Settled);
             };
             if is_alone && !budget.begin_line(self.full_at) {
-                // Somebody took or returned a token meanwhile.
+                // A token was taken or given back meanwhile.
                 self.waiters.release(index);
                 continue;
             }
@@ -264,7 +270,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Grants the first in line the tokens that are to be had.
+    /// Grants available tokens to the first in line.
     fn grant(
         &mut self,
         budget: &Budget,
@@ -286,7 +292,8 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             }
             let granted = Waiter::Granted(offer.taken(now));
             let waiter = self.waiters.get_mut(first).map(|it| replace(it, granted));
-            if let Some(Waiter::Waits(Waits { waker, .. })) = waiter {
+            if let Some(Waiter::Waits(Waits { waker, number, .. })) = waiter {
+                self.set_number(self.queue.front(), number.wrapping_add(1));
                 if own == Some(first) {
                     farewell.discarded = waker;
                 } else {
@@ -296,7 +303,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Takes a token back, for the first in line.
+    /// Takes a token back for the first in line.
     pub(super) fn give_back(
         &mut self,
         budget: &Budget,
@@ -305,7 +312,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         farewell: &mut Farewell,
     ) {
         if self.queue.is_empty() {
-            // What it is not given back to is beyond all time.
+            // This fails only if the budget is full again at the end of time.
             let _ = budget.give_back(token, now);
             return;
         }
@@ -332,24 +339,27 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Takes who waits out of the line. Who comes next moves up, and is woken where its alarm is set to later than its turn.
+    /// Takes a waiting handle out of the line. The next one moves up, and is woken if its alarm is set later than its
+    /// turn.
     fn unlink(&mut self, budget: &Budget, index: Index, now: Instant, farewell: &mut Farewell) {
         let (number, ahead) = (self.number(index), self.ahead(index));
         let next = self.queue.after(&mut self.waiters, index);
-        let moves_up = next.is_some_and(|next| ahead > 0 && self.ahead(next) > ahead);
+        if ahead == 0 {
+            self.set_number(next, number.wrapping_add(1));
+        } else if next.is_some_and(|next| self.ahead(next) > ahead) {
+            self.set_number(next, number);
+        }
         self.queue.unlink(&mut self.waiters, index);
         self.len -= 1;
         if self.queue.is_empty() {
             budget.end_line(self.full_at);
         }
-        let Some(next) = next else { return };
-        if let (true, Some(Waiter::Waits(waits))) = (moves_up, self.waiters.get_mut(next)) {
-            waits.number = number;
+        if let Some(next) = next {
+            self.hasten(budget, next, now, farewell);
         }
-        self.hasten(budget, next, now, farewell);
     }
 
-    /// What is left at a place of who is not in line; it is another's from here on.
+    /// Frees the place of a handle no longer in line, and returns the token granted to it, if any.
     fn vacate(&mut self, index: Index, farewell: &mut Farewell) -> Option<Taken> {
         let waiter = self.waiters.get_mut(index).map(take);
         self.waiters.release(index);
@@ -363,14 +373,14 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Wakes the first in line where its alarm is set to later than its turn.
+    /// Wakes the first in line if its alarm is set later than its turn.
     fn hasten_first(&mut self, budget: &Budget, now: Instant, farewell: &mut Farewell) {
         if let Some(first) = self.queue.front() {
             self.hasten(budget, first, now, farewell);
         }
     }
 
-    /// The same for one of them.
+    /// Wakes one handle in line if its alarm is set later than its turn.
     fn hasten(&mut self, budget: &Budget, index: Index, now: Instant, farewell: &mut Farewell) {
         let due = budget.turn(self.full_at, self.ahead(index), now);
         if let Some(Waiter::Waits(waits)) = self.waiters.get_mut(index) {
@@ -381,10 +391,16 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// How many are in line before one of them, or more.
+    /// How many handles in line are before this one; may be too high.
     fn ahead(&mut self, index: Index) -> u64 {
         let first = self.queue.front().unwrap_or(index);
         self.number(index).wrapping_sub(self.number(first))
+    }
+
+    fn set_number(&mut self, index: Option<Index>, number: u64) {
+        if let Some(Waiter::Waits(waits)) = index.and_then(|index| self.waiters.get_mut(index)) {
+            waits.number = number;
+        }
     }
 
     fn number(&mut self, index: Index) -> u64 {

@@ -1,69 +1,70 @@
-//! Limits how often requests go through to a service.
+//! Limits how many requests per period reach a service.
 //!
-//! A [`Rate`] is a number of requests per period and a burst. All clones of a [`RateLimit`], and all
-//! services that one [`RateLimitLayer`] makes, share one budget; [`per_service`](RateLimitLayer::per_service)
-//! gives each service of a layer its own.
+//! A [`Rate`] is a number of requests per period, and a burst. All clones of a [`RateLimit`], and all services made by
+//! one [`RateLimitLayer`], share one budget; [`per_service`](RateLimitLayer::per_service) gives each service of a layer
+//! its own.
 //!
 //! # The bound
 //!
 //! With [`Rate::new(num, per)`](Rate::new) and a burst of `b`, the budget lets through
 //!
 //! - at most `b` at one moment,
-//! - at most `num + b - 1` in any window shorter than or as long as `per`, its end not counted,
+//! - at most `num + b - 1` in any window no longer than `per`, its end not counted,
 //! - `num` for each `per` in the long run, without drift.
 //!
-//! The burst is `num` unless [`Rate::burst`] says otherwise: after a pause `num` requests go at once, as with
-//! tower, and the rest follow evenly spaced. `burst(1)` spaces all of them evenly, and then no window of `per`
-//! ever sees more than `num`: choose it where the other side counts strictly. [`Rate::strict`] keeps that bound
-//! with a burst, and pays for it with the rate in the long run. [`Rate::fixed_window`] counts as tower does.
+//! The burst is `num` unless [`Rate::burst`] sets another: after a pause `num` requests pass at once, as in tower, and
+//! the rest follow evenly spaced. `burst(1)` spaces all of them evenly, and then no window of `per` ever sees more than
+//! `num`: choose it if the other side counts strictly. [`Rate::strict`] keeps that bound with a burst, at the cost of a
+//! lower rate in the long run. [`Rate::fixed_window`] counts as tower does.
 //!
 //! The algorithm is the generic cell rate algorithm (ITU-T I.371), in whole nanoseconds. A rate above one per
-//! nanosecond counts as one per nanosecond, a period longer than 146 years as 146 years, and a burst that takes longer
-//! than that to come back as one that does not.
+//! nanosecond counts as one per nanosecond, a period longer than 146 years as 146 years. A burst that would take longer
+//! than that to come back is cut to one that does not.
 //!
 //! # When a request counts
 //!
-//! When its token is taken: when `poll_ready` is ready, or for a handle in line when its turn comes. A handle that idles
-//! from then on keeps its one token and holds up nobody; its request, when it comes at last, counts for the moment at which
-//! the token was taken. If such a handle is dropped unused, its token comes back, or what time has not brought back of it
-//! already. A call without readiness takes a token itself, or fails with [`Limited`] when there is none.
+//! A request counts when its token is taken: when `poll_ready` is ready, or, for a handle in line, at its turn. A
+//! handle that stays idle from then on keeps its one token and holds up no other; its request, when it finally comes,
+//! counts for the moment the token was taken. If such a handle is dropped unused, it returns the token, less what time
+//! has already brought back. A call without readiness takes a token itself, or fails with [`Limited`] if there is none.
 //!
-//! # Waiting or not
+//! # Waiting or rejecting
 //!
-//! By default `poll_ready` waits. [`wait_at_most`](RateLimit::wait_at_most) and
-//! [`reject`](RateLimit::reject) limit the wait; when it would be longer the service is ready, and the call
-//! fails with [`Limited`], which says when to try again, and does not reach the inner service.
+//! By default `poll_ready` waits. [`wait_at_most`](RateLimit::wait_at_most) and [`reject`](RateLimit::reject) limit the
+//! wait; if it would be longer, the service is ready, and the call fails with [`Limited`], which says when to try
+//! again, without reaching the inner service.
 //!
-//! Who waits is in line: first come, first served, whatever the executor. Each handle in line sets an alarm for its own turn,
-//! and whoever is polled at or after its turn sees to it that those before it have their tokens. So a handle in line that
-//! nobody polls any more stalls nobody: it costs those behind it one token, and the time until one of them looks after it.
-//! One that is dropped, or that gives up, costs them nothing: they move up. Who comes while others are in line does not pass
-//! them, even if it would not wait.
+//! Waiting handles are served first come, first served, whatever the executor. Each handle in line sets an alarm for
+//! its own turn, and a handle polled at or after its turn makes sure that all handles before it have their tokens. So a
+//! handle in line that is no longer polled stalls no other: it costs those behind it one token, and the time until one
+//! of them is polled. A handle that is dropped or gives up costs them nothing: they move up. A newcomer does not pass
+//! handles in line, even if it would not have to wait.
 //!
 //! # The inner service
 //!
-//! It is not asked while a handle waits for its turn, so that nothing of it is reserved meanwhile. If it is not ready when
-//! the turn comes, the token goes to the next in line, and the handle is the first in line when it asks again. So a handle
-//! whose inner service is never ready takes nothing from the others. Where the inner service is contended too, both are seldom
-//! there at once: a handle whose inner service was ready twice, each time without a token, keeps its next token while it
-//! waits for the inner service.
+//! The inner service is not polled while a handle waits for its turn, so it reserves nothing meanwhile. If it is not
+//! ready at the turn, the token goes to the next in line, and the handle is first in line when it is next polled. So a
+//! handle whose inner service is never ready takes nothing from the others. If the inner service is contended too, both
+//! are rarely available at once: a handle whose inner service was ready twice, each time without a token, keeps its
+//! next token while it waits for the inner service.
 //!
 //! # Without an allocator
 //!
-//! A [`StaticLimiter`] is shared by tasks and interrupts (feature `critical-section`; the application brings the critical
-//! section), a [`LocalLimiter`] on one thread. There is room for `N` in line. A request beyond that does not wait: its
-//! handle is ready, and the call fails with [`Overflow`], for this request alone. With as many places as there are handles
-//! that never happens.
+//! A [`StaticLimiter`] is shared by tasks and interrupts (feature `critical-section`; the application provides the
+//! critical section), a [`LocalLimiter`] on one thread. There is room for `N` in line. A request beyond that does not
+//! wait: its handle is ready, and the call fails with [`Overflow`], for this request alone. This never happens with as
+//! many places as handles.
 //!
-//! A plain [`Limiter`] has a line with the feature `std` only. Without, handles wait until the next token is due, the first
-//! to ask takes it, and the others wait on; [`wait_at_most`](RateLimit::wait_at_most) then looks no further than to that token.
+//! A plain [`Limiter`] has a wait queue only with the feature `std`. Without it, handles wait until the next token is
+//! due, the first one polled takes it, and the others wait on; [`wait_at_most`](RateLimit::wait_at_most) then looks no
+//! further ahead than that token.
 //!
 //! # Differences from tower
 //!
-//! - `RateLimit` is `Clone`, and there is one budget and not one per service.
+//! - `RateLimit` is `Clone`, and clones share one budget.
 //! - The budget comes back evenly and not all at once at the edge of a window, so two bursts cannot meet there.
 //! - A call without readiness does not panic.
-//! - The error is an enum, [`Error`], since a limit that does not wait for ever has a failure of its own.
+//! - The error is an enum, [`Error`], since a limit that does not wait for ever can fail by itself.
 //!
 //! # Examples
 //!
@@ -103,7 +104,7 @@ use super::LetGo;
 use crate::runtime::saturating_nanos;
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
 use crate::sync::heap::Shared as Arc;
-use crate::sync::{drive, is_drive, is_try, try_poll, withdraw};
+use crate::sync::{drive, has_request, is_drive, is_try, try_poll, withdraw};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod budget;
@@ -116,7 +117,7 @@ pub use self::limiter::StaticLimiter;
 pub use self::limiter::{AnyLimiter, Limiter, LocalLimiter};
 use self::line::{Ask, Place, Refusal, Turn};
 
-/// How a [`Limiter`] is shared where nothing else is said: on the heap. Without an allocator there is no value of this type.
+/// The default way to share a [`Limiter`]: on the heap. Without an allocator there is no value of this type.
 #[derive(Clone)]
 pub struct Shared(Arc<Limiter>);
 
@@ -148,14 +149,14 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// A layer of [`RateLimit`]. All services that it makes share one budget.
+/// A layer of [`RateLimit`]. All its services share one budget.
 #[derive(Clone)]
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct RateLimitLayer<T, H = Shared> {
     limiter: H,
     patience: Duration,
     timer: T,
-    // How to make a budget for each service.
+    // Makes a budget for each service.
     own: Option<fn(Rate) -> H>,
 }
 
@@ -179,7 +180,7 @@ impl<T> RateLimitLayer<T> {
         Self::with_limiter(Limiter::new(rate).into(), timer)
     }
 
-    /// Gives each service that the layer makes a budget of its own. Clones of it still share that.
+    /// Gives each service of the layer a budget of its own, which its clones share.
     pub const fn per_service(mut self) -> Self {
         self.own = Some(|rate| Limiter::new(rate).into());
         self
@@ -242,17 +243,17 @@ impl<T: fmt::Debug, H: Deref<Target: AnyLimiter>> fmt::Debug for RateLimitLayer<
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness keeps its place in line, for when the same handle asks again, and gives it up
-/// when the handle is dropped. A clone begins afresh.
+/// A caller that stops waiting for readiness keeps its place in line for the next poll of the same handle, and gives it
+/// up when the handle is dropped. A clone starts without one.
 pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     inner: S,
     token: Token<T, H>,
     // Nanoseconds.
     patience: u64,
-    // Set in place, where it has rung before; `due` is what it is set to, or never.
+    // Reset in place after it has fired. `due` is the moment it is set to; `Instant::MAX`: none.
     alarm: Option<T::Alarm>,
     due: Instant,
-    // The inner service was asked in vain, and may hold a place in a line of its own.
+    // The inner service was polled to no avail, and may hold a reservation or a place in a wait queue of its own.
     is_asked: bool,
     let_go: LetGo,
 }
@@ -274,8 +275,8 @@ impl<S, T: Timer> RateLimit<S, T> {
 }
 
 impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
-    /// Lets requests through to `inner` out of the budget of `limiter`: an `Arc<Limiter>`, a `&'static Limiter`, or without
-    /// an allocator a `&StaticLimiter<N>` or a `&LocalLimiter<N>`.
+    /// Lets requests through to `inner` from the budget of `limiter`: an `Arc<Limiter>`, a `&'static Limiter`, or
+    /// without an allocator a `&StaticLimiter<N>` or a `&LocalLimiter<N>`.
     pub const fn with_limiter(inner: S, limiter: H, timer: T) -> Self {
         Self {
             inner,
@@ -308,7 +309,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
 
     accessors!(S);
 
-    /// It was polled before, or is only driven.
+    /// A poll that is not the first, or that only drives.
     #[cold]
     fn poll_again<Request>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<S::Error>>>
     where
@@ -327,7 +328,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         self.poll_turn(self.token.timer.now(), cx)
     }
 
-    /// There is no token without waiting, or others wait already.
+    /// There is no token without waiting, or others already wait.
     #[cold]
     fn poll_turn<Request>(
         &mut self,
@@ -337,25 +338,35 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     where
         S: Service<Request>,
     {
-        // Who is to fail is ready to, and stays so.
+        // A handle whose request is to fail is ready, and stays so.
         let refusal = match self.token.place {
-            Place::Refused(refusal) => Some(refusal),
+            Place::Refused(refusal) if has_request(cx) => Some(refusal),
             _ => None,
         };
+        // A request's patience begins with the request.
+        let patience = if has_request(cx) {
+            self.patience
+        } else {
+            u64::MAX
+        };
         let waits = refusal.is_none() && !is_try(cx);
-        // A turn is of no use before the inner service is ready, and to take one that others need and to pass it on again
-        // would go round for as long as it is not.
+        // A turn is useless before the inner service is ready. Until then, the handle would only take turns that others
+        // need and pass them on, again and again.
         if let Place::Passed = self.token.place {
             self.is_asked = true;
             ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
             self.let_go.count();
         }
-        // An alarm may be ready though its moment has not come: asking twice is enough for one poll.
+        // An alarm may fire before its time; two attempts are enough for one poll.
         for _ in 0..2 {
-            match (self.token.poll(now, self.patience, waits, cx), refusal) {
+            match (self.token.poll(now, patience, waits, cx), refusal) {
                 (Turn::Settled, _) => {
                     self.disarm(now);
                     if let Place::Refused(_) = self.token.place {
+                        // The refusal of a request that is still to come would be too early.
+                        if !has_request(cx) {
+                            self.token.place = Place::Outside;
+                        }
                         return Poll::Ready(self.withdraw(cx));
                     }
                     return self.poll_inner(refusal, cx);
@@ -381,7 +392,8 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         Poll::Pending
     }
 
-    /// Has an inner service that was asked give up what it reserved, since there is no token for it; fails if that does.
+    /// Makes an inner service that was polled give up what it reserved, since there is no token for it. Fails if that
+    /// service does.
     fn withdraw<Request>(&mut self, cx: &mut Context<'_>) -> Result<(), Error<S::Error>>
     where
         S: Service<Request>,
@@ -398,7 +410,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         }
     }
 
-    /// The turn has come. If the inner service is not ready, it is another's, but see [`LetGo`].
+    /// The turn has come. If the inner service is not ready, the token goes to others, except as [`LetGo`] says.
     fn poll_inner<Request>(
         &mut self,
         refusal: Option<Refusal>,
@@ -425,7 +437,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         polled.map_err(Error::Service)
     }
 
-    /// Takes a token for a call without readiness, or says why there is none.
+    /// Takes a token for a call without readiness, or returns why there is none.
     #[cold]
     fn call_unready<Request>(&mut self) -> Option<Refusal>
     where
@@ -447,7 +459,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         polled.map_err(Error::Service)
     }
 
-    /// Nobody waits at `now`: no alarm stays armed. One whose moment has come is kept, to be set again.
+    /// Nothing waits at `now`, so no alarm stays armed. An alarm whose time has come is kept, to be reset later.
     fn disarm(&mut self, now: Instant) {
         if self.due > now {
             self.alarm = None;
@@ -472,7 +484,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         self.due = due;
         let polled = Pin::new(alarm).poll(cx);
         if polled.is_ready() {
-            // It is set anew before it is polled again.
+            // Reset before it is polled again.
             self.due = Instant::MAX;
         }
         polled
@@ -496,7 +508,7 @@ where
     }
 }
 
-/// The load of the service inside.
+/// The load of the inner service.
 impl<S: Load, T: Timer, H: Deref<Target: AnyLimiter>> Load for RateLimit<S, T, H> {
     type Metric = S::Metric;
 
@@ -540,7 +552,7 @@ where
         }
         let now = self.token.timer.now();
         if let Some(offer) = self.token.limiter.budget().offer(now) {
-            // No token is kept while the inner service is not ready: tokens that pile up would be a burst when it is.
+            // No token is taken before the inner service is ready: tokens held until then would become a burst.
             match self.inner.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 other => return self.inner_unready(other),
@@ -618,7 +630,7 @@ where
 pub enum Error<E> {
     /// The limit was reached, and the wait would have been too long.
     Limited(Limited),
-    /// The line of those who wait was full, which with an allocator it never is.
+    /// Too many requests already wait; never with a plain [`Limiter`].
     Overflow(Overflow),
     /// The inner service failed.
     Service(E),
@@ -627,14 +639,14 @@ pub enum Error<E> {
 flatten!(Error: Limited, Overflow);
 
 leaf_error! {
-    /// The line of those who wait for a rate limit was full.
+    /// Too many requests already wait for a rate limit.
     Overflow, "more requests wait for a rate limit than there is room for"
 }
 
 /// A request was refused: the rate limit was reached, and the wait would have been too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limited {
-    // Nanoseconds: in a response future this takes less room than a `Duration`.
+    // Nanoseconds: smaller than a `Duration` in a response future.
     retry_after: u64,
 }
 
@@ -645,7 +657,8 @@ impl Limited {
         }
     }
 
-    /// How long it was, at the refusal, until its turn: until a token was due that none of those in line was before it for.
+    /// How long, at the refusal, the request would have had to wait: until the first token that no handle in line was
+    /// to get.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         Duration::from_nanos(self.retry_after)
@@ -660,12 +673,12 @@ impl fmt::Display for Limited {
 
 impl core::error::Error for Limited {}
 
-/// A handle's access to the budget, and the token or the place in line that it may have. Dropped, it gives that back.
+/// A handle's access to the budget, with its token or place in line, if any. Dropping it gives that up.
 struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
     limiter: H,
     timer: T,
     place: Place,
-    // Who waits waits until then at the most, also if its turn was passed on meanwhile.
+    // When a waiting handle gives up, even if its turn was passed on meanwhile.
     until: Instant,
 }
 
@@ -682,7 +695,7 @@ impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
         limiter::poll(&*self.limiter, ask, &mut self.place, cx)
     }
 
-    /// Uses a token up, or says when one is due.
+    /// Uses up a token, or returns when one is due.
     #[cold]
     fn spend(&mut self) -> Result<(), Refusal> {
         if let Place::Refused(refusal) = self.place {

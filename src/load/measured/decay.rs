@@ -4,11 +4,11 @@ use core::f64::consts::{LN_2, LOG2_E, SQRT_2};
 
 use crate::{Instant, sync::word::Word};
 
-/// A number that falls by a factor of e in each span, and counts as nothing when it has come down to one.
+/// A number that falls by a factor of e in each span, and counts as nothing once it has fallen to one.
 ///
-/// What is kept is the moment at which it comes down to one, in nanoseconds: at `t` it is
-/// `exp((moment - t) / span)`. So there is no pair of a value and the time of its last update that two threads
-/// could tear, and time passes without a write. 0: it was never set.
+/// The word holds the moment at which the number falls to one, in nanoseconds: at `t` it is `exp((moment - t) / span)`.
+/// So there is no pair of a value and the time of its last update that two threads could tear, and time passes without
+/// a write. 0: it was never set.
 ///
 /// Spans are in nanoseconds.
 #[derive(Debug)]
@@ -19,20 +19,20 @@ impl Decaying {
         Self(Word::new(0))
     }
 
-    /// Whether it is nothing without a look at the clock.
+    /// Whether it is nothing, without reading the clock.
     #[inline]
     pub(super) fn is_unset(&self) -> bool {
         self.0.load() == 0
     }
 
-    /// Whether both are nothing without a look at the clock.
+    /// Whether both are nothing, without reading the clock.
     #[inline]
     pub(super) fn both_unset(&self, other: &Self) -> bool {
         self.0.load() | other.0.load() == 0
     }
 
-    /// Whether it is no more than `other`, now as at every other time; `None` if one of them was never set. Both
-    /// have the same span.
+    /// Whether it is at most `other`, now and at any other time; `None` if one of them was never set. Both have the
+    /// same span.
     #[inline]
     pub(super) fn is_at_most(&self, other: &Self) -> Option<bool> {
         let (this, other) = (self.0.load(), other.0.load());
@@ -45,18 +45,18 @@ impl Decaying {
         value(self.0.load(), now, span)
     }
 
-    /// Makes it `number` at `now`.
+    /// Sets it to `number` at `now`.
     pub(super) fn set(&self, now: Instant, span: f64, number: f64) {
         self.0.store(moment(number, now, span));
     }
 
-    /// Makes it `number` at `now`, if it was never set.
+    /// Sets it to `number` at `now`, if it was never set.
     pub(super) fn set_first(&self, now: Instant, span: f64, number: f64) {
         let first = moment(number, now, span);
         let _ = self.0.replace(0, first);
     }
 
-    /// Adds `more` to it at `now`, and makes it at least `least`.
+    /// Adds `more` to it at `now`, then raises it to at least `least`.
     #[inline]
     pub(super) fn add(&self, now: Instant, span: f64, more: f64, least: f64) {
         let old = self.0.load();
@@ -69,22 +69,22 @@ impl Decaying {
         }
     }
 
-    /// Others were faster.
+    /// Adds after another thread was faster.
     #[cold]
     fn add_later(&self, now: Instant, span: f64, more: f64, least: f64) {
-        // Not by `update`, during which interrupts may have to wait: this takes long.
+        // Not in `update`, which may hold off interrupts: this takes long.
         let mut old = self.0.load();
         while let Err(other) = self.0.replace(old, added(old, now, span, more, least)) {
             old = other;
         }
     }
 
-    /// Makes it nothing.
+    /// Sets it to nothing.
     pub(super) fn unset(&self) {
         self.0.store(0);
     }
 
-    /// Makes it unset if it has come down to nothing at `now`.
+    /// Unsets it if it has fallen to nothing at `now`.
     pub(super) fn unset_if_spent(&self, now: Instant) {
         let moment = self.0.load();
         if moment <= now.as_nanos() {
@@ -93,14 +93,14 @@ impl Decaying {
     }
 }
 
-/// The moment for `more` above what that of `old` stands for, and for at least `least`.
+/// The moment for `more` than the number of `old`, and for at least `least`.
 #[inline]
 fn added(old: u64, now: Instant, span: f64, more: f64, least: f64) -> u64 {
     match value(old, now, span) {
-        // What is added to the moment depends on the ratio alone. Were the sum taken and turned into a
-        // moment, the errors of many small additions would add up.
+        // The change of the moment depends on the ratio alone. Converting the sum to a moment instead would add up the
+        // errors of many small additions.
         Some(number) if number + more > least => {
-            // A signed number is quicker to convert, and half of all time is enough.
+            // A signed number converts faster, and half the range is enough.
             let later = (span * ln_1p(more / number) + 0.5) as i64;
             old.saturating_add(later as u64)
         }
@@ -115,10 +115,10 @@ fn value(moment: u64, now: Instant, span: f64) -> Option<f64> {
     (left > 0.0).then(|| exp(left / span))
 }
 
-/// When `number` at `now` will have come down to one.
+/// When `number` at `now` will have fallen to one.
 #[cold]
 fn moment(number: f64, now: Instant, span: f64) -> u64 {
-    // The cast saturates, and makes 0 of what is no number.
+    // The cast saturates, and turns NaN into 0.
     let left = (span * ln(number) + 0.5) as u64;
     now.as_nanos().saturating_add(left).max(1)
 }
@@ -126,7 +126,7 @@ fn moment(number: f64, now: Instant, span: f64) -> u64 {
 /// The nanoseconds from `earlier` to `later`, or 0 if they are the other way round.
 #[inline]
 pub(super) fn nanos_between(earlier: u64, later: u64) -> f64 {
-    // Half of all time is enough, and a signed number is quicker to convert.
+    // Half the range is enough, and a signed number converts faster.
     const MOST: u64 = i64::MAX as u64;
     later.saturating_sub(earlier).min(MOST) as i64 as f64
 }
@@ -141,7 +141,7 @@ pub(super) fn one_minus_exp_of_minus(x: f64) -> f64 {
     1.0 - 1.0 / exp(x)
 }
 
-/// Below this a few terms of a series are as good as the function.
+/// Below this a few terms of a series are as precise as the function.
 const SMALL: f64 = 1.0 / 256.0;
 
 /// `e^x` for `x >= 0`, with a relative error below 10⁻⁸. Above 700 it is `e^700`.
@@ -150,7 +150,7 @@ const SMALL: f64 = 1.0 / 256.0;
 /// series of `e^r` to r⁷, whose next term is below 5.2 · 10⁻⁹.
 #[inline]
 pub(super) fn exp(x: f64) -> f64 {
-    // A sum with this is rounded to a whole number, which is then in its lowest bits.
+    // Adding this rounds to a whole number, which is then in the lowest bits.
     const ROUND: f64 = (3_u64 << 51) as f64;
     let x = x.min(700.0);
     let rounded = x * LOG2_E + ROUND;
@@ -182,8 +182,7 @@ fn ln_1p(y: f64) -> f64 {
     ln(1.0 + y)
 }
 
-/// `ln x` with a relative error below 10⁻¹², for `x` from 1 to 10³⁰⁰. 0 for everything below 1 and for what is no
-/// number.
+/// `ln x` with a relative error below 10⁻¹², for `x` from 1 to 10³⁰⁰. 0 for everything below 1 and for NaN.
 ///
 /// core has no `f64::ln`. `x` is `m 2^k`, with `m` from √½ to √2, and with `s = (m - 1) / (m + 1)` the logarithm of
 /// `m` is `2 (s + s³/3 + s⁵/5 + ...)`, here to s¹⁵.
@@ -217,7 +216,7 @@ fn ln(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    // Threads, and the functions that these here are compared to.
+    // Threads, and the functions to compare with.
     extern crate std;
 
     use super::*;
@@ -231,7 +230,7 @@ mod tests {
     fn exp_is_that_of_std() {
         let mut rng = SplitMix64::new(1);
         for _ in 0..200_000 {
-            // Every order of magnitude, from subnormal on, and evenly.
+            // Every order of magnitude from subnormal on, and evenly spread.
             let small = f64::from_bits(rng.next_range(0..700_f64.to_bits()));
             let any = rng.next_f64() * 700.0;
             for x in [small, any] {
@@ -311,7 +310,7 @@ mod tests {
             let number = 1.5 * 10_f64.powf(rng.next_f64() * 18.0);
             let decaying = Decaying::new();
             decaying.set(now, span, number);
-            // A nanosecond more or less in the moment.
+            // The moment is exact to a nanosecond.
             let precision = 1.0 / span + 1e-8;
             let found = decaying.get(now, span).unwrap();
             assert!(error(found, number) < precision, "{number} {found} {span}");
@@ -330,10 +329,10 @@ mod tests {
 
     #[test]
     fn no_addition_is_lost() {
-        // A span so long that a nanosecond is nothing.
+        // A span so long that a nanosecond makes no difference.
         let (now, span) = (Instant::from_nanos(5), 1e16);
         let decaying = Decaying::new();
-        // Few of them where each instruction is interpreted.
+        // Fewer of them if each instruction is interpreted.
         let each = if cfg!(miri) { 100_u32 } else { 50_000 };
         std::thread::scope(|scope| {
             for _ in 0..4 {

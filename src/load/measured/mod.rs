@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// What services have alike whose requests have a handle each, from the call until they are over.
+/// Implements what measured services share: each request has a handle, from the call until it is over.
 macro_rules! tracked {
     ($name:ident) => {
         impl<S: Clone, C: Clone, T, K: Clone> Clone for $name<S, C, T, K> {
@@ -41,7 +41,7 @@ macro_rules! tracked {
             }
 
             fn call(&mut self, request: Request) -> Self::Future {
-                // Before the call: what the inner service does in it counts, and the time that it takes.
+                // Before the call: what the inner service does in it counts, as does the time it takes.
                 let handle = Handle::new(&self.shared);
                 TrackCompletionFuture::with(
                     self.completion.clone(),

@@ -1,18 +1,18 @@
-//! Load as the number of requests under way.
+//! Load as the number of requests in flight.
 //!
 //! # The penalty
 //!
-//! A [penalised](Outcome::Penalised) result goes on counting as a request under way, and ever less so:
+//! A [penalised](Outcome::Penalised) result continues to count as a request in flight, with decreasing weight:
 //!
-//! > load = requests under way + Σ e<sup>−(now − tᵢ) / decay</sup>
+//! > load = requests in flight + Σ e<sup>−(now − tᵢ) / decay</sup>
 //!
-//! where tᵢ are the moments at which results were penalised. The sum counts as nothing once it is down to 1/16. So an
-//! endpoint that failed once is as good as new after 2.8 decays ([`DEFAULT_DECAY`] is 5 s, so after 14 s), and is
-//! tried earlier when the others are busy; one that goes on failing beside others with `n` requests under way each is
-//! tried about `n` times in a decay.
+//! where tᵢ are the moments at which results were penalised. The sum counts as nothing once it has fallen to 1/16. So
+//! an endpoint that failed once is as good as new after 2.8 decays ([`DEFAULT_DECAY`] is 5 s, so after 14 s), and is
+//! tried earlier when the others are busy. An endpoint that keeps failing beside others with `n` requests in flight
+//! each is tried about `n` times in a decay.
 //!
-//! The clock is read when a result is penalised, and for the load while there is a penalty. A service that
-//! does not fail reads no clock.
+//! The clock is read when a result is penalised, and for the load while there is a penalty. A service that does not
+//! fail reads no clock.
 //!
 //! # Examples
 //!
@@ -55,14 +55,14 @@ use crate::load::completion::{
 use crate::load::{Classify, Load, OnError, Outcome};
 use crate::{NoRuntime, Service, Timer};
 
-/// In which time a penalty falls by a factor of e where nothing else is said.
+/// The time in which a penalty falls by a factor of e by default.
 ///
-/// It is of the order in which a process is restarted or a connection made again.
+/// It is about the time it takes to restart a process or to reconnect.
 pub const DEFAULT_DECAY: Duration = Duration::from_secs(5);
 
-/// A service whose load is the number of its requests under way.
+/// A service whose load is the number of its requests in flight.
 ///
-/// See the [module](self) for what failures do to it. Clones share one load.
+/// See the [module](self) for the effect of failures. Clones share one load.
 pub struct PendingRequests<S, C = CompleteOnResponse, T = NoRuntime, K = OnError> {
     inner: S,
     completion: C,
@@ -71,14 +71,14 @@ pub struct PendingRequests<S, C = CompleteOnResponse, T = NoRuntime, K = OnError
 }
 
 impl<S, C, T: Default> PendingRequests<S, C, T> {
-    /// Counts the requests of `service`, each until `completion` has it over, on the default timer.
+    /// Counts the requests of `service` on the default timer; `completion` decides when each is over.
     pub fn new(service: S, completion: C) -> Self {
         Self::with_timer(service, completion, T::default())
     }
 }
 
 impl<S, C, T> PendingRequests<S, C, T> {
-    /// Counts the requests of `service`, each until `completion` has it over, on `timer`.
+    /// Counts the requests of `service` on `timer`; `completion` decides when each is over.
     pub fn with_timer(service: S, completion: C, timer: T) -> Self {
         Self {
             inner: service,
@@ -90,9 +90,9 @@ impl<S, C, T> PendingRequests<S, C, T> {
 }
 
 impl<S, C, T, K> PendingRequests<S, C, T, K> {
-    /// Lets `classifier` decide which results are penalised: a [`Classify`], such as a closure.
+    /// Lets `classifier`, a [`Classify`] such as a closure, decide which results are penalised.
     ///
-    /// The types of a closure's argument have to be written out.
+    /// A closure needs its argument types written out.
     #[must_use]
     pub fn with_classifier<K2>(self, classifier: K2) -> PendingRequests<S, C, T, K2> {
         PendingRequests {
@@ -105,8 +105,8 @@ impl<S, C, T, K> PendingRequests<S, C, T, K> {
 
     /// Lets penalties fall by a factor of e in each `decay`.
     ///
-    /// Less than a microsecond counts as one, and that is no penalty to speak of; more than a year counts as a year.
-    /// This makes a load of its own, so clones have to be made afterwards.
+    /// Less than a microsecond counts as one, which is practically no penalty; more than a year counts as a year. This
+    /// starts a new load, so make clones afterwards.
     #[must_use]
     pub fn with_decay(mut self, decay: Duration) -> Self
     where
@@ -117,7 +117,7 @@ impl<S, C, T, K> PendingRequests<S, C, T, K> {
         self
     }
 
-    /// How many requests are under way.
+    /// How many requests are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight()
@@ -127,13 +127,13 @@ impl<S, C, T, K> PendingRequests<S, C, T, K> {
 }
 
 impl<S, C, T: Timer, K> PendingRequests<S, C, T, K> {
-    /// The penalty now, in requests.
+    /// The present penalty, in requests.
     #[must_use]
     pub fn penalty(&self) -> f64 {
         self.shared.load.penalty()
     }
 
-    /// Makes the penalty so many requests, from which it decays; not above 0 there is none.
+    /// Sets the penalty to `requests`, from which it decays. 1/16 or less counts as nothing.
     pub fn set_penalty(&self, requests: f64) {
         self.shared.load.set_penalty(requests);
     }
@@ -154,7 +154,7 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
         this.count_at_most(other)
     }
 
-    /// Both have one load from here on, with the settings that the predecessor has.
+    /// From now on both share one load, with the predecessor's settings.
     fn take_over(&mut self, predecessor: &mut Self) {
         self.shared = predecessor.shared.clone();
     }
@@ -162,11 +162,11 @@ impl<S, C, T: Timer, K> Load for PendingRequests<S, C, T, K> {
 
 tracked!(PendingRequests);
 
-/// A load of [`PendingRequests`]: requests under way, and the penalty.
+/// A load of [`PendingRequests`]: requests in flight, plus the penalty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count(u64);
 
-/// What one request is in a `Count`.
+/// The value of one request in a `Count`.
 const REQUEST: u64 = 1 << 16;
 
 impl Count {
@@ -176,14 +176,14 @@ impl Count {
         Self(in_flight.saturating_add(penalty))
     }
 
-    /// The load in requests.
+    /// The load, in requests.
     #[must_use]
     pub const fn get(self) -> f64 {
         self.0 as f64 / REQUEST as f64
     }
 }
 
-/// A request under way. It is over when this is dropped.
+/// A request in flight. It is over when this is dropped.
 pub struct Handle<T: Timer> {
     load: Arc<Measured<T>>,
 }
@@ -195,10 +195,10 @@ impl<T: Timer> Handle<T> {
         }
     }
 
-    /// Says what came of the request, once it is known; a penalty counts from now on.
+    /// Reports the outcome of the request. A penalty counts from now on.
     ///
-    /// The service's classifier does this when the result is there. A [`TrackCompletion`] that keeps the
-    /// handle may do it when a body breaks off; each penalty adds to the others.
+    /// The service's classifier reports when the result is ready. A [`TrackCompletion`] that keeps the handle may
+    /// report again when a body breaks off; penalties add up.
     pub fn record(&mut self, outcome: Outcome) {
         if outcome == Outcome::Penalised {
             self.load.penalise();
@@ -298,7 +298,7 @@ impl<D: fmt::Debug, C, T, K> fmt::Debug for PendingRequestsDiscover<D, C, T, K> 
 
 /// What clones share.
 struct Shared<T> {
-    // Only requests have clones of it, so they are counted by counting these.
+    // Only requests clone this, so counting its clones counts the requests.
     load: Arc<Measured<T>>,
 }
 
@@ -311,7 +311,7 @@ struct Measured<T> {
     timer: T,
 }
 
-/// At which part of a request a penalty counts as nothing.
+/// The part of a request at which a penalty counts as nothing.
 const PART: f64 = 1.0 / 16.0;
 
 fn span(decay: Duration) -> f64 {

@@ -6,18 +6,18 @@ use core::task::{Context, Waker};
 use crate::Instant;
 use crate::sync::register;
 
-/// Who waits, who is to be woken, and the alarm.
+/// The waits, those to be woken, and the alarm.
 ///
-/// While somebody waits, one of these holds: the alarm is set to the first deadline or to an earlier one; or somebody
-/// has the [`Turn`] to set it; or all who wait were woken, and the first of them that is polled sets it.
+/// While there are waits, one of these holds: the alarm is set to the first deadline or an earlier one; or a thread has
+/// the [`Turn`] to set it; or all waits were woken, and the first one to be polled sets it.
 pub(super) struct Line<A> {
     /// A binary heap by deadline.
     order: Vec<Rank>,
-    /// By index.
+    /// By the index of a rank.
     entries: Vec<Entry>,
-    /// The first entry that is free again.
+    /// The first free entry.
     free: u32,
-    /// Those to be woken.
+    /// The wakers of waits that are to be woken.
     due: VecDeque<Waker>,
     alarm: Alarm<A>,
 }
@@ -28,18 +28,18 @@ enum Alarm<A> {
         alarm: A,
         deadline: Instant,
     },
-    /// Somebody has it, to set it.
+    /// A thread has it, to set it.
     Away {
         has_rung: bool,
     },
 }
 
-/// The alarm, for the one who is to set it: nobody else does until it is back.
+/// The alarm, in the hands of the one that is to set it: no other sets it until it is back.
 pub(super) struct Turn<A> {
     pub(super) alarm: Option<A>,
-    /// What the alarm is set to.
+    /// The moment to which the alarm is set.
     pub(super) deadline: Instant,
-    /// Who has the turn, if that is a wait: it is not woken.
+    /// The wait that has the turn, if it is one: it need not be woken.
     me: u32,
 }
 
@@ -50,16 +50,16 @@ struct Rank {
 }
 
 struct Entry {
-    /// `None`: was woken, and has not been polled since.
+    /// `None`: it was woken, and has not been polled since.
     waker: Option<Waker>,
-    /// In the heap. Of one that is free: the next that is.
+    /// The position in the heap. In a free entry: the next free one.
     position: u32,
 }
 
-/// The position of one that is due, the end of those that are free, and the index of nobody.
+/// The position of a wait that is due, the end of the free entries, and the index of no wait.
 const NOWHERE: u32 = u32::MAX;
 
-/// What an alarm is set to that has rung.
+/// The deadline of an alarm that has rung.
 pub(super) const UNSET: Instant = Instant::MAX;
 
 impl<A> Line<A> {
@@ -73,7 +73,7 @@ impl<A> Line<A> {
         }
     }
 
-    /// Enters a wait. Says where it is, and gives the caller the turn to set the alarm if that is due.
+    /// Enters a wait. Returns its index, and the turn to set the alarm if that is needed.
     pub(super) fn join(
         &mut self,
         deadline: Instant,
@@ -101,9 +101,9 @@ impl<A> Line<A> {
         Ok((index, self.turn(index)))
     }
 
-    /// Is polled again. Says whether it is due, and gives the caller the turn to set the alarm if that is needed.
+    /// Polls a wait again. Returns whether it is due, and the turn to set the alarm if that is needed.
     ///
-    /// `None`: to be polled again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
+    /// `None`: call again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn stay(
         &mut self,
         index: u32,
@@ -118,7 +118,7 @@ impl<A> Line<A> {
         Some((false, self.turn(index)))
     }
 
-    /// Takes a wait out. Its waker is to be dropped.
+    /// Removes a wait. The caller drops its waker.
     pub(super) fn leave(&mut self, index: u32) -> Option<Waker> {
         let free = self.free;
         let entry = self.entry(index);
@@ -139,7 +139,7 @@ impl<A> Line<A> {
         &mut self.entries[index as usize]
     }
 
-    /// The turn for a wait, if the alarm is to be set and nobody is about to.
+    /// The turn for a wait, if the alarm has to be set and no thread is about to.
     fn turn(&mut self, me: u32) -> Option<Turn<A>> {
         let first = self.order.first()?;
         let is_needed = match &self.alarm {
@@ -163,10 +163,10 @@ impl<A> Line<A> {
         }
     }
 
-    /// The alarm rings: the turn to set it again, or `None` if whoever has that looks again.
+    /// The alarm rings. Returns the turn to set it again, or `None` if the holder of the turn will look again.
     pub(super) fn ring(&mut self) -> Option<Turn<A>> {
         match &mut self.alarm {
-            // One from before, and all who wait were woken.
+            // An earlier alarm; all waits were woken.
             Alarm::Unset => None,
             Alarm::Set { deadline, .. } => {
                 *deadline = UNSET;
@@ -179,10 +179,10 @@ impl<A> Line<A> {
         }
     }
 
-    /// Takes out who is due by `now`, to be woken, and says what the alarm is to be set to.
+    /// Moves the waits that are due by `now` to those to be woken, and returns the moment to set the alarm to.
     ///
-    /// `None`: nobody waits any more, and the turn is over. An alarm that has rung stays in it, to be dropped, for the next
-    /// one to wait may be on another runtime.
+    /// `None`: there are no waits left, and the turn is over. An alarm that has rung stays in the turn, to be dropped,
+    /// because the next wait may be on another runtime.
     pub(super) fn aim(&mut self, now: Instant, turn: &mut Turn<A>) -> Option<Instant> {
         while let Some(index) = self.pop_due(now) {
             if index != turn.me {
@@ -202,7 +202,7 @@ impl<A> Line<A> {
         Some(first.deadline)
     }
 
-    /// The alarm was set, and waits. `false`: it has to be looked at again; or else the turn is over.
+    /// The alarm was set, and is pending. `false`: it has to be looked at again; otherwise the turn is over.
     pub(super) fn is_set(&mut self, turn: &mut Turn<A>) -> bool {
         let first = self.order.first();
         let is_late = first.is_some_and(|first| first.deadline < turn.deadline);
@@ -225,8 +225,8 @@ impl<A> Line<A> {
         };
     }
 
-    /// The turn is over and the alarm is not set: all who wait are to be woken, so that it does not take a certain one of
-    /// them to set it.
+    /// Ends the turn without a set alarm. All waits are to be woken, so that setting it does not depend on a particular
+    /// one.
     pub(super) fn give_up(&mut self) {
         self.alarm = Alarm::Unset;
         for rank in &self.order {
@@ -235,18 +235,18 @@ impl<A> Line<A> {
         }
     }
 
-    /// The next one to be woken.
+    /// The next waker to wake.
     pub(super) fn next_due(&mut self) -> Option<Waker> {
         self.due.pop_front()
     }
 
-    /// Whether nobody waits, and nobody has the alarm.
+    /// Whether there are no waits, and no thread has the alarm.
     #[cfg(all(test, loom))]
     pub(super) fn is_left(&self) -> bool {
         self.order.is_empty() && self.due.is_empty() && !matches!(self.alarm, Alarm::Away { .. })
     }
 
-    /// Takes the first out of the heap, if it is due.
+    /// Removes the first wait from the heap, if it is due.
     fn pop_due(&mut self, now: Instant) -> Option<u32> {
         let first = self.order.first().filter(|first| first.deadline <= now)?;
         let index = first.index;
@@ -255,7 +255,7 @@ impl<A> Line<A> {
         Some(index)
     }
 
-    /// Takes a rank out of the heap, and has the last one take its place.
+    /// Removes a rank from the heap, and puts the last one in its place.
     fn unlink(&mut self, position: usize) {
         let Some(last) = self.order.pop() else {
             return;
@@ -324,7 +324,7 @@ mod tests {
     use crate::util::rng::{Rng, SplitMix64};
 
     impl<A> Line<A> {
-        /// The heap is one, and both sides of it agree.
+        /// The heap is in order, and agrees with the entries.
         fn check(&mut self) {
             for position in 0..self.order.len() {
                 let Rank { deadline, index } = self.order[position];
@@ -339,12 +339,12 @@ mod tests {
     fn whoever_comes_and_goes_the_first_is_first() {
         let mut rng = SplitMix64::new(1);
         let mut line = Line::<()>::new();
-        // By deadline, and then by what is told apart by nothing in the line.
+        // By deadline, then by a number that the line does not know.
         let mut model = BTreeMap::new();
         for n in 0..10_000_u64 {
             match rng.next_range(0..5) {
                 0..=1 => {
-                    // In order, and in none.
+                    // In order or out of order.
                     let after = rng.next_range(0..2) * rng.next_range(0..200);
                     let deadline = Instant::from_nanos(n + after);
                     let (index, _) = join(&mut line, deadline.as_nanos());
@@ -382,7 +382,7 @@ mod tests {
         Instant::from_nanos(nanos)
     }
 
-    /// Enters a wait, and says where it is and whether it has the turn.
+    /// Enters a wait, and returns its index and the turn, if it has it.
     fn join(line: &mut Line<()>, nanos: u64) -> (u32, Option<Turn<()>>) {
         line.join(at(nanos), Waker::noop().clone()).ok().unwrap()
     }
@@ -414,12 +414,12 @@ mod tests {
     fn one_at_a_time_has_the_turn() {
         let mut line = Line::new();
         let mut turn = join(&mut line, 50).1.unwrap();
-        // Earlier, but whoever has the turn sees to it.
+        // Earlier, but the holder of the turn takes care of it.
         assert!(join(&mut line, 40).1.is_none());
         assert!(line.ring().is_none());
         assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
         (turn.alarm, turn.deadline) = (Some(()), at(40));
-        // It is noted that the alarm rings meanwhile, and that an earlier one comes.
+        // The line notes that the alarm rings meanwhile, and that an earlier deadline comes.
         assert!(line.ring().is_none() && !line.is_set(&mut turn));
         assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
         assert!(join(&mut line, 35).1.is_none() && !line.is_set(&mut turn));
@@ -429,11 +429,11 @@ mod tests {
         assert!(join(&mut line, 38).1.is_none());
         let mut turn = join(&mut line, 30).1.unwrap();
         assert_eq!((turn.alarm, turn.deadline), (Some(()), at(35)));
-        // All have gone by the time that the alarm is to be set: it stays as it is.
+        // All waits are gone when the alarm is to be set: it stays as it is.
         (0..5).for_each(|index| drop(line.leave(index)));
         assert_eq!(line.aim(at(1), &mut turn), None);
         assert!(join(&mut line, 36).1.is_none());
-        // It rings, and goes with the last wait.
+        // It rings, and is dropped with the last wait.
         let mut turn = line.ring().unwrap();
         assert_eq!(line.aim(at(36), &mut turn), None);
         assert_eq!((turn.alarm, turn.deadline), (Some(()), UNSET));
@@ -449,7 +449,7 @@ mod tests {
         }
         line.give_up();
         assert_eq!(core::iter::from_fn(|| line.next_due()).count(), 10);
-        // An alarm from before may ring still.
+        // An earlier alarm may still ring.
         assert!(line.ring().is_none());
         let cx = Context::from_waker(Waker::noop());
         let mut waker = Some(Waker::noop().clone());

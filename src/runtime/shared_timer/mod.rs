@@ -19,39 +19,40 @@ mod models;
 
 use self::line::{Line, Turn, UNSET};
 
-/// A timer for many waits that hardly ever last until their deadline, such as timeouts: they share one alarm of the timer
-/// beneath.
+/// A timer for many waits that rarely last until their deadline, such as timeouts: they share one alarm of an inner
+/// timer.
 ///
-/// To enter a timeout into a runtime's timers and to take it out again is most of what it costs. Here it goes into a heap
-/// under a lock, and the runtime has one alarm, for the earliest of the deadlines. Over a service that is pending once, a
-/// [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less than
-/// half of the room. On smol and async-std no reactor is woken per wait.
+/// Most of the cost of a timeout is registering it with a runtime's timers and removing it again. Here it goes into a
+/// heap under a lock, and the runtime has one alarm, for the earliest deadline. Around a service that is pending once,
+/// a [`Timeout`](crate::timeout) on tokio then takes little more than half of the instructions, and its future less
+/// than half of the space. On smol and async-std the reactor is not woken for each wait.
 ///
-/// When the alarm rings, it wakes all that are due and is set to the next deadline, there and then, by the thread on which
-/// the runtime watches its timers. So a task that is not polled delays no other. Nor does a waker that panics: the others
-/// are woken, and where the alarm rang the panic goes no further.
+/// When the alarm rings, the thread on which the runtime watches its timers wakes all waits that are due and sets the
+/// alarm to the next deadline, there and then. So a task that is not polled delays no other. Nor does a waker that
+/// panics: the others are woken, and a panic while the alarm rings goes no further.
 ///
-/// Clones share the alarm, and so does all that has one: a layer, the services it makes, or a whole stack by
-/// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). Where
-/// many threads wait for time all at once, let each layer have one of its own.
+/// Clones share the alarm, and so does everything that uses one: a layer, the services it makes, or a whole stack by
+/// [`ServiceBuilder::with_runtime`](crate::builder::ServiceBuilder::with_runtime) and [`Runtime`](super::Runtime). If
+/// many threads wait for time all at once, give each layer its own.
 ///
-/// A wait begins with its first poll. With `n` under way, to enter one takes O(log n) steps, and O(1) where its deadline is
-/// the last; to remove one takes O(log n). Nothing is allocated, once there were as many before. The alarm is made anew,
-/// which on tokio is an allocation, when it has rung and nobody waits any more.
+/// A wait begins with its first poll. With `n` waits in progress, adding one takes O(log n) steps, or O(1) if its
+/// deadline is the last; removing one takes O(log n). Nothing is allocated once there have been as many waits before. A
+/// new alarm, which on tokio is an allocation, is made only after the last one has rung with no wait left.
 ///
-/// What is shared are the waits of requests: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
-/// rate limit, is the timer's own, since it may stay behind there when nobody polls it any more.
+/// Only the waits of requests are shared: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
+/// rate limit, uses the inner timer directly, since it may stay behind in the service when it is no longer polled.
 ///
-/// # What is different from the timer beneath
+/// # Differences from the inner timer
 ///
-/// - **Not every timer can be shared.** It and its alarm have to be `Send`, which those of `campanile::wasm` and of a
-///   `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which embassy-time
-///   does not.
-/// - **One runtime.** The alarm is of the runtime in whose context it was first set. Where that is of no account, as on
-///   smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
-///   would wait in vain while the first one is not being run. When that is shut down, or the timer beneath panics as it
-///   rings, all who wait are woken, and the first of them that is polled sets the alarm where it runs.
-/// - **The alarm stays** when the last wait is gone, and rings once for nobody; so a clock that tokio has paused may
+/// - **Not every timer can be shared.** The timer and its alarm have to be `Send`, which those of `campanile::wasm` and
+///   of a `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which
+///   embassy-time does not.
+/// - **One runtime.** The alarm belongs to the runtime in whose context it was first set. If that does not matter, as
+///   on smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
+///   would wait in vain while the first one is not running. When the first one is shut down, or the inner timer panics
+///   as it rings, all waits are woken, and the first one to be polled sets the alarm where it runs.
+/// - **The alarm stays** when the last wait is gone, and rings once for no wait; so a clock that tokio has paused may
+///   stop there. It is dropped with the last clone.
 ///   stop there. It goes with the last clone.
 ///
 /// # Examples
@@ -87,7 +88,7 @@ impl<T> SharedTimer<T>
 where
     T: Timer<Alarm: Send> + Send + Sync + 'static,
 {
-    /// One alarm of `timer`'s for all waits. It is made at the first of them.
+    /// Uses one alarm of `timer` for all waits. It is made at the first wait.
     #[must_use]
     pub fn new(timer: T) -> Self {
         Self(Arc::new_cyclic(|shared| Shared {
@@ -99,7 +100,7 @@ where
 }
 
 impl<T: Timer> SharedTimer<T> {
-    /// The timer beneath.
+    /// The inner timer.
     #[must_use]
     pub fn get_ref(&self) -> &T {
         &self.0.timer
@@ -130,7 +131,7 @@ impl<T: Timer + fmt::Debug> fmt::Debug for SharedTimer<T> {
 
 impl<T: Timer> Timer for SharedTimer<T> {
     type Sleep = SharedSleep<T>;
-    // In a service it may stay behind when nobody waits any more, and would be woken in vain.
+    // In a service a wait may stay behind when no task waits any more, and would be woken in vain.
     type Alarm = T::Alarm;
 
     fn now(&self) -> Instant {
@@ -156,11 +157,11 @@ impl<T: Timer> Timer for SharedTimer<T> {
     }
 }
 
-/// A wait on a [`SharedTimer`]. It can be moved, and sent if the alarm beneath can be.
+/// A wait on a [`SharedTimer`]. It can be moved, and sent if the inner alarm can be.
 ///
 /// # Panics
 ///
-/// When it is polled, on a timer that needs its runtime's context and does not have it.
+/// When it is polled, if its timer needs the runtime's context and there is none.
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct SharedSleep<T: Timer> {
     shared: Arc<Shared<T>>,
@@ -171,7 +172,7 @@ pub struct SharedSleep<T: Timer> {
 /// Where a wait is.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// It was not polled yet.
+    /// It has not been polled yet.
     Outside,
     InLine(u32),
     Over,
@@ -183,17 +184,17 @@ impl<T: Timer> Future for SharedSleep<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let shared = &this.shared;
-        // Dropped at the end: that may panic, and who has the turn has to have set the alarm.
+        // Dropped at the end: that may panic, and the holder of the turn must have set the alarm by then.
         let mut replaced = None;
         let (index, mut is_due, turn) = match this.place {
             Place::Over => return Poll::Ready(()),
             Place::Outside if this.deadline == Instant::MAX => return Poll::Pending,
-            // The clock is not asked: if the deadline has passed, the alarm is set to that or rings already.
+            // No need to read the clock: if the deadline has passed, the alarm is set to it or already rings.
             Place::Outside => {
                 let waker = cx.waker().clone();
                 let (index, turn) = match shared.line.with(|line| line.join(this.deadline, waker)) {
                     Ok(joined) => joined,
-                    // There are more waits than numbers.
+                    // There are more waits than indices.
                     Err(waker) => {
                         waker.wake();
                         return Poll::Pending;
@@ -228,7 +229,7 @@ impl<T: Timer> Future for SharedSleep<T> {
 }
 
 impl<T: Timer> SharedSleep<T> {
-    /// Gets out of the line, if it is in it.
+    /// Leaves the line, if it is in it.
     fn leave(&mut self) {
         if let Place::InLine(index) = replace(&mut self.place, Place::Over) {
             drop(self.shared.line.with(|line| line.leave(index)));
@@ -257,7 +258,7 @@ struct Shared<T: Timer> {
     waker: Waker,
 }
 
-/// What the alarm wakes. It does not keep the alarm alive.
+/// Woken by the alarm. It does not keep the alarm alive.
 struct Bell<T: Timer>(Weak<Shared<T>>);
 
 impl<T> Wake for Bell<T>
@@ -269,7 +270,7 @@ where
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // The runtime's timer, which calls this, goes on to wake others.
+        // The runtime's timer, which calls this, has others to wake.
         apart(|| {
             let Some(shared) = self.0.upgrade() else {
                 return;
@@ -281,18 +282,18 @@ where
     }
 }
 
-/// So often the alarm is looked at in a row. One that asks at each look to be polled again is tokio's, where a task has
-/// used up its budget and does not run on a worker.
+/// How often in a row the alarm is polled. tokio's wakes its task at each poll where a task has used up its budget and
+/// does not run on a worker.
 const LOOKS: u32 = 8;
 
 impl<T: Timer> Shared<T> {
-    /// Sets the alarm to the first deadline, and wakes those that are due.
+    /// Sets the alarm to the first deadline, and wakes all waits that are due.
     fn drive(&self, mut turn: Turn<T::Alarm>) {
         let set = catch_unwind(AssertUnwindSafe(|| self.set_alarm(&mut turn)));
         if !matches!(set, Ok(true)) {
             self.line.with(Line::give_up);
         }
-        // Last, for a waker may do anything.
+        // Last, since a waker may do anything.
         let wake_due = || wake_all(from_fn(|| self.line.with(Line::next_due)));
         let Err(panic) = set else {
             return wake_due();
@@ -301,13 +302,13 @@ impl<T: Timer> Shared<T> {
         resume_unwind(panic);
     }
 
-    /// `false`: the alarm is to be looked at again, and that was done often enough.
+    /// `false`: the alarm has to be polled again, but that was done often enough.
     fn set_alarm(&self, turn: &mut Turn<T::Alarm>) -> bool {
         let mut cx = Context::from_waker(&self.waker);
         let mut reached = Instant::from_nanos(0);
         for _ in 0..LOOKS {
-            // The clock is asked whatever the alarm says: tokio's is pending for a task that has used up its budget, and
-            // one that has done so at each poll would hold up all others.
+            // Read the clock whatever the alarm says: tokio's is pending for a task that has used up its budget, and a
+            // task that does so at each poll would hold up all others.
             let now = self.timer.now().max(reached);
             let Some(deadline) = self.line.with(|line| line.aim(now, turn)) else {
                 return true;

@@ -6,7 +6,7 @@ use loom::thread;
 use super::*;
 use crate::sync::wake;
 
-/// A clock of one alarm, moved by hand.
+/// A clock with one alarm, moved by hand.
 #[derive(Clone)]
 struct Manual(Arc<Mutex<Clock>>);
 
@@ -74,7 +74,7 @@ fn waiting(timer: &SharedTimer<Manual>, deadline: u64) -> SharedSleep<Manual> {
     sleep
 }
 
-/// Nobody is left, and nobody has the alarm.
+/// No wait is left, and no thread has the alarm.
 fn check(timer: &SharedTimer<Manual>) {
     assert!(timer.0.line.with(|line| line.is_left()));
 }

@@ -1,4 +1,5 @@
-//! A request that is answered in time and one that is not, on a release of embassy-executor that campanile does not know.
+//! One request that is answered in time and one that is not, on a release of embassy-executor that campanile does not
+//! know.
 
 use core::convert::Infallible;
 use core::future::pending;

@@ -1,5 +1,5 @@
-//! A waker that does nothing is a waker like any other, unless it is one of campanile's marks: whatever the compiler makes
-//! of tables and functions that look the same.
+//! A waker that does nothing is a waker like any other, unless it is one of campanile's marks: however the compiler
+//! merges tables and functions that look the same.
 
 use std::future::ready;
 use std::ptr::null;

@@ -11,7 +11,7 @@ use super::{Cost, InvalidEwma};
 use crate::sync::word::Word;
 use crate::{Instant, Timer};
 
-/// All times in nanoseconds.
+/// All times are in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     default_rtt: f64,
@@ -49,7 +49,7 @@ pub(super) fn nanos(duration: Duration) -> f64 {
 
 /// What clones share.
 pub(super) struct Shared<T> {
-    // Only requests have clones of it, so they are counted by counting these.
+    // Only requests clone this, so counting its clones counts the requests.
     pub(super) load: Arc<Measured<T>>,
 }
 
@@ -77,7 +77,7 @@ impl<T> Shared<T> {
         let load = &*self.load;
         load.start(now);
         let estimate = load.estimate.get(now, load.settings.decay).unwrap_or(1.0);
-        // The count tells of those that were given up, on whatever threads: one alone may be long.
+        // The count also covers requests cancelled on other threads: a single request may be long.
         if self.in_flight() <= 1 {
             return estimate;
         }
@@ -99,8 +99,8 @@ impl<T> Shared<T> {
         Cost(self.estimate(now) * (in_flight + 1.0))
     }
 
-    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle one costs what
-    /// its estimate is, and a busy one more than that. Both are on the same clock.
+    /// Whether its cost is no more than that of `other`, if that can be told without the time: an idle service costs
+    /// its estimate, a busy one more. Both must be on the same clock.
     #[inline]
     pub(super) fn is_no_busier_for_sure(&self, other: &Self) -> Option<bool> {
         let (this, others) = (&*self.load, &*other.load);
@@ -129,7 +129,7 @@ impl<T> Shared<T> {
 
 /// No request was sent since the last response.
 const NONE: u64 = 0;
-/// One was.
+/// One was sent.
 const ONE: u64 = 1;
 
 /// What clones and requests share.
@@ -137,17 +137,17 @@ pub(super) struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: Word,
-    // When the second request was sent since the last response, not counting those that were given up before it; or
-    // `NONE` or `ONE`, while there were no more.
+    // When the second request since the last response was sent, not counting those cancelled before it; or `NONE` or
+    // `ONE`, if there were fewer.
     second: Word,
-    // When the last request was sent, if not before that.
+    // When the last request was sent, unless that was before `second`.
     last: Word,
     pub(super) settings: Settings,
     pub(super) timer: T,
 }
 
 impl<T> Measured<T> {
-    /// Lets the estimate decay from `now` on, if it does not yet: a constructor asks no clock.
+    /// Starts the decay of the estimate at `now`, if it has not started: a constructor reads no clock.
     #[inline]
     pub(super) fn start(&self, now: Instant) {
         if self.estimate.is_unset() {
@@ -169,10 +169,10 @@ impl<T> Measured<T> {
         self.estimate.set(now, self.settings.decay, estimate);
     }
 
-    /// A request is sent, and so many others are under way. The estimate has been started.
+    /// A request is sent while `others` are in flight. The estimate has been started.
     #[inline]
     pub(super) fn sent(&self, now: Instant, others: usize) {
-        // What was sent before and is not under way any more was given up: its silence is that of nobody.
+        // Earlier requests that are no longer in flight were cancelled, so no request waits in silence.
         if others == 0 {
             self.second.store(ONE);
             return;
@@ -194,15 +194,15 @@ impl<T> Measured<T> {
         self.second.store(NONE);
     }
 
-    /// What a silence weighs, so long after a request was last sent.
+    /// The weight of a silence, given when a request was last sent.
     #[cold]
     fn weigh(&self, silent: f64, now: Instant) -> f64 {
         let since = nanos_between(self.last.load(), now.as_nanos());
         silent / exp(since / self.settings.decay)
     }
 
-    /// Whether a request that was sent then, and took `took`, was long by nature: others that were sent in the second half
-    /// of its time were answered before it. Only where it took longer than a decay, over which it could not be averaged.
+    /// Whether a request sent at `sent` that took `took` was long by nature: others that were sent in the second half
+    /// of its time were answered before it. Only if it took longer than a decay, over which it could not be averaged.
     #[inline]
     pub(super) fn is_overtaken(&self, sent: Instant, took: f64) -> bool {
         took > self.settings.decay && self.has_overtaken(sent, took)
@@ -211,7 +211,7 @@ impl<T> Measured<T> {
     #[cold]
     fn has_overtaken(&self, sent: Instant, took: f64) -> bool {
         let observed = self.observed.load();
-        // The last response took no longer than the estimate that it left.
+        // The last response took no longer than the estimate that it left behind.
         let at = Instant::from_nanos(observed);
         let longest = self.estimate.get(at, self.settings.decay).unwrap_or(1.0);
         nanos_between(sent.as_nanos(), observed) - longest > took / 2.0
@@ -221,15 +221,15 @@ impl<T> Measured<T> {
     #[inline]
     pub(super) fn observe(&self, now: Instant, took: f64) {
         let decay = self.settings.decay;
-        // Taken by one response, however many come at once: no time counts twice.
+        // Taken by one response even if several come at once, so no time counts twice.
         let before = self.observed.swap(now.as_nanos());
         let elapsed = nanos_between(before, now.as_nanos());
-        // The estimate has decayed by now, so this added to it is the average; and what took longer is a peak.
+        // The estimate has already decayed, so adding this gives the average; a response that took longer is a peak.
         let share = took * one_minus_exp_of_minus(elapsed / decay);
         self.estimate.add(now, decay, share, took);
     }
 
-    /// A response would have taken at least `took`.
+    /// A cancelled request would have taken at least `took`.
     #[cold]
     pub(super) fn raise(&self, now: Instant, took: f64) {
         self.estimate.add(now, self.settings.decay, 0.0, took);

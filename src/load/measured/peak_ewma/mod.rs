@@ -1,62 +1,64 @@
-//! Load as the time that responses took lately, times the requests under way.
+//! Load as the duration of recent responses, times the requests in flight.
 //!
 //! # The estimate
 //!
-//! > cost = estimate × (requests under way + 1)
+//! > cost = estimate × (requests in flight + 1)
 //!
-//! The estimate is an exponentially weighted moving average that jumps to peaks: Peak-EWMA, of Twitter's Finagle
-//! ([`PeakEwma.scala`]). A response that took `r` makes of the estimate
+//! The estimate is an exponentially weighted moving average that jumps to peaks: Peak-EWMA, from Twitter's Finagle
+//! ([`PeakEwma.scala`]). A response that took `r` changes the estimate to
 //!
 //! > max(r, w × estimate + (1 − w) × r), w = e<sup>−elapsed / decay</sup>
 //!
-//! where `elapsed` is the time since the response before it. Between responses the estimate falls by a factor of
-//! e in each decay, down to one nanosecond; so an endpoint that looked slow is tried again, and among endpoints that were
-//! idle for long those with the fewest requests under way are chosen.
+//! where `elapsed` is the time since the previous response. Between responses the estimate falls by a factor of e in
+//! each decay, down to one nanosecond. So an endpoint that looked slow is tried again, and among endpoints that have
+//! long been idle, those with the fewest requests in flight are chosen.
 //!
-//! At first the estimate is `default_rtt`, and it decays from the first time that the load is asked for or a
-//! request is sent. Such a service is tried when its cost comes below that of the others: a large `default_rtt` keeps a
-//! new endpoint from being flooded, a small one has it tried at once.
+//! At first the estimate is `default_rtt`. It decays from the first time that the load is read or a request is sent.
+//! Such a service is tried when its cost falls below that of the others: a large `default_rtt` keeps a new endpoint
+//! from being flooded, a small one has it tried at once.
 //!
 //! # Silence, and long requests
 //!
-//! An endpoint that hangs gives no responses, and must not look better with time. One that has a long request under way, such
-//! as a watch or a body that is held, must not look worse for it, as long as it answers the others. So silence counts only
-//! where more than one request waits for an answer: while two or more are under way, the estimate is at least
+//! An endpoint that hangs gives no responses, and must not look better with time. An endpoint with a long request in
+//! flight, such as a watch or a body that is held, must not look worse for it as long as it answers its other requests.
+//! So silence counts only if more than one request waits for a response: while two or more are in flight, the estimate
+//! is at least
 //!
 //! > (now − second) × e<sup>−(now − last) / decay</sup>
 //!
-//! where `second` is when the second request was sent since the last response, and `last` is when the last one was. Where
-//! requests were cancelled until only one is left, the next to be sent is the second. One
-//! request may be long, and says nothing of others. Two may be long as well; so when no further requests are sent, that they
-//! are silent weighs less and less, and after some decays the endpoint is tried again. A response ends the silence; if
-//! there is none, all of it counts again. So an endpoint that hangs gets a request or so in several decays, and one with
+//! where `second` is when the second request since the last response was sent, and `last` is when the last request was
+//! sent. If requests were cancelled until only one is left, the next to be sent is the second. One request may be long,
+//! and says nothing about others. Two may be long as well; so once no further requests are sent, their silence weighs
+//! less and less, and after some decays the endpoint is tried again. A response ends the silence; if that trial gets
+//! none, the whole silence counts again. So an endpoint that hangs gets a request or so in several decays, and one with
 //! several long requests is avoided for no longer than that.
 //!
-//! A request that took longer than a decay does not count at its end, if others that were sent in the second half of its
-//! time were answered before it: they show that it was long by nature. If it failed, it has the penalty all the same.
+//! A request that took longer than a decay does not count at its end if others that were sent in the second half of its
+//! time were answered before it: they show that it was long by nature. If it failed, it still gets the penalty.
 //!
-//! A long request is still one of those under way, by which the estimate is multiplied.
+//! A long request still counts among the requests in flight that multiply the estimate.
 //!
 //! # Results that do not count
 //!
 //! - A [penalised](Outcome::Penalised) one counts as a response that took at least the
-//!   [penalty](PeakEwma::with_penalty): the estimate jumps up, and decays. The penalty is one decay unless said
-//!   otherwise. Responses that took so long could not be averaged over the decay, so it is above what an
-//!   endpoint that works costs. To come from a penalty `p` down to a cost `c` takes `decay × ln(p / c)`.
-//! - A request that was cancelled would have taken at least the time that it was under way. That counts where it raises
-//!   the estimate, unless it was [long by nature](#silence-and-long-requests).
-//! - An [ignored](Outcome::Ignored) one leaves the estimate as it is.
+//!   [penalty](PeakEwma::with_penalty): the estimate jumps up, and decays. The penalty is one decay by default.
+//!   Responses that took that long could not be averaged over the decay, so the penalty is above the cost of an
+//!   endpoint that works. Falling from a penalty `p` to a cost `c` takes `decay × ln(p / c)`.
+//! - A cancelled request would have taken at least as long as it was in flight. That counts if it raises the estimate,
+//!   unless the request was [long by nature](#silence-and-long-requests).
+//! - An [ignored](Outcome::Ignored) one leaves the estimate unchanged.
 //!
 //! # Differences from tower
 //!
-//! - What is said above of results that do not count; tower counts failures and cancelled requests like responses.
-//! - An endpoint that hangs looks worse with time. In tower the estimate decays to nothing, and draws more requests.
+//! - Results that do not count are treated as described above; tower counts failures and cancelled requests like
+//!   responses.
+//! - An endpoint that hangs looks worse with time. In tower the estimate decays to nothing, and attracts more requests.
 //! - The end of a long request that others overtook is no peak.
-//! - To ask for the load does not change the estimate. In tower it restarts `elapsed`, so a response
-//!   that is not a peak counts the less the more often the load is asked for.
-//! - Finding the time is left to a [`Timer`], at most once for a load, a call and a response each; there is no lock.
-//!   To [compare](Load::is_no_busier_than) two services takes the time once on the timers of the runtimes, and not at all
-//!   when the one that looks faster is idle.
+//! - Reading the load does not change the estimate. In tower it restarts `elapsed`, so the more often the load is read,
+//!   the less a response that is not a peak counts.
+//! - The time comes from a [`Timer`], which is read at most once each for a load, a call and a response; there is no
+//!   lock. [Comparing](Load::is_no_busier_than) two services reads the time once on the runtimes' timers, and not at
+//!   all if the one that looks faster is idle.
 //!
 //! # Examples
 //!
@@ -102,9 +104,9 @@ mod estimate;
 
 use self::estimate::{Measured, Settings, Shared, nanos};
 
-/// A service whose load is the time that its responses took lately, times its requests under way.
+/// A service whose load is the duration of its recent responses, times its requests in flight.
 ///
-/// See the [module](self) for the formula, and what failures do to it. Clones share one load.
+/// See the [module](self) for the formula and the effect of failures. Clones share one load.
 pub struct PeakEwma<S, C = CompleteOnResponse, T = NoRuntime, K = OnError> {
     inner: S,
     completion: C,
@@ -113,13 +115,13 @@ pub struct PeakEwma<S, C = CompleteOnResponse, T = NoRuntime, K = OnError> {
 }
 
 impl<S, C, T: Default> PeakEwma<S, C, T> {
-    /// Measures `service`, each request until `completion` has it over, on the default timer.
+    /// Measures `service` on the default timer; `completion` decides when each request is over.
     ///
     /// The estimate is `default_rtt` at first, and decays by a factor of e in each `decay_ns` nanoseconds.
     ///
     /// # Panics
     ///
-    /// Where [`try_new`](Self::try_new) gives an error.
+    /// If [`try_new`](Self::try_new) returns an error.
     #[track_caller]
     pub fn new(service: S, default_rtt: Duration, decay_ns: f64, completion: C) -> Self {
         Self::with_timer(service, default_rtt, decay_ns, completion, T::default())
@@ -145,7 +147,7 @@ impl<S, C, T> PeakEwma<S, C, T> {
     ///
     /// # Panics
     ///
-    /// Where [`try_with_timer`](Self::try_with_timer) gives an error.
+    /// If [`try_with_timer`](Self::try_with_timer) returns an error.
     #[track_caller]
     pub fn with_timer(
         service: S,
@@ -183,9 +185,9 @@ impl<S, C, T> PeakEwma<S, C, T> {
 }
 
 impl<S, C, T, K> PeakEwma<S, C, T, K> {
-    /// Lets `classifier` decide which results are penalised: a [`Classify`], such as a closure.
+    /// Lets `classifier`, a [`Classify`] such as a closure, decide which results are penalised.
     ///
-    /// The types of a closure's argument have to be written out.
+    /// A closure needs its argument types written out.
     #[must_use]
     pub fn with_classifier<K2>(self, classifier: K2) -> PeakEwma<S, C, T, K2> {
         PeakEwma {
@@ -199,7 +201,7 @@ impl<S, C, T, K> PeakEwma<S, C, T, K> {
     /// Lets a penalised result count as a response that took at least `penalty`. With [`Duration::ZERO`] it
     /// counts like any response.
     ///
-    /// This makes a load of its own, so clones have to be made afterwards.
+    /// This starts a new load, so make clones afterwards.
     #[must_use]
     pub fn with_penalty(mut self, penalty: Duration) -> Self
     where
@@ -213,7 +215,7 @@ impl<S, C, T, K> PeakEwma<S, C, T, K> {
         self
     }
 
-    /// How many requests are under way.
+    /// How many requests are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight()
@@ -230,7 +232,7 @@ impl<S, C, T: Timer, K> PeakEwma<S, C, T, K> {
         Duration::from_nanos((estimate + 0.5) as u64)
     }
 
-    /// Makes the estimate `estimate`, from which it goes on. Less than a nanosecond counts as one.
+    /// Sets the estimate, which continues from there. Less than a nanosecond counts as one.
     pub fn set_estimate(&self, estimate: Duration) {
         let load = &self.shared.load;
         load.set_estimate(load.timer.now(), nanos(estimate));
@@ -246,7 +248,7 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
 
     fn is_no_busier_than(&self, other: &Self) -> bool {
         let (this, other) = (&*self.shared, &*other.shared);
-        // A timer without a value tells the same time wherever it is.
+        // A timer of zero size tells the same time everywhere.
         let is_one_clock = size_of::<T>() == 0;
         match this.is_no_busier_for_sure(other) {
             Some(is_no_busier) if is_one_clock => is_no_busier,
@@ -254,7 +256,7 @@ impl<S, C, T: Timer, K> Load for PeakEwma<S, C, T, K> {
         }
     }
 
-    /// Both have one load from here on, with the settings that the predecessor has.
+    /// From now on both share one load, with the predecessor's settings.
     fn take_over(&mut self, predecessor: &mut Self) {
         self.shared = predecessor.shared.clone();
     }
@@ -267,14 +269,14 @@ tracked!(PeakEwma);
 pub struct Cost(f64);
 
 impl Cost {
-    /// The expected work in nanoseconds: the estimate, times the requests under way and one more.
+    /// The expected work in nanoseconds: the estimate, times one more than the requests in flight.
     #[must_use]
     pub const fn as_nanos(self) -> f64 {
         self.0
     }
 }
 
-/// A request under way. It is over when this is dropped.
+/// A request in flight. It is over when this is dropped.
 pub struct Handle<T: Timer> {
     load: Arc<Measured<T>>,
     sent: Instant,
@@ -288,7 +290,7 @@ impl<T: Timer> Handle<T> {
         let sent = load.timer.now();
         load.start(sent);
         load.sent(sent, shared.in_flight());
-        // Whoever sees the request sees since when it is silent.
+        // A thread that sees the request in the count also sees since when there is silence.
         fence(Ordering::Release);
         Self {
             load: load.clone(),
@@ -297,10 +299,10 @@ impl<T: Timer> Handle<T> {
         }
     }
 
-    /// Says what came of the request; the last word counts, when the handle is dropped.
+    /// Reports the outcome of the request. The last report counts, when the handle is dropped.
     ///
-    /// The service's classifier does this when the result is there. A [`TrackCompletion`] that keeps the
-    /// handle may do it again when a body breaks off.
+    /// The service's classifier reports when the result is ready. A [`TrackCompletion`] that keeps the handle may
+    /// report again when a body breaks off.
     pub fn record(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
@@ -320,7 +322,7 @@ impl<T: Timer> Drop for Handle<T> {
             Some(Outcome::Ignored) => {}
             None => load.raise(now, took),
         }
-        // A request that is cancelled says nothing of the others, and they may hang as it did.
+        // A cancelled request says nothing about the others, which may hang as it did.
         if self.outcome.is_some() {
             load.answered();
         }
@@ -353,7 +355,7 @@ impl<D, C, T: Default> PeakEwmaDiscover<D, C, T> {
     ///
     /// # Panics
     ///
-    /// Where [`try_new`](Self::try_new) gives an error.
+    /// If [`try_new`](Self::try_new) returns an error.
     #[track_caller]
     pub fn new<Request>(discover: D, default_rtt: Duration, decay: Duration, completion: C) -> Self
     where
@@ -385,7 +387,7 @@ impl<D, C, T> PeakEwmaDiscover<D, C, T> {
     ///
     /// # Panics
     ///
-    /// Where [`try_with_timer`](Self::try_with_timer) gives an error.
+    /// If [`try_with_timer`](Self::try_with_timer) returns an error.
     #[track_caller]
     pub fn with_timer(
         discover: D,
@@ -468,7 +470,7 @@ impl<D: fmt::Debug, C, T, K> fmt::Debug for PeakEwmaDiscover<D, C, T, K> {
     }
 }
 
-/// Why there is no [`PeakEwma`] with these arguments.
+/// An argument that a [`PeakEwma`] does not accept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum InvalidEwma {

@@ -290,6 +290,7 @@ fn parts_hold_no_permit_after_a_shed_request() {
 }
 
 /// A service that does not know the marks would take a permit in a poll for nobody.
+#[cfg(feature = "tower")]
 #[test]
 fn idle_buffer_takes_no_permit_of_a_foreign_limit() {
     let semaphore = std::sync::Arc::new(tokio::sync::Semaphore::new(1));

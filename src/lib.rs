@@ -121,6 +121,7 @@ pub mod builder;
 pub mod discover;
 pub mod error;
 pub mod filter;
+pub mod fixed;
 pub mod from_tower;
 // The state that handles share is behind an `Arc`, and has words of 64 bits.
 #[cfg(all(

@@ -132,14 +132,13 @@ pub mod error;
 pub mod future;
 mod worker;
 
-pub use self::error::{
-    Closed, Error, FixedError, InvalidBound, Overflow, Panicked, QueueInUse, ServiceError,
-};
+pub use self::error::{Closed, Error, FixedError, Overflow, Panicked, QueueInUse, ServiceError};
 pub use self::future::{ResponseFuture, Shutdown};
 pub use self::worker::Worker;
+use crate::sync::lock::Sharing;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::queue::StaticQueue;
-pub use crate::sync::queue::{HeapQueue, LocalQueue};
+pub use crate::sync::queue::{FixedQueue, HeapQueue, InvalidBound, LocalQueue};
 
 /// A layer of [`Buffer`] that runs its workers on an `X`.
 pub struct BufferLayer<Request, X> {
@@ -572,31 +571,23 @@ impl<Request, F: TryFuture> Queue for HeapQueue<Request, F> {
     }
 }
 
-/// Implements the queues that need no allocator.
-macro_rules! fixed {
-    ($(#[$meta:meta])* $name:ident) => {
-        $(#[$meta])*
-        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Queue for &$name<Request, F, N> {
-            type Error = FixedError<F::Error>;
+impl<L, Request, F, const N: usize> Queue for &FixedQueue<L, Request, F, N>
+where
+    L: Sharing,
+    F: TryFuture<Error: Copy>,
+{
+    type Error = FixedError<F::Error>;
 
-            fn share(&self, error: F::Error) -> F::Error {
-                error
-            }
+    fn share(&self, error: F::Error) -> F::Error {
+        error
+    }
 
-            fn error(refusal: Refusal<F::Error>) -> Self::Error {
-                match refusal {
-                    Refusal::Full => FixedError::Overflow(Overflow::new()),
-                    Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),
-                    Refusal::Ended(End::Panicked) => FixedError::Panicked(Panicked::new()),
-                    Refusal::Ended(End::Failed(error)) => FixedError::Failed(error),
-                }
-            }
+    fn error(refusal: Refusal<F::Error>) -> Self::Error {
+        match refusal {
+            Refusal::Full => FixedError::Overflow(Overflow::new()),
+            Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),
+            Refusal::Ended(End::Panicked) => FixedError::Panicked(Panicked::new()),
+            Refusal::Ended(End::Failed(error)) => FixedError::Failed(error),
         }
-    };
+    }
 }
-
-fixed!(
-    #[cfg(feature = "critical-section")]
-    StaticQueue
-);
-fixed!(LocalQueue);

@@ -14,9 +14,34 @@ use super::primitives::{Mutex, MutexGuard};
 /// What runs inside is this crate's code alone: it neither comes back here nor panics. So a `RefCell` is never borrowed
 /// twice. That it would panic is better than a state that is not lent, for which no `R` could be given but one by which a
 /// permit or a wake-up is lost in silence.
-pub(crate) trait Lock<T> {
+pub trait Lock<T> {
     /// Lends the state to `f`.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
+}
+
+/// How a state in fixed storage is shared: by a [`CriticalSection`], or on a [`SingleThread`].
+pub trait Sharing {
+    /// The lock around a `T`.
+    #[doc(hidden)]
+    type Lock<T>: Lock<T>;
+}
+
+/// Shared by tasks and interrupts, by the critical section that the application provides.
+#[cfg(feature = "critical-section")]
+#[derive(Debug)]
+pub enum CriticalSection {}
+
+#[cfg(feature = "critical-section")]
+impl Sharing for CriticalSection {
+    type Lock<T> = critical_section::Mutex<RefCell<T>>;
+}
+
+/// Shared on one thread.
+#[derive(Debug)]
+pub enum SingleThread {}
+
+impl Sharing for SingleThread {
+    type Lock<T> = RefCell<T>;
 }
 
 impl<T, L: Lock<T>> Lock<T> for &L {

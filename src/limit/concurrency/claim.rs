@@ -1,10 +1,9 @@
 use core::task::{Context, Poll, ready};
 
-use super::{Error, InvalidLimit, Overflow};
+use super::{Error, Overflow};
 use crate::sync::gate::Full;
-#[cfg(feature = "critical-section")]
-use crate::sync::semaphore::StaticSemaphore;
-use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
+use crate::sync::lock::Sharing;
+use crate::sync::semaphore::{FixedSemaphore, Permit, Semaphore};
 
 /// A source of permits: a [`Semaphore`]; without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`; with the
 /// feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.
@@ -36,30 +35,6 @@ pub trait Claim: Sized {
     fn release(&mut self);
 }
 
-#[cfg(feature = "std")]
-impl Semaphore {
-    /// A semaphore of `permits` permits.
-    ///
-    /// # Panics
-    ///
-    /// If `permits` is 0; see [`try_new`](Self::try_new).
-    #[track_caller]
-    pub fn new(permits: usize) -> Self {
-        InvalidLimit::assert(permits);
-        Self::with_permits(permits)
-    }
-
-    /// Like [`new`](Self::new).
-    ///
-    /// # Errors
-    ///
-    /// If `permits` is 0.
-    pub fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
-        InvalidLimit::check(permits)?;
-        Ok(Self::with_permits(permits))
-    }
-}
-
 impl Permits for Semaphore {
     type Claim = Permit;
 
@@ -85,65 +60,26 @@ impl Claim for Permit {
     }
 }
 
-/// Implements the semaphores that need no allocator.
-macro_rules! fixed {
-    ($(#[$meta:meta])* $name:ident) => {
-        $(#[$meta])*
-        impl<const N: usize> $name<N> {
-            /// A semaphore of `permits` permits.
-            ///
-            /// # Panics
-            ///
-            /// If `permits` is 0; in a `static` that is a compile error. See [`try_new`](Self::try_new).
-            #[track_caller]
-            pub const fn new(permits: usize) -> Self {
-                InvalidLimit::assert(permits);
-                Self::with_permits(permits)
-            }
+impl<'a, L: Sharing, const N: usize> Permits for &'a FixedSemaphore<L, N> {
+    type Claim = Permit<&'a FixedSemaphore<L, N>>;
 
-            /// Like [`new`](Self::new).
-            ///
-            /// # Errors
-            ///
-            /// If `permits` is 0.
-            pub const fn try_new(permits: usize) -> Result<Self, InvalidLimit> {
-                match InvalidLimit::check(permits) {
-                    Ok(()) => Ok(Self::with_permits(permits)),
-                    Err(error) => Err(error),
-                }
-            }
-        }
-
-        $(#[$meta])*
-        impl<'a, const N: usize> Permits for &'a $name<N> {
-            type Claim = Permit<&'a $name<N>>;
-
-            fn claim(&self) -> Self::Claim {
-                Permit::new(self)
-            }
-        }
-
-        $(#[$meta])*
-        impl<const N: usize> Claim for Permit<&$name<N>> {
-            type Error<E> = Error<E>;
-
-            fn another(&self) -> Self {
-                Self::new(self.semaphore())
-            }
-
-            fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<E>>> {
-                Self::poll_acquire(self, cx).map_err(|Full| Error::Overflow(Overflow::new()))
-            }
-
-            fn release(&mut self) {
-                Self::release(self);
-            }
-        }
-    };
+    fn claim(&self) -> Self::Claim {
+        Permit::new(self)
+    }
 }
 
-fixed!(
-    #[cfg(feature = "critical-section")]
-    StaticSemaphore
-);
-fixed!(LocalSemaphore);
+impl<L: Sharing, const N: usize> Claim for Permit<&FixedSemaphore<L, N>> {
+    type Error<E> = Error<E>;
+
+    fn another(&self) -> Self {
+        Self::new(self.semaphore())
+    }
+
+    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error<E>>> {
+        Self::poll_acquire(self, cx).map_err(|Full| Error::Overflow(Overflow::new()))
+    }
+
+    fn release(&mut self) {
+        Self::release(self);
+    }
+}

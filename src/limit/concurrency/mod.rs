@@ -66,14 +66,13 @@
 //! # });
 //! ```
 
-use core::fmt;
 use core::mem::replace;
 use core::task::{Context, Poll};
 
 use super::LetGo;
 #[cfg(feature = "critical-section")]
 pub use crate::sync::semaphore::StaticSemaphore;
-pub use crate::sync::semaphore::{LocalSemaphore, Permit, Semaphore};
+pub use crate::sync::semaphore::{FixedSemaphore, InvalidLimit, LocalSemaphore, Permit, Semaphore};
 use crate::sync::{drive, is_drive, is_try, mark, withdraw};
 use crate::{Layer, Service, load::Load};
 
@@ -479,28 +478,3 @@ leaf_error! {
     /// Too many requests already wait for a permit.
     Overflow, "more requests wait for a permit than there is room for"
 }
-
-/// A limit of 0: no request could ever begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidLimit(());
-
-impl InvalidLimit {
-    const MESSAGE: &'static str = "a concurrency limit is 0, and must be at least 1";
-
-    const fn check(max: usize) -> Result<(), Self> {
-        if max == 0 { Err(Self(())) } else { Ok(()) }
-    }
-
-    #[track_caller]
-    const fn assert(max: usize) {
-        assert!(max != 0, "{}", Self::MESSAGE);
-    }
-}
-
-impl fmt::Display for InvalidLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::MESSAGE)
-    }
-}
-
-impl core::error::Error for InvalidLimit {}

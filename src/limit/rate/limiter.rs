@@ -5,10 +5,13 @@ use core::task::Context;
 use super::budget::{Budget, Rate};
 use super::line::{Ask, Farewell, Line, Place, Turn, Waiter};
 use crate::Instant;
+#[cfg(feature = "critical-section")]
+use crate::sync::lock::CriticalSection;
+use crate::sync::lock::{Lock, Sharing, SingleThread};
 #[cfg(feature = "std")]
 use crate::sync::primitives::Mutex;
 use crate::sync::slab::{Node, Nodes, Slab};
-use crate::sync::{lock::Lock, with_waker};
+use crate::sync::with_waker;
 
 /// A budget shared by rate limits, with the line of the handles that wait for it.
 ///
@@ -64,18 +67,24 @@ impl AnyLimiter for Limiter {
     }
 }
 
-/// A [`Limiter`] without an allocator, shared by reference: for a `static`.
+/// A [`Limiter`] without an allocator, shared by reference.
 ///
 /// A handle that finds no token waits in line, first come, first served. There is room for `N` waiters;
 /// [`limit::rate`](crate::limit::rate#without-an-allocator) says what happens to one more.
-#[cfg(feature = "critical-section")]
-pub struct StaticLimiter<const N: usize> {
+pub struct FixedLimiter<L: Sharing, const N: usize> {
     budget: Budget,
-    line: critical_section::Mutex<RefCell<Line<[Node<Waiter>; N]>>>,
+    line: L::Lock<Line<[Node<Waiter>; N]>>,
 }
 
+/// A [`FixedLimiter`] for a `static`, shared by tasks and interrupts.
 #[cfg(feature = "critical-section")]
-impl<const N: usize> StaticLimiter<N> {
+pub type StaticLimiter<const N: usize> = FixedLimiter<CriticalSection, N>;
+
+/// A [`FixedLimiter`] on one thread.
+pub type LocalLimiter<const N: usize> = FixedLimiter<SingleThread, N>;
+
+#[cfg(feature = "critical-section")]
+impl<const N: usize> FixedLimiter<CriticalSection, N> {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
@@ -87,16 +96,7 @@ impl<const N: usize> StaticLimiter<N> {
     }
 }
 
-/// A [`Limiter`] without an allocator, shared by reference on one thread.
-///
-/// A handle that finds no token waits in line, first come, first served. There is room for `N` waiters;
-/// [`limit::rate`](crate::limit::rate#without-an-allocator) says what happens to one more.
-pub struct LocalLimiter<const N: usize> {
-    budget: Budget,
-    line: RefCell<Line<[Node<Waiter>; N]>>,
-}
-
-impl<const N: usize> LocalLimiter<N> {
+impl<const N: usize> FixedLimiter<SingleThread, N> {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
@@ -107,59 +107,53 @@ impl<const N: usize> LocalLimiter<N> {
     }
 }
 
-/// Implements the limiters that hold the places of their line in themselves.
-macro_rules! fixed {
-    ($(#[$meta:meta])* $name:ident) => {
-        $(#[$meta])*
-        impl<const N: usize> AnyLimiter for $name<N> {
-            // Without the array length, so that lines of all lengths share their code.
-            type Nodes = [Node<Waiter>];
+impl<L: Sharing, const N: usize> AnyLimiter for FixedLimiter<L, N> {
+    // Without the array length, so that lines of all lengths share their code.
+    type Nodes = [Node<Waiter>];
 
-            #[inline]
-            fn budget(&self) -> &Budget {
-                &self.budget
-            }
+    #[inline]
+    fn budget(&self) -> &Budget {
+        &self.budget
+    }
 
-            fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R> {
-                Some(self.line.with(|line| f(line)))
-            }
-        }
-
-        limiter!($(#[$meta])* $name<N>);
-    };
+    fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R> {
+        Some(self.line.with(|line| f(line)))
+    }
 }
 
-/// Implements what all limiters share.
-macro_rules! limiter {
-    ($(#[$meta:meta])* $name:ident$(<$n:ident>)?) => {
-        $(#[$meta])*
-        impl$(<const $n: usize>)? $name$(<$n>)? {
-            /// The rate at which the budget comes back.
-            pub const fn rate(&self) -> Rate {
-                self.budget.rate()
-            }
-        }
-
-        $(#[$meta])*
-        impl$(<const $n: usize>)? Sealed for $name$(<$n>)? {}
-
-        $(#[$meta])*
-        impl$(<const $n: usize>)? fmt::Debug for $name$(<$n>)? {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name))
-                    .field("rate", &self.rate())
-                    .finish_non_exhaustive()
-            }
-        }
-    };
+impl Limiter {
+    /// The rate at which the budget comes back.
+    pub const fn rate(&self) -> Rate {
+        self.budget.rate()
+    }
 }
 
-limiter!(Limiter);
-fixed!(
-    #[cfg(feature = "critical-section")]
-    StaticLimiter
-);
-fixed!(LocalLimiter);
+impl<L: Sharing, const N: usize> FixedLimiter<L, N> {
+    /// The rate at which the budget comes back.
+    pub const fn rate(&self) -> Rate {
+        self.budget.rate()
+    }
+}
+
+impl Sealed for Limiter {}
+
+impl<L: Sharing, const N: usize> Sealed for FixedLimiter<L, N> {}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("rate", &self.rate())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L: Sharing, const N: usize> fmt::Debug for FixedLimiter<L, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FixedLimiter")
+            .field("rate", &self.rate())
+            .finish_non_exhaustive()
+    }
+}
 
 /// A [`Limiter`], or without an allocator a [`StaticLimiter`] or a [`LocalLimiter`].
 pub trait AnyLimiter: Sealed + Sized {

@@ -114,7 +114,7 @@ mod line;
 pub use self::budget::{InvalidRate, Rate};
 #[cfg(feature = "critical-section")]
 pub use self::limiter::StaticLimiter;
-pub use self::limiter::{AnyLimiter, Limiter, LocalLimiter};
+pub use self::limiter::{AnyLimiter, FixedLimiter, Limiter, LocalLimiter};
 use self::line::{Ask, Place, Refusal, Turn};
 
 /// The default way to share a [`Limiter`]: on the heap. Without an allocator there is no value of this type.

@@ -15,7 +15,9 @@ use self::state::{Phase, Refused, Removed};
 use crate::sync::credits::Credits;
 use crate::sync::gate::{Full, Place};
 use crate::sync::heap::{Heap, Shared};
-use crate::sync::lock::Lock;
+#[cfg(feature = "critical-section")]
+use crate::sync::lock::CriticalSection;
+use crate::sync::lock::{Lock, Sharing, SingleThread};
 use crate::sync::slab::{Index, Slab};
 use crate::sync::storage::{Growing, Inline, Storage};
 use crate::sync::{Apart, Late, LateAll, for_all, register, wake, wake_all, with_waker};
@@ -37,20 +39,19 @@ pub struct HeapQueue<Request, F: TryFuture> {
     state: Heap<State<Request, F, Shared<F::Error>, Growing>>,
 }
 
-/// The queue of a buffer without an allocator, in a `static`: for `N` requests, and `N` more that wait for room.
+/// The queue of a buffer without an allocator, shared by reference: for `N` requests, and `N` more that wait for room.
 ///
 /// See [`buffer`](crate::buffer#without-an-allocator).
-#[cfg(feature = "critical-section")]
-pub struct StaticQueue<Request, F: TryFuture, const N: usize> {
-    state: Mutex<RefCell<State<Request, F, F::Error, Inline<N>>>>,
+pub struct FixedQueue<L: Sharing, Request, F: TryFuture, const N: usize> {
+    state: L::Lock<State<Request, F, F::Error, Inline<N>>>,
 }
 
-/// The queue of a buffer without an allocator, on one thread: for `N` requests, and `N` more that wait for room.
-///
-/// See [`buffer`](crate::buffer#without-an-allocator).
-pub struct LocalQueue<Request, F: TryFuture, const N: usize> {
-    state: RefCell<State<Request, F, F::Error, Inline<N>>>,
-}
+/// A [`FixedQueue`] for a `static`, shared by tasks and interrupts.
+#[cfg(feature = "critical-section")]
+pub type StaticQueue<Request, F, const N: usize> = FixedQueue<CriticalSection, Request, F, N>;
+
+/// A [`FixedQueue`] on one thread.
+pub type LocalQueue<Request, F, const N: usize> = FixedQueue<SingleThread, Request, F, N>;
 
 impl<Request, F: TryFuture> HeapQueue<Request, F> {
     /// An empty queue for `bound` messages, with one handle.
@@ -76,11 +77,13 @@ impl<Request, F: TryFuture> Clone for HeapQueue<Request, F> {
 }
 
 #[cfg(feature = "critical-section")]
-impl<Request, F: TryFuture<Error: Copy>, const N: usize> StaticQueue<Request, F, N> {
+impl<Request, F: TryFuture<Error: Copy>, const N: usize>
+    FixedQueue<CriticalSection, Request, F, N>
+{
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        const { crate::buffer::InvalidBound::assert(N) };
+        const { InvalidBound::assert(N) };
         let state = State::new(N, 0, Slab::inline(), Slab::inline());
         Self {
             state: Mutex::new(RefCell::new(state)),
@@ -88,14 +91,31 @@ impl<Request, F: TryFuture<Error: Copy>, const N: usize> StaticQueue<Request, F,
     }
 }
 
-impl<Request, F: TryFuture<Error: Copy>, const N: usize> LocalQueue<Request, F, N> {
+#[cfg(feature = "critical-section")]
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default
+    for FixedQueue<CriticalSection, Request, F, N>
+{
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> FixedQueue<SingleThread, Request, F, N> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        const { crate::buffer::InvalidBound::assert(N) };
+        const { InvalidBound::assert(N) };
         Self {
             state: RefCell::new(State::new(N, 0, Slab::inline(), Slab::inline())),
         }
+    }
+}
+
+impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default
+    for FixedQueue<SingleThread, Request, F, N>
+{
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -120,42 +140,28 @@ impl<T, F: TryFuture> Channel for HeapQueue<T, F> {
     }
 }
 
-/// The queues whose state is in place, under a lock.
-macro_rules! fixed {
-    ($(#[$meta:meta])* $name:ident) => {
-        $(#[$meta])*
-        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Default for $name<Request, F, N> {
-            fn default() -> Self {
-                Self::new()
-            }
-        }
-
-        $(#[$meta])*
-        impl<Request, F: TryFuture, const N: usize> fmt::Debug for $name<Request, F, N> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name)).finish_non_exhaustive()
-            }
-        }
-
-        $(#[$meta])*
-        impl<Request, F: TryFuture<Error: Copy>, const N: usize> Channel for &$name<Request, F, N> {
-            type Message = Request;
-            type Answer = F;
-            type Failure = F::Error;
-            type Storage = Inline<N>;
-
-            fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
-                self.state.with(f)
-            }
-        }
-    };
+impl<L: Sharing, Request, F: TryFuture, const N: usize> fmt::Debug
+    for FixedQueue<L, Request, F, N>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FixedQueue").finish_non_exhaustive()
+    }
 }
 
-fixed!(
-    #[cfg(feature = "critical-section")]
-    StaticQueue
-);
-fixed!(LocalQueue);
+impl<L, Request, F, const N: usize> Channel for &FixedQueue<L, Request, F, N>
+where
+    L: Sharing,
+    F: TryFuture<Error: Copy>,
+{
+    type Message = Request;
+    type Answer = F;
+    type Failure = F::Error;
+    type Storage = Inline<N>;
+
+    fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O {
+        self.state.with(f)
+    }
+}
 
 /// A queue, however it is shared.
 ///
@@ -497,6 +503,31 @@ pub trait Channel: Clone {
         });
     }
 }
+/// A bound of 0: no request could ever be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidBound(());
+
+impl InvalidBound {
+    const MESSAGE: &'static str = "a buffer's bound is 0, and must be at least 1";
+
+    pub(crate) const fn check(bound: usize) -> Result<(), Self> {
+        if bound == 0 { Err(Self(())) } else { Ok(()) }
+    }
+
+    #[track_caller]
+    pub(crate) const fn assert(bound: usize) {
+        assert!(bound != 0, "{}", Self::MESSAGE);
+    }
+}
+
+impl fmt::Display for InvalidBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::MESSAGE)
+    }
+}
+
+impl core::error::Error for InvalidBound {}
+
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use alloc::format;
@@ -510,11 +541,11 @@ mod tests {
         let heap = HeapQueue::<u8, Answer>::new(1);
         assert_eq!(format!("{heap:?}"), "HeapQueue { .. }");
         let local = LocalQueue::<u8, Answer, 1>::new();
-        assert_eq!(format!("{local:?}"), "LocalQueue { .. }");
+        assert_eq!(format!("{local:?}"), "FixedQueue { .. }");
         #[cfg(feature = "critical-section")]
         {
             let fixed = super::StaticQueue::<u8, Answer, 1>::new();
-            assert_eq!(format!("{fixed:?}"), "StaticQueue { .. }");
+            assert_eq!(format!("{fixed:?}"), "FixedQueue { .. }");
         }
     }
 }

@@ -162,14 +162,20 @@ pub use util::{ServiceExt, service_fn};
 pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRuntime>;
 
 #[cfg(feature = "async-std")]
+#[doc(inline)]
 pub use runtime::async_std;
 #[cfg(feature = "embassy")]
+#[doc(inline)]
 pub use runtime::embassy;
 #[cfg(feature = "futures-timer")]
+#[doc(inline)]
 pub use runtime::futures_timer;
 #[cfg(feature = "smol")]
+#[doc(inline)]
 pub use runtime::smol;
 #[cfg(feature = "tokio")]
+#[doc(inline)]
 pub use runtime::tokio;
 #[cfg(all(feature = "wasm", target_family = "wasm", target_os = "unknown"))]
+#[doc(inline)]
 pub use runtime::wasm;

@@ -5,7 +5,9 @@
 macro_rules! mirror {
     ($runtime:ty) => {
         #[cfg(feature = "alloc")]
+        #[doc(inline)]
         pub use $crate::BoxError;
+        #[doc(inline)]
         pub use $crate::{
             Layer, MakeService, Service, ServiceExt, discover, filter, layer, load_shed, make,
             ready_cache, service_fn, steer, util,
@@ -25,6 +27,7 @@ macro_rules! mirror {
         /// [`balance`](crate::balance) on this runtime.
         pub mod balance {
             use super::*;
+            #[doc(inline)]
             pub use $crate::balance::*;
 
             /// [`balance::p2c`](crate::balance::p2c) on this runtime.
@@ -49,6 +52,7 @@ macro_rules! mirror {
             /// [`balance::quarantine`](crate::balance::quarantine) on this runtime.
             pub mod quarantine {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::balance::quarantine::*;
 
                 /// [`Quarantine`](crate::balance::quarantine::Quarantine) on this runtime.
@@ -61,6 +65,7 @@ macro_rules! mirror {
         /// [`buffer`](crate::buffer) on this runtime.
         pub mod buffer {
             use super::*;
+            #[doc(inline)]
             pub use $crate::buffer::*;
 
             /// [`Buffer`](crate::buffer::Buffer) on this runtime, for a service whose future is `F`.
@@ -76,6 +81,7 @@ macro_rules! mirror {
         ))]
         pub mod hedge {
             use super::*;
+            #[doc(inline)]
             pub use $crate::hedge::*;
 
             /// [`Hedge`](crate::hedge::Hedge) on this runtime.
@@ -88,11 +94,13 @@ macro_rules! mirror {
         pub mod limit {
             pub use self::rate::{RateLimit, RateLimitLayer};
             use super::*;
+            #[doc(inline)]
             pub use $crate::limit::*;
 
             /// [`limit::rate`](crate::limit::rate) on this runtime.
             pub mod rate {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::limit::rate::*;
 
                 /// [`RateLimit`](crate::limit::RateLimit) on this runtime.
@@ -110,12 +118,14 @@ macro_rules! mirror {
                 pending_requests::{PendingRequests, PendingRequestsDiscover},
             };
             use super::*;
+            #[doc(inline)]
             pub use $crate::load::*;
 
             /// [`load::peak_ewma`](crate::load::peak_ewma) on this runtime.
             #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
             pub mod peak_ewma {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::load::peak_ewma::*;
 
                 /// [`PeakEwma`](crate::load::PeakEwma) on this runtime.
@@ -132,6 +142,7 @@ macro_rules! mirror {
             #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
             pub mod pending_requests {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::load::pending_requests::*;
 
                 /// [`PendingRequests`](crate::load::PendingRequests) on this runtime.
@@ -148,6 +159,7 @@ macro_rules! mirror {
         /// [`reconnect`](crate::reconnect) on this runtime.
         pub mod reconnect {
             use super::*;
+            #[doc(inline)]
             pub use $crate::reconnect::*;
 
             /// [`Reconnect`](crate::reconnect::Reconnect) on this runtime.
@@ -161,6 +173,7 @@ macro_rules! mirror {
         /// [`retry`](crate::retry) on this runtime.
         pub mod retry {
             use super::*;
+            #[doc(inline)]
             pub use $crate::retry::*;
 
             /// [`StandardPolicy`](crate::retry::StandardPolicy) on this runtime.
@@ -174,6 +187,7 @@ macro_rules! mirror {
             /// [`retry::backoff`](crate::retry::backoff) on this runtime.
             pub mod backoff {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::retry::backoff::*;
 
                 /// [`ExponentialBackoffMaker`](crate::retry::backoff::ExponentialBackoffMaker) on this runtime.
@@ -186,6 +200,7 @@ macro_rules! mirror {
             /// [`retry::budget`](crate::retry::budget) on this runtime.
             pub mod budget {
                 use super::*;
+                #[doc(inline)]
                 pub use $crate::retry::budget::*;
 
                 /// [`TpsBudget`](crate::retry::budget::TpsBudget) on this runtime.
@@ -203,6 +218,7 @@ macro_rules! mirror {
         /// [`spawn_ready`](crate::spawn_ready) on this runtime.
         pub mod spawn_ready {
             use super::*;
+            #[doc(inline)]
             pub use $crate::spawn_ready::*;
 
             /// [`SpawnReady`](crate::spawn_ready::SpawnReady) on this runtime.
@@ -215,6 +231,7 @@ macro_rules! mirror {
         /// [`timeout`](crate::timeout) on this runtime.
         pub mod timeout {
             use super::*;
+            #[doc(inline)]
             pub use $crate::timeout::*;
 
             /// [`Timeout`](crate::timeout::Timeout) on this runtime.

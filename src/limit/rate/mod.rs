@@ -644,7 +644,7 @@ leaf_error! {
 }
 
 /// A request was refused: the rate limit was reached, and the wait would have been too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Limited {
     // Nanoseconds: smaller than a `Duration` in a response future.
     retry_after: u64,
@@ -662,6 +662,14 @@ impl Limited {
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         Duration::from_nanos(self.retry_after)
+    }
+}
+
+impl fmt::Debug for Limited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limited")
+            .field("retry_after", &self.retry_after())
+            .finish()
     }
 }
 

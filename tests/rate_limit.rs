@@ -319,7 +319,7 @@ fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
     assert_eq!(error.to_string(), "rate limited, retry after 500ms");
     assert_eq!(
         format!("{error:?}"),
-        "Limited(Limited { retry_after: 500ms })"
+        "Service(Limited(Limited { retry_after: 500ms }))"
     );
     // But where there is a token by then, it has that.
     let (timer, mut service) = refused();

@@ -65,7 +65,7 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
-use crate::sync::{Mark, has_request, mark, own_work};
+use crate::sync::{Mark, is_marked, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
 
@@ -409,7 +409,7 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if mark(cx).is_some() || !has_request(cx) {
+        if is_marked(cx) {
             return self.poll_marked(cx);
         }
         let more = self.follow_discover(cx)?;

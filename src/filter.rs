@@ -4,16 +4,6 @@
 //! an error. [`Filter`] asks a [`Predicate`], which answers at once; [`AsyncFilter`] an
 //! [`AsyncPredicate`], which answers by a future. Functions are predicates.
 //!
-//! # Differences from tower
-//!
-//! - A rejected request gives back what readiness had reserved beneath, such as a permit of a concurrency
-//!   limit, when it is rejected. `Service` has no way to take readiness back, but dropping the service
-//!   that was ready does it; so a [`Filter`] puts a clone, which was never polled, in its place. For this the
-//!   inner service must be `Clone`, as tower asks for an `AsyncFilter` only. A request that passes clones nothing.
-//! - A predicate names the type of its error, and the error of a filter is an enum, [`Error`], and not a box.
-//! - [`AsyncFilter::layer`] gives an [`AsyncFilterLayer`].
-//! - [`AsyncFilter`] drops its clone of the inner service as soon as that was called.
-//!
 //! # Examples
 //!
 //! ```
@@ -30,6 +20,16 @@
 //! assert_eq!(service.oneshot(256).await, Err(filter::Error::Rejected(TooLarge(256))));
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - A rejected request gives back what readiness had reserved beneath, such as a permit of a concurrency
+//!   limit, when it is rejected. `Service` has no way to take readiness back, but dropping the service
+//!   that was ready does it; so a [`Filter`] puts a clone, which was never polled, in its place. For this the
+//!   inner service must be `Clone`, as tower asks for an `AsyncFilter` only. A request that passes clones nothing.
+//! - A predicate names the type of its error, and the error of a filter is an enum, [`Error`], and not a box.
+//! - [`AsyncFilter::layer`] gives an [`AsyncFilterLayer`].
+//! - [`AsyncFilter`] drops its clone of the inner service as soon as that was called.
 
 use core::fmt;
 use core::mem::replace;

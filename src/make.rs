@@ -4,13 +4,6 @@
 //! one that connects. Neither is to be implemented: an implementation of [`Service`] is one of these.
 //! [`Shared`] makes a maker of a service that is `Clone`.
 //!
-//! # Differences from tower
-//!
-//! - The connection of a [`MakeConnection`] is free: tower asks for tokio's `AsyncRead` and `AsyncWrite`. Where I/O
-//!   traits are needed, they are a bound on [`Connection`](MakeConnection::Connection), of whatever runtime.
-//! - [`into_service`](MakeService::into_service) and [`as_service`](MakeService::as_service) give a service also where
-//!   nothing is known of the maker but that it is a [`MakeService`].
-//!
 //! # Examples
 //!
 //! ```
@@ -29,6 +22,13 @@
 //! assert_eq!(polite.call("campanile").await.unwrap(), "good day, campanile");
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The connection of a [`MakeConnection`] is free: tower asks for tokio's `AsyncRead` and `AsyncWrite`. Where I/O
+//!   traits are needed, they are a bound on [`Connection`](MakeConnection::Connection), of whatever runtime.
+//! - [`into_service`](MakeService::into_service) and [`as_service`](MakeService::as_service) give a service also where
+//!   nothing is known of the maker but that it is a [`MakeService`].
 
 use core::convert::Infallible;
 use core::fmt;

@@ -12,6 +12,29 @@
 //! merely report what is wrong with the requests, and when all endpoints of a balancer are set aside, the balancer
 //! waits.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::smol::balance::quarantine::QuarantineLayer;
+//! use campanile::{Layer, Service, service_fn};
+//! use core::future::poll_fn;
+//!
+//! let layer = QuarantineLayer::new().consecutive_failures(2);
+//! let mut service = layer.layer(service_fn(async |()| Err::<(), _>("out of order")));
+//!
+//! smol::block_on(async {
+//!     for _ in 0..2 {
+//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//!         service.call(()).await.unwrap_err();
+//!     }
+//!     assert!(service.is_set_aside());
+//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap(); // after 50 to 100 ms
+//!     assert!(!service.is_set_aside());
+//! });
+//! # }
+//! ```
+//!
 //! # The backoff
 //!
 //! By default it doubles from 100 ms to 30 s, with equal jitter (half of each wait is random);
@@ -35,29 +58,6 @@
 //! quarantine: with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs
 //! off. Give [`Balance::with_layer`](crate::balance::p2c::Balance::with_layer) the layer
 //! [`Identity`](crate::layer::Identity).
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")] {
-//! use campanile::smol::balance::quarantine::QuarantineLayer;
-//! use campanile::{Layer, Service, service_fn};
-//! use core::future::poll_fn;
-//!
-//! let layer = QuarantineLayer::new().consecutive_failures(2);
-//! let mut service = layer.layer(service_fn(async |()| Err::<(), _>("out of order")));
-//!
-//! smol::block_on(async {
-//!     for _ in 0..2 {
-//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
-//!         service.call(()).await.unwrap_err();
-//!     }
-//!     assert!(service.is_set_aside());
-//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap(); // after 50 to 100 ms
-//!     assert!(!service.is_set_aside());
-//! });
-//! # }
-//! ```
 
 use alloc::sync::Arc;
 use core::any::type_name;

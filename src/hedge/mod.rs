@@ -4,6 +4,32 @@
 //! [`Hedge`] waits as long as most answers take, and then asks again, mostly to be answered at once
 //! (Dean and Barroso, "The Tail at Scale", CACM 2013). A [`Policy`] says which requests may be sent twice.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::{ServiceBuilder, hedge::{Delay, HedgeLayer}};
+//! use campanile::retry::CloneByClone;
+//! use core::{cell::Cell, convert::Infallible, future::pending, time::Duration};
+//!
+//! let calls = Cell::new(0);
+//! let service = ServiceBuilder::new()
+//!     .layer(HedgeLayer::with_delay(CloneByClone, Delay::fixed(Duration::from_millis(5))))
+//!     .service_fn(async |n: u32| {
+//!         calls.set(calls.get() + 1);
+//!         if calls.get() == 1 {
+//!             pending::<()>().await; // the first attempt hangs
+//!         }
+//!         Ok::<_, Infallible>(n)
+//!     });
+//!
+//! assert_eq!(service.oneshot(7).await, Ok(7));
+//! assert_eq!(calls.get(), 2);
+//! # });
+//! ```
+//!
 //! # When
 //!
 //! After the delay that a percentile of the latencies gives: with 0.95, one request in twenty is late. The
@@ -39,32 +65,6 @@
 //! - A percentile that is none and a period of 0 are refused by [`new`](Hedge::new).
 //! - The service for the hedge waits for its readiness when it is time, beside the first attempt.
 //! - The estimate can be [read](Hedge::delay) and [seeded](Hedge::seed). Errors are those of the service.
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")]
-//! # smol::block_on(async {
-//! use campanile::ServiceExt;
-//! use campanile::smol::{ServiceBuilder, hedge::{Delay, HedgeLayer}};
-//! use campanile::retry::CloneByClone;
-//! use core::{cell::Cell, convert::Infallible, future::pending, time::Duration};
-//!
-//! let calls = Cell::new(0);
-//! let service = ServiceBuilder::new()
-//!     .layer(HedgeLayer::with_delay(CloneByClone, Delay::fixed(Duration::from_millis(5))))
-//!     .service_fn(async |n: u32| {
-//!         calls.set(calls.get() + 1);
-//!         if calls.get() == 1 {
-//!             pending::<()>().await; // the first attempt hangs
-//!         }
-//!         Ok::<_, Infallible>(n)
-//!     });
-//!
-//! assert_eq!(service.oneshot(7).await, Ok(7));
-//! assert_eq!(calls.get(), 2);
-//! # });
-//! ```
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

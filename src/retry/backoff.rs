@@ -6,14 +6,6 @@
 //!
 //! Waits are counted in whole nanoseconds and saturate: the longest is `u64::MAX` nanoseconds, 584 years.
 //!
-//! # Differences from tower
-//!
-//! - Two backoffs never share their jitter: neither two of one maker, nor two of clones of a maker, nor
-//!   a backoff and its clone.
-//! - There are five kinds of jitter. tower's is [`Jitter::Proportional`], and a plain `f64` is taken for it.
-//! - What is wrong with the arguments is told by an enum, [`InvalidBackoff`].
-//! - The waits can be had without a timer, from [`ExponentialBackoff::next_delay`].
-//!
 //! # Examples
 //!
 //! ```
@@ -30,6 +22,14 @@
 //! assert_eq!(waits, [50, 100, 200, 300]);
 //! # Ok::<_, InvalidBackoff>(())
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - Two backoffs never share their jitter: neither two of one maker, nor two of clones of a maker, nor
+//!   a backoff and its clone.
+//! - There are five kinds of jitter. tower's is [`Jitter::Proportional`], and a plain `f64` is taken for it.
+//! - What is wrong with the arguments is told by an enum, [`InvalidBackoff`].
+//! - The waits can be had without a timer, from [`ExponentialBackoff::next_delay`].
 
 use core::error::Error;
 use core::fmt;

@@ -6,14 +6,6 @@
 //!
 //! A budget is shared behind a `&'static`, an `Rc` or an `Arc`, since a policy is cloned for each request.
 //!
-//! # Differences from tower
-//!
-//! - [`TpsBudget`] takes no lock, needs no allocator, and never withdraws more than there is, however many
-//!   threads do so at once. Being idle costs nothing afterwards.
-//! - A share of 0.4 is 40 %, and one of 0.75 is 75 %. In tower they are 50 % and 100 %.
-//! - A withdrawal from the reserve is made good at the rate of the reserve, and not all at once when it
-//!   has left the window.
-//!
 //! # Examples
 //!
 //! ```
@@ -31,6 +23,14 @@
 //! assert!(!budget.withdraw()); // 40 % of 5 are 2
 //! # }
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - [`TpsBudget`] takes no lock, needs no allocator, and never withdraws more than there is, however many
+//!   threads do so at once. Being idle costs nothing afterwards.
+//! - A share of 0.4 is 40 %, and one of 0.75 is 75 %. In tower they are 50 % and 100 %.
+//! - A withdrawal from the reserve is made good at the rate of the reserve, and not all at once when it
+//!   has left the window.
 
 use core::fmt;
 use core::time::Duration;

@@ -17,13 +17,6 @@
 //! is dropped before the wait, because it can hold what the next attempt needs, such as a connection
 //! or a permit; if readiness fails after that, its error is what there is to give.
 //!
-//! # Differences from tower
-//!
-//! - The error of an attempt is not lost when the readiness for the next one fails.
-//! - [`Policy::clone_request`] is called on the request's own clone of the policy for the first attempt
-//!   too, and not on the policy that the service keeps.
-//! - There is a ready-made policy.
-//!
 //! # Examples
 //!
 //! ```
@@ -63,6 +56,13 @@
 //! assert_eq!(service.call(7).await, Ok(7));
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The error of an attempt is not lost when the readiness for the next one fails.
+//! - [`Policy::clone_request`] is called on the request's own clone of the policy for the first attempt
+//!   too, and not on the policy that the service keeps.
+//! - There is a ready-made policy.
 
 use core::fmt;
 use core::pin::Pin;

@@ -6,13 +6,6 @@
 //! A mock is ready until the handle says otherwise ([`Handle::allow`], [`Handle::send_error`]). It panics when it is
 //! called without having been ready, since that is a mistake of the middleware around it.
 //!
-//! # Differences from tower-test
-//!
-//! - The error is a parameter, a `BoxError` by default. Another type needs a `From<Closed>`, for when the handle
-//!   is gone.
-//! - A readiness that is only tried, as by [`LoadShed`](crate::load_shed), registers no waiter. When nobody waits for it any
-//!   more, as in an idle [`Buffer`](crate::buffer), it is taken back.
-//!
 //! # Examples
 //!
 //! ```
@@ -35,6 +28,13 @@
 //! assert!(service.is_woken());
 //! assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
 //! ```
+//!
+//! # Differences from tower-test
+//!
+//! - The error is a parameter, a `BoxError` by default. Another type needs a `From<Closed>`, for when the handle
+//!   is gone.
+//! - A readiness that is only tried, as by [`LoadShed`](crate::load_shed), registers no waiter. When nobody waits for it any
+//!   more, as in an idle [`Buffer`](crate::buffer), it is taken back.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;

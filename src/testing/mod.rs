@@ -9,11 +9,6 @@
 //!
 //! It needs the feature `testing`, which belongs into `[dev-dependencies]`.
 //!
-//! # Differences from tower-test
-//!
-//! - It needs no tokio.
-//! - A mock's error can be a type of one's own: [`Mock::pair`](mock::Mock::pair).
-//!
 //! # Examples
 //!
 //! ```
@@ -40,6 +35,11 @@
 //! // No real time has passed.
 //! assert_eq!(runtime.elapsed(), Duration::from_secs(10));
 //! ```
+//!
+//! # Differences from tower-test
+//!
+//! - It needs no tokio.
+//! - A mock's error can be a type of one's own: [`Mock::pair`](mock::Mock::pair).
 
 #[cfg(test)]
 mod driven;

@@ -15,17 +15,6 @@
 //!
 //! A response whose future panics is lost with that; the others go on.
 //!
-//! # Differences from tower
-//!
-//! - At most [`DEFAULT_CONCURRENCY`] requests are under way at once, or as
-//!   [`concurrency`](CallAll::concurrency) says; in tower there is no bound, and an endless stream of requests takes up
-//!   memory without end.
-//! - It lets others run: after 128 polls of responses in one go it wakes its task and is pending.
-//! - In order, the error of a readiness comes after the responses, and not before.
-//! - [`into_inner`](CallAll::into_inner) and [`take_service`](CallAll::take_service) give `None`, where tower's
-//!   panic, when the service was taken before. [`unordered`](CallAll::unordered) may come at any time.
-//! - Room is allocated when it is first needed and used again, so a request allocates nothing.
-//!
 //! # Examples
 //!
 //! ```
@@ -37,6 +26,17 @@
 //! let doubled: Vec<_> = block_on(responses.collect());
 //! assert_eq!(doubled, [Ok(2), Ok(4), Ok(6)]);
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - At most [`DEFAULT_CONCURRENCY`] requests are under way at once, or as
+//!   [`concurrency`](CallAll::concurrency) says; in tower there is no bound, and an endless stream of requests takes up
+//!   memory without end.
+//! - It lets others run: after 128 polls of responses in one go it wakes its task and is pending.
+//! - In order, the error of a readiness comes after the responses, and not before.
+//! - [`into_inner`](CallAll::into_inner) and [`take_service`](CallAll::take_service) give `None`, where tower's
+//!   panic, when the service was taken before. [`unordered`](CallAll::unordered) may come at any time.
+//! - Room is allocated when it is first needed and used again, so a request allocates nothing.
 
 use core::fmt;
 use core::pin::Pin;

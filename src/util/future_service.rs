@@ -1,10 +1,5 @@
 //! A service that a future still has to make.
 //!
-//! # Differences from tower
-//!
-//! A call before the service is there does not panic: it fails with [`NotReady`]. The error is
-//! an enum, [`Error`], for that.
-//!
 //! # Examples
 //!
 //! ```
@@ -18,6 +13,11 @@
 //! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! A call before the service is there does not panic: it fails with [`NotReady`]. The error is
+//! an enum, [`Error`], for that.
 
 use core::any::type_name;
 use core::fmt;

@@ -1,10 +1,5 @@
 //! A service that may not be there.
 //!
-//! # Differences from tower
-//!
-//! - The error is an enum, [`Error`], and not a box.
-//! - [`Optional::new`] does not ask which requests the service takes.
-//!
 //! # Examples
 //!
 //! ```
@@ -19,6 +14,11 @@
 //! assert!(matches!(absent.oneshot(1).await, Err(optional::Error::None(_))));
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The error is an enum, [`Error`], and not a box.
+//! - [`Optional::new`] does not ask which requests the service takes.
 
 use core::pin::Pin;
 use core::task::{Context, Poll};

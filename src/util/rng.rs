@@ -3,11 +3,6 @@
 //! [`Rng`] is what middleware asks for. [`SplitMix64`] is a generator for every target, which
 //! wants a seed; [`HasherRng`] is one that seeds itself, and needs std.
 //!
-//! # Differences from tower
-//!
-//! - [`Rng::next_range`] is unbiased, and an empty range is no panic.
-//! - There is a generator for targets without std, which is also one whose numbers can be repeated.
-//!
 //! # Examples
 //!
 //! ```
@@ -17,6 +12,11 @@
 //! assert!((1..7).contains(&rng.next_range(1..7)));
 //! assert!((0.0..1.0).contains(&rng.next_f64()));
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - [`Rng::next_range`] is unbiased, and an empty range is no panic.
+//! - There is a generator for targets without std, which is also one whose numbers can be repeated.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};

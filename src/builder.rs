@@ -102,6 +102,7 @@ impl ServiceBuilder<Identity, NoRuntime> {
     /// ([`Runtime`](crate::Runtime)), or one of the executors listed at [`Parts`].
     ///
     /// # Examples
+    ///
     /// ```
     /// # #[cfg(feature = "tokio")]
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -325,6 +326,7 @@ impl<L, R> ServiceBuilder<L, R> {
     /// Converts errors into `E`, including those of readiness.
     ///
     /// # Examples
+    ///
     /// ```
     /// use campanile::{BoxError, ServiceBuilder, ServiceExt, load_shed::Overloaded};
     ///
@@ -410,6 +412,7 @@ impl<L, R> ServiceBuilder<L, R> {
     /// Fails to compile if the stack around an `S` does not answer a `Request` with a `T` or an error `E`.
     ///
     /// # Examples
+    ///
     /// ```
     /// use campanile::{ServiceBuilder, layer::Identity};
     /// use std::convert::Infallible;

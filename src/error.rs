@@ -17,6 +17,7 @@
 //! with a `BoxError`, convert the whole stack.
 //!
 //! # Examples
+//!
 //! ```
 //! # #[cfg(feature = "alloc")] {
 //! use campanile::{BoxError, error::find, load_shed, timeout};
@@ -136,6 +137,7 @@ impl<E: Error + 'static> AsError for E {
 /// Finds the first `T` in `error`: the error inside the middleware enums, or one of its sources.
 ///
 /// # Examples
+///
 /// ```
 /// use campanile::{error::find, load_shed, timeout};
 ///
@@ -160,6 +162,7 @@ pub fn find<T: Error + 'static>(error: &(impl AsError + ?Sized)) -> Option<&T> {
 /// Message and source are those of the innermost error.
 ///
 /// # Examples
+///
 /// ```
 /// use campanile::{error::Report, timeout};
 ///

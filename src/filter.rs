@@ -254,6 +254,7 @@ impl<S, P: Clone> Layer<S> for AsyncFilterLayer<P> {
 /// predicate's answer; a clone takes its place.
 ///
 /// # Examples
+///
 /// ```
 /// use campanile::{ServiceExt, filter::AsyncFilter, service_fn};
 ///

@@ -6,6 +6,7 @@
 //! of it needs neither.
 //!
 //! # Examples
+//!
 //! ```
 //! # #[cfg(feature = "smol")]
 //! # smol::block_on(async {

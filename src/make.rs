@@ -68,6 +68,7 @@ pub trait MakeService<Target, Request>: sealed::MakeService<Target, Request> {
     /// Turns this maker into a [`Service`], where a trait bound hides that it is one.
     ///
     /// # Examples
+    ///
     /// ```
     /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
     ///
@@ -94,6 +95,7 @@ pub trait MakeService<Target, Request>: sealed::MakeService<Target, Request> {
     /// Borrows this maker as a [`Service`].
     ///
     /// # Examples
+    ///
     /// ```
     /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
     ///
@@ -143,6 +145,7 @@ where
 /// Implemented for every service of `Target`s: its response is the connection.
 ///
 /// # Examples
+///
 /// ```
 /// use campanile::{make::MakeConnection, service_fn};
 /// use std::io::{self, Cursor, Read};
@@ -284,6 +287,7 @@ impl<M: fmt::Debug, Request> fmt::Debug for AsService<'_, M, Request> {
 /// Makes services by cloning one, whatever the target.
 ///
 /// # Examples
+///
 /// ```
 /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
 ///

@@ -726,7 +726,7 @@ fn a_fixed_window_gets_a_token_back_once() {
     loom::model(|| a_token_comes_back_once(TWO.fixed_window()));
 }
 
-/// One task waits, one gives up waiting, and the returned token goes to the first, whichever of them it was granted
+/// One task waits, one gives up waiting, and the returned token goes to the one that waits, whichever it was granted
 /// to.
 fn a_token_comes_to_who_waits(rate: Rate) {
     let limit = |limiter: &Arc<Limiter>| {

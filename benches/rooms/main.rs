@@ -1,4 +1,4 @@
-//! Every room beside tower's, over the same service. Each answer is checked and counted.
+//! Each room beside tower's, over the same service. Every answer is checked and counted.
 //!
 //! ```text
 //! rooms list                       the names of the rooms

@@ -123,7 +123,7 @@ where
         Self::new(discover).seed(rng)
     }
 
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(discover: D, timer: T) -> Self {
         Self::with_layer(discover, QuarantineLayer::with_timer(timer))
     }
@@ -514,7 +514,7 @@ impl<D, Req, T: Clone + Default> Default for MakeBalanceLayer<D, Req, Quarantine
 }
 
 impl<D, Req, T: Clone> MakeBalanceLayer<D, Req, QuarantineLayer<T>> {
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(timer: T) -> Self {
         Self::with_layer(QuarantineLayer::with_timer(timer))
     }
@@ -568,7 +568,7 @@ impl<S, Req, T: Clone> MakeBalance<S, Req, QuarantineLayer<T>> {
         Self::with_timer(make_discover, T::default())
     }
 
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(make_discover: S, timer: T) -> Self {
         Self::with_layer(make_discover, QuarantineLayer::with_timer(timer))
     }

@@ -143,7 +143,7 @@ impl<S, C, T: Default> PeakEwma<S, C, T> {
 }
 
 impl<S, C, T> PeakEwma<S, C, T> {
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Panics
     ///
@@ -162,7 +162,7 @@ impl<S, C, T> PeakEwma<S, C, T> {
         }
     }
 
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Errors
     ///
@@ -383,7 +383,7 @@ impl<D, C, T: Default> PeakEwmaDiscover<D, C, T> {
 }
 
 impl<D, C, T> PeakEwmaDiscover<D, C, T> {
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Panics
     ///
@@ -402,7 +402,7 @@ impl<D, C, T> PeakEwmaDiscover<D, C, T> {
         }
     }
 
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Errors
     ///

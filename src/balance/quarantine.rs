@@ -2,7 +2,7 @@
 //!
 //! [`Quarantine`] uses the service it is given, and keeps a clone that is never used. When the service's readiness
 //! fails, it is dropped; the quarantine is not ready for the length of a backoff, and then continues with another
-//! clone. So a balancer does not lose an endpoint for ever because a connection broke. The quarantine is also useful by
+//! clone. So a balancer does not lose an endpoint forever because a connection broke. The quarantine is also useful by
 //! itself, around a service whose readiness fails and which a clone can replace.
 //!
 //! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) responses count too: after that many failures

@@ -390,7 +390,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// Makes the worker keep the service ready from the start, even while no request waits: a reconnecting service, or
     /// a balancer's endpoints, are then connected before the first request comes.
     ///
-    /// What readiness reserves is kept, too: a buffer around a shared limit then holds one of its permits for ever, and
+    /// What readiness reserves is kept, too: a buffer around a shared limit then holds one of its permits forever, and
     /// as many idle buffers as there are permits starve all other users. This applies to all handles.
     #[must_use]
     pub fn keep_ready(self) -> Self {

@@ -95,7 +95,7 @@ macro_rules! chances {
             valid(self.$try(chance))
         }
 
-        #[doc = concat!("Like [`", stringify!($method), "`](Self::", stringify!($method), "), but returns a typed error.")]
+        #[doc = concat!("Like [`", stringify!($method), "`](Self::", stringify!($method), "), with a typed error.")]
         ///
         /// # Errors
         ///

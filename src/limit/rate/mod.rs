@@ -87,7 +87,7 @@
 //! - `RateLimit` is `Clone`, and clones share one budget.
 //! - The budget comes back evenly and not all at once at the edge of a window, so two bursts cannot meet there.
 //! - A call without readiness does not panic.
-//! - The error is an enum, [`Error`], since a limit that does not wait for ever can fail by itself.
+//! - The error is an enum, [`Error`], since a limit that does not wait forever can fail by itself.
 
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;

@@ -1,12 +1,12 @@
-//! The trait `ServiceExt`, once for the root and once per runtime.
+//! The trait `ServiceExt`, once for the crate root and once per runtime.
 
-/// Defines `ServiceExt`; with a runtime, the methods that need one are there too and use it.
+/// Defines `ServiceExt`. With a runtime, it includes the methods that need one.
 macro_rules! service_ext {
     ($($runtime:ty)?) => {
-        /// What can be done with any [`Service`](crate::Service): waiting for it, and putting middleware around it.
+        /// Extension methods for every [`Service`](crate::Service): waiting for it, and wrapping it in middleware.
         ///
-        /// A service made by `a.x().y()` has `y` on the outside: requests go through `y` first. A
-        /// [`ServiceBuilder`](crate::builder::ServiceBuilder) reads the other way round.
+        /// In `a.x().y()`, `y` is the outermost: requests pass through `y` first. A
+        /// [`ServiceBuilder`](crate::builder::ServiceBuilder) is written in the opposite order.
         pub trait ServiceExt<Request>: $crate::Service<Request> {
             /// Waits until the service is ready for a call.
             ///
@@ -27,7 +27,7 @@ macro_rules! service_ext {
                 $crate::util::Ready::new(self)
             }
 
-            /// Waits until the service is ready for a call, and gives it back.
+            /// Waits until the service is ready for a call, and returns it.
             ///
             /// # Examples
             ///
@@ -47,7 +47,7 @@ macro_rules! service_ext {
                 $crate::util::ReadyOneshot::new(self)
             }
 
-            /// Calls the service once, when it is ready.
+            /// Calls the service once, as soon as it is ready.
             ///
             /// # Examples
             ///
@@ -66,11 +66,12 @@ macro_rules! service_ext {
                 $crate::util::Oneshot::new(self, request)
             }
 
-            /// Calls the service with each request of a stream; the responses are a stream in the same order.
+            /// Calls the service with each request of a stream. The result is the stream of the responses, in the
+            /// same order.
             ///
-            /// At most 1024 requests are under way at once. A service that waits for more before it answers any would
-            /// wait for them in vain: see [`call_all`](crate::util::call_all) for how to change that and how to have
-            /// the responses as they come.
+            /// At most 1024 requests are in flight at once, so a service that answers only after it has received more
+            /// never answers. [`call_all`](crate::util::call_all) says how to change the limit, and how to get the
+            /// responses as they arrive.
             ///
             /// # Examples
             ///
@@ -91,7 +92,7 @@ macro_rules! service_ext {
                 $crate::util::CallAll::new(self, requests)
             }
 
-            /// Goes on with the future that `f` makes of a good response.
+            /// Runs the asynchronous function `f` on every response.
             ///
             /// # Examples
             ///
@@ -112,7 +113,7 @@ macro_rules! service_ext {
                 $crate::util::AndThen::new(self, f)
             }
 
-            /// Changes responses by `f`.
+            /// Transforms responses with `f`.
             ///
             /// # Examples
             ///
@@ -133,7 +134,7 @@ macro_rules! service_ext {
                 $crate::util::MapResponse::new(self, f)
             }
 
-            /// Changes errors by `f`, those of readiness too.
+            /// Transforms errors with `f`, including those of readiness.
             ///
             /// # Examples
             ///
@@ -154,9 +155,9 @@ macro_rules! service_ext {
                 $crate::util::MapErr::new(self, f)
             }
 
-            /// Changes results by `f`, be they responses or errors.
+            /// Transforms results with `f`, both responses and errors.
             ///
-            /// An error of readiness does not go through `f`; it is converted by `From`.
+            /// Errors of readiness do not pass through `f`; they are converted with `From`.
             ///
             /// # Examples
             ///
@@ -178,7 +179,7 @@ macro_rules! service_ext {
                 $crate::util::MapResult::new(self, f)
             }
 
-            /// Makes the requests out of others by `f`.
+            /// Makes the requests from others with `f`.
             ///
             /// # Examples
             ///
@@ -199,9 +200,9 @@ macro_rules! service_ext {
                 $crate::util::MapRequest::new(self, f)
             }
 
-            /// Changes response futures by `f`.
+            /// Transforms response futures with `f`.
             ///
-            /// An error of readiness does not go through `f`; it is converted by `From`.
+            /// Errors of readiness do not pass through `f`; they are converted with `From`.
             ///
             /// # Examples
             ///
@@ -224,7 +225,7 @@ macro_rules! service_ext {
                 $crate::util::MapFuture::new(self, f)
             }
 
-            /// Lets a request through if `predicate` does, which may change it.
+            /// Lets a request through if `predicate` accepts it; `predicate` may change the request.
             ///
             /// # Examples
             ///
@@ -246,7 +247,7 @@ macro_rules! service_ext {
                 $crate::filter::Filter::new(self, predicate)
             }
 
-            /// Lets a request through if the future that `predicate` makes of it does.
+            /// Lets a request through if the future returned by `predicate` accepts it.
             ///
             /// # Examples
             ///
@@ -271,9 +272,9 @@ macro_rules! service_ext {
                 $crate::filter::AsyncFilter::new(self, predicate)
             }
 
-            /// Goes on with the future that `f` makes of a result, be it a response or an error.
+            /// Runs the asynchronous function `f` on every result, both responses and errors.
             ///
-            /// An error of readiness does not go through `f`; it is converted by `From`.
+            /// Errors of readiness do not pass through `f`; they are converted with `From`.
             ///
             /// # Examples
             ///
@@ -296,7 +297,7 @@ macro_rules! service_ext {
                 $crate::util::Then::new(self, f)
             }
 
-            /// Converts errors into `E` by [`Into`], those of readiness too; the type can be named.
+            /// Converts errors into `E` with [`Into`], including those of readiness. The type can be named.
             ///
             /// # Examples
             ///
@@ -318,7 +319,7 @@ macro_rules! service_ext {
                 $crate::util::ErrInto::new(self)
             }
 
-            /// Answers at once with an error when the service is not ready.
+            /// Fails at once when the service is not ready.
             ///
             /// # Examples
             ///
@@ -340,7 +341,7 @@ macro_rules! service_ext {
                 $crate::load_shed::LoadShed::new(self)
             }
 
-            /// Lets at most `max` requests be under way at once: see [`limit::concurrency`](crate::limit::concurrency).
+            /// Allows at most `max` requests in flight: see [`limit::concurrency`](crate::limit::concurrency).
             ///
             /// # Panics
             ///
@@ -354,7 +355,7 @@ macro_rules! service_ext {
                 $crate::limit::ConcurrencyLimit::new(self, max)
             }
 
-            /// Tries again as `policy` says: see [`retry`](crate::retry).
+            /// Retries requests as `policy` decides: see [`retry`](crate::retry).
             fn retry<P>(self, policy: P) -> $crate::retry::Retry<P, Self>
             where
                 Self: Sized,
@@ -363,7 +364,7 @@ macro_rules! service_ext {
             }
 
             $(
-            /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).
+            /// Fails a request whose response takes longer than `limit`: see [`timeout`](crate::timeout).
             fn timeout(self, limit: core::time::Duration) -> $crate::timeout::Timeout<Self, $runtime>
             where
                 Self: Sized,
@@ -372,8 +373,8 @@ macro_rules! service_ext {
                 $crate::timeout::Timeout::new(self, limit)
             }
 
-            /// Lets `num` requests in each `per` through, and after a pause as many at once: see
-            /// [`limit::rate`](crate::limit::rate) for what that bounds, and for other bounds.
+            /// Lets `num` requests through per `per`, and after a pause `num` at once.
+            /// [`limit::rate`](crate::limit::rate) says what that guarantees, and has other limits.
             ///
             /// # Panics
             ///
@@ -396,7 +397,8 @@ macro_rules! service_ext {
                 $crate::limit::RateLimit::new(self, $crate::limit::Rate::new(num, per))
             }
 
-            /// Lets clones share the service, through a queue of at most `bound` requests: see [`buffer`](crate::buffer).
+            /// Lets clones share the service through a queue of at most `bound` requests: see
+            /// [`buffer`](crate::buffer).
             ///
             /// # Panics
             ///
@@ -414,7 +416,7 @@ macro_rules! service_ext {
             }
             )?
 
-            /// Boxes the service: one type for all with the same requests, responses and errors.
+            /// Boxes the service: one type for all services with the same requests, responses and errors.
             ///
             /// See [`boxed`](crate::util::boxed) for what it allocates.
             ///
@@ -440,7 +442,7 @@ macro_rules! service_ext {
                 $crate::util::BoxService::new(self)
             }
 
-            /// Boxes the service; the box can be cloned.
+            /// Boxes the service, in a box that is `Clone`.
             ///
             /// # Examples
             ///
@@ -465,7 +467,7 @@ macro_rules! service_ext {
                 $crate::util::BoxCloneService::new(self)
             }
 
-            /// Boxes the service; the box can be cloned, and shared between threads.
+            /// Boxes the service, in a box that is `Clone` and can be shared between threads.
             ///
             /// # Examples
             ///

@@ -1,10 +1,10 @@
-//! A stack under load for a long time: nothing is lost, and memory does not grow.
+//! A stack under load for a long time: no request is lost, and memory does not grow.
 //!
 //!     cargo run --release --all-features --example soak [smol|tokio|async-std] [requests]
 //!
-//! Without arguments it is a short run on each runtime. Every second it prints how far it is, and at the end of a run
-//! what became of the requests. It fails if these do not add up, if a permit or room in the queue is missing, or if
-//! the resident memory grew by more than `GROWTH` from a tenth of the run to its end.
+//! Without arguments, it runs briefly on each runtime. Every second it prints its progress, and at the end of a run
+//! the outcomes of the requests. It fails if these do not add up, if a permit or room in the queue is missing, or if
+//! the resident memory grew by more than `GROWTH` between a tenth of the run and its end.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -22,10 +22,10 @@ use campanile::timeout::{self, Timeout};
 use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{Executor, Service, ServiceExt, Timer, service_fn};
 
-/// Without an argument.
+/// The number of requests without an argument.
 const REQUESTS: u64 = 200_000;
 
-/// More resident memory than this, in KiB, and the run has failed.
+/// In KiB. The run fails if resident memory grows by more.
 const GROWTH: i64 = 4 * 1024;
 
 // The stack.
@@ -33,10 +33,10 @@ const ROOM: usize = 16;
 const PERMITS: usize = 8;
 const LIMIT: Duration = Duration::from_millis(5);
 
-/// Tasks that send one request after the other. One in eight is turned away where the others wait for room.
+/// Tasks that each send one request after the other. One in eight is shed where the others wait for room.
 const CLIENTS: u64 = 64;
 
-// What becomes of a request: one in so many.
+// The outcomes of requests: one in this many.
 const CANCELLED: u64 = 16;
 const FAULTY: u64 = 100;
 const PENDING: u64 = 8;
@@ -74,7 +74,8 @@ fn main() -> ExitCode {
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// An executor of boxed tasks as one of any task, so that `run` need not name the type of the buffer's worker.
+/// An executor of boxed tasks as an executor of any task, so that `run` need not name the type of the buffer's
+/// worker.
 #[derive(Clone)]
 struct Boxed<R>(R);
 
@@ -84,7 +85,7 @@ impl<R: Executor<Task>, F: Future<Output = ()> + Send + 'static> Executor<F> for
     }
 }
 
-/// What became of the requests.
+/// The outcomes of the requests.
 #[derive(Default)]
 struct Books {
     sent: AtomicU64,
@@ -93,12 +94,12 @@ struct Books {
     late: AtomicU64,
     shed: AtomicU64,
     cancelled: AtomicU64,
-    // Anything else, which is a mistake.
+    // Any other outcome, which is a bug.
     wrong: AtomicU64,
-    // In the service: at this moment, and the most there ever were.
+    // Requests in the service: now, and the most at once.
     inside: AtomicU64,
     most_inside: AtomicU64,
-    // KiB, when a tenth was sent.
+    // In KiB, when a tenth of the requests was sent.
     memory: AtomicU64,
 }
 
@@ -134,7 +135,7 @@ where
 
     let began = Instant::now();
     let stop = print_progress(name.to_owned(), books.clone(), began);
-    // Nothing is sent in it: it is closed when the last client is gone.
+    // Nothing is sent on it: it closes when the last client is gone.
     let (client_left, clients) = smol::channel::bounded::<()>(1);
     for seed in 0..CLIENTS {
         let (books, left) = (books.clone(), client_left.clone());
@@ -158,7 +159,7 @@ where
     drop(stop);
     let memory = resident_memory();
 
-    // All room is there again: so many handles get it, and no more.
+    // All room is available again: exactly as many handles get it.
     let mut handles: Vec<_> = (0..=ROOM).map(|_| buffer.clone()).collect();
     let mut cx = Context::from_waker(Waker::noop());
     let room = handles
@@ -166,7 +167,7 @@ where
         .filter_map(|handle| handle.poll_ready(&mut cx).is_ready().then_some(()))
         .count();
     drop(handles);
-    // The worker may hold a permit for a request that was cancelled, until it ends.
+    // The worker may hold a permit for a cancelled request until it ends.
     buffer.shutdown().await;
     let permits = semaphore.available_permits();
 
@@ -201,19 +202,19 @@ where
     passed
 }
 
-/// The service failed, as it was asked to.
+/// The service failed, as the request asked.
 #[derive(Debug)]
 struct Fault;
 
 #[derive(Clone, Copy)]
 struct Request {
     number: u64,
-    // How many polls it takes; `u32::MAX` is for ever.
+    // The number of polls it takes; `u32::MAX` means forever.
     polls: u32,
     is_faulty: bool,
 }
 
-/// The service. It counts who is inside, also when a response is dropped.
+/// The service. It counts the requests inside, even if a response is dropped.
 async fn serve(mut request: Request, books: Arc<Books>) -> Result<u64, Fault> {
     struct Inside(Arc<Books>);
     impl Drop for Inside {
@@ -269,7 +270,7 @@ fn of_shed(result: Result<u64, load_shed::Error<BufferError>>) -> Outcome {
     }
 }
 
-/// Sends requests until all have been sent, and writes down what became of each.
+/// Sends requests until all have been sent, and records the outcome of each.
 async fn client<S>(
     mut service: S,
     outcome: fn(Result<S::Response, S::Error>) -> Outcome,
@@ -302,7 +303,7 @@ async fn client<S>(
             () if one_in(2) => 1,
             () => 2,
         };
-        // A handle that is ready and not called is dropped as one that waits: as a clone.
+        // A clone, so that handles are dropped both while ready but uncalled and while waiting.
         let response = if one_in(2) {
             give_up_after(patience, service.clone().oneshot(request)).await
         } else {
@@ -314,7 +315,7 @@ async fn client<S>(
             Some(Outcome::Failed) if request.is_faulty => &books.failed,
             Some(Outcome::Late) => &books.late,
             Some(Outcome::Shed) => {
-                // Who is turned away lets others run for a while.
+                // A client whose request was shed lets others run for a while.
                 give_up_after(32, std::future::pending::<()>()).await;
                 &books.shed
             }
@@ -324,7 +325,7 @@ async fn client<S>(
     }
 }
 
-/// Drops the future when it has been polled so often, and once more if it is not ready then.
+/// Drops the future after this many pending polls, and one more.
 async fn give_up_after<F: Future>(mut polls: u32, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -341,7 +342,7 @@ async fn give_up_after<F: Future>(mut polls: u32, future: F) -> Option<F::Output
     .await
 }
 
-/// Prints once a second, until what it returns is dropped.
+/// Prints once a second, until the returned value is dropped.
 fn print_progress(name: String, books: Arc<Books>, began: Instant) -> mpsc::Sender<()> {
     let (stop, stopped) = mpsc::channel();
     std::thread::spawn(move || {
@@ -361,7 +362,7 @@ fn print_progress(name: String, books: Arc<Books>, began: Instant) -> mpsc::Send
     stop
 }
 
-/// In KiB, where Linux tells of it.
+/// In KiB, where Linux reports it.
 fn resident_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

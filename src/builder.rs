@@ -1,4 +1,4 @@
-//! [`ServiceBuilder`]: a stack of layers, written from the outside in.
+//! [`ServiceBuilder`]: a stack of layers, written from the outermost to the innermost.
 
 use core::fmt;
 use core::time::Duration;
@@ -36,10 +36,12 @@ use crate::{
 
 /// Builds a stack of middleware around a service.
 ///
-/// The first layer named is the outermost: it sees a request first. `R` is the runtime, from whose
-/// [`Parts`] layers get a timer or an executor. The alias at the root of this crate has none;
-/// each runtime's module has one with that runtime ([`campanile::smol::ServiceBuilder`](crate::smol::ServiceBuilder), …);
-/// [`with_runtime`](ServiceBuilder::with_runtime) takes any other as a value.
+/// The first layer added is the outermost: it is the first to see a request. `R` is the runtime: its [`Parts`]
+/// provide layers with a timer or an executor. The alias at the crate root has no runtime, and each runtime's module
+/// has an alias with that runtime ([`campanile::smol::ServiceBuilder`](crate::smol::ServiceBuilder), …).
+/// [`with_runtime`](ServiceBuilder::with_runtime) takes any other runtime as a value.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -60,14 +62,18 @@ use crate::{
 /// # });
 /// ```
 ///
-/// The order matters. A buffer outside a limit holds requests until the limit admits them; a limit
-/// outside a buffer holds its callers, and the buffer stays empty. A timeout inside them measures the
-/// service alone; outside, the waiting too.
+/// # Order
 ///
-/// Where there is no allocator there is no `concurrency_limit` and no `buffer`, whose states would be on the heap. A layer
-/// with a semaphore in a `static` does for the one,
-/// `.layer(GlobalConcurrencyLimitLayer::with_semaphore(&SEMAPHORE))`, and
-/// [`buffer::try_pair_in`](crate::buffer::try_pair_in) for the other, around what is built.
+/// The order matters. With a buffer outside a limit, requests wait in the buffer until the limit admits them. With a
+/// limit outside a buffer, callers wait for the limit, and the buffer stays empty. A timeout inside both measures the
+/// service alone; outside, it includes the waiting.
+///
+/// # Without an allocator
+///
+/// `concurrency_limit` and `buffer` keep their state on the heap and are not available without an allocator. Instead
+/// of the former, add a layer whose semaphore is in a `static`,
+/// `.layer(GlobalConcurrencyLimitLayer::with_semaphore(&SEMAPHORE))`. Instead of the latter, wrap the finished stack
+/// with [`buffer::try_pair_in`](crate::buffer::try_pair_in).
 #[derive(Clone)]
 pub struct ServiceBuilder<L, R> {
     layer: L,
@@ -92,8 +98,10 @@ impl<R: Default> Default for ServiceBuilder<Identity, R> {
 }
 
 impl ServiceBuilder<Identity, NoRuntime> {
-    /// A builder on `runtime`: an executor and a timer in one, a timer alone, a pair of both
-    /// ([`Runtime`](crate::Runtime)), or one of the executors that [`Parts`] names.
+    /// A builder on `runtime`: an executor and timer in one, a timer alone, a pair of both
+    /// ([`Runtime`](crate::Runtime)), or one of the executors listed at [`Parts`].
+    ///
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "tokio")]
@@ -118,7 +126,7 @@ impl ServiceBuilder<Identity, NoRuntime> {
 }
 
 impl<L, R> ServiceBuilder<L, R> {
-    /// Changes the runtime for the layers that follow.
+    /// Changes the runtime of the layers that follow.
     #[must_use]
     pub fn runtime<Q: Parts>(self, runtime: Q) -> ServiceBuilder<L, Q> {
         ServiceBuilder {
@@ -135,7 +143,7 @@ impl<L, R> ServiceBuilder<L, R> {
         }
     }
 
-    /// Adds a layer, or nothing.
+    /// Adds a layer if it is `Some`.
     pub fn option_layer<T>(
         self,
         layer: Option<T>,
@@ -143,12 +151,12 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(option_layer(layer))
     }
 
-    /// Adds a layer made of a function from a service to a service.
+    /// Adds a layer made from a function from a service to a service.
     pub fn layer_fn<F>(self, f: F) -> ServiceBuilder<Stack<LayerFn<F>, L>, R> {
         self.layer(layer_fn(f))
     }
 
-    /// Lets clones share the service, through a queue of at most `bound` requests: see [`buffer`](crate::buffer).
+    /// Lets clones share the service through a queue of at most `bound` requests: see [`buffer`](crate::buffer).
     ///
     /// # Panics
     ///
@@ -166,7 +174,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Lets at most `max` requests of a service be under way at once: see [`limit::concurrency`](crate::limit::concurrency).
+    /// Allows each service at most `max` requests in flight: see [`limit::concurrency`](crate::limit::concurrency).
     ///
     /// # Panics
     ///
@@ -180,7 +188,8 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(ConcurrencyLimitLayer::new(max))
     }
 
-    /// Like [`concurrency_limit`](Self::concurrency_limit), over all services that are built together.
+    /// Like [`concurrency_limit`](Self::concurrency_limit), but with one limit for all services built from this
+    /// stack.
     ///
     /// # Panics
     ///
@@ -194,8 +203,8 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(GlobalConcurrencyLimitLayer::new(max))
     }
 
-    /// Sends a request again when its answer is late: see [`hedge`](crate::hedge). For other settings
-    /// add a [`HedgeLayer`] with [`layer`](Self::layer).
+    /// Sends a request a second time when its answer is late: see [`hedge`](crate::hedge). For other settings, add a
+    /// [`HedgeLayer`] with [`layer`](Self::layer).
     ///
     /// # Panics
     ///
@@ -221,13 +230,13 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Answers with an error when the service is not ready: see [`load_shed`](crate::load_shed).
+    /// Fails at once when the service is not ready: see [`load_shed`](crate::load_shed).
     pub fn load_shed(self) -> ServiceBuilder<Stack<LoadShedLayer, L>, R> {
         self.layer(LoadShedLayer::new())
     }
 
-    /// Lets `num` requests in each `per` through, and after a pause as many at once, so up to `2 * num - 1` in one `per`.
-    /// Where the other side counts strictly, take a [`Rate`] that is [`strict`](Rate::strict): see
+    /// Lets `num` requests through per `per`. After a pause it lets `num` through at once, and so up to `2 * num - 1`
+    /// in one `per`. If the other side counts strictly, use a [`strict`](Rate::strict) [`Rate`]: see
     /// [`limit::rate`](crate::limit::rate).
     ///
     /// # Panics
@@ -251,7 +260,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Tries again as `policy` says: see [`retry`](crate::retry).
+    /// Retries requests as `policy` decides: see [`retry`](crate::retry).
     pub fn retry<P>(self, policy: P) -> ServiceBuilder<Stack<RetryLayer<P>, L>, R> {
         self.layer(RetryLayer::new(policy))
     }
@@ -268,7 +277,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Fails a response that takes longer than `limit`: see [`timeout`](crate::timeout).
+    /// Fails a request whose response takes longer than `limit`: see [`timeout`](crate::timeout).
     pub fn timeout(self, limit: Duration) -> ServiceBuilder<Stack<TimeoutLayer<R::Timer>, L>, R>
     where
         R: Parts<Timer: Timer>,
@@ -277,7 +286,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Like [`timeout`](Self::timeout), over the wait for readiness and the response together.
+    /// Like [`timeout`](Self::timeout), but covers the wait for readiness together with the response.
     pub fn deadline(self, limit: Duration) -> ServiceBuilder<Stack<DeadlineLayer<R::Timer>, L>, R>
     where
         R: Parts<Timer: Timer>,
@@ -286,17 +295,17 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer)
     }
 
-    /// Lets through what `predicate` accepts: see [`filter`](crate::filter).
+    /// Lets requests through that `predicate` accepts: see [`filter`](crate::filter).
     pub fn filter<P>(self, predicate: P) -> ServiceBuilder<Stack<FilterLayer<P>, L>, R> {
         self.layer(FilterLayer::new(predicate))
     }
 
-    /// Lets through what an asynchronous `predicate` accepts: see [`filter`](crate::filter).
+    /// Lets requests through that an asynchronous `predicate` accepts: see [`filter`](crate::filter).
     pub fn filter_async<P>(self, predicate: P) -> ServiceBuilder<Stack<AsyncFilterLayer<P>, L>, R> {
         self.layer(AsyncFilterLayer::new(predicate))
     }
 
-    /// Changes requests.
+    /// Transforms requests.
     pub fn map_request<F, R1, R2>(self, f: F) -> ServiceBuilder<Stack<MapRequestLayer<F>, L>, R>
     where
         F: FnMut(R1) -> R2 + Clone,
@@ -304,17 +313,19 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(MapRequestLayer::new(f))
     }
 
-    /// Changes responses.
+    /// Transforms responses.
     pub fn map_response<F>(self, f: F) -> ServiceBuilder<Stack<MapResponseLayer<F>, L>, R> {
         self.layer(MapResponseLayer::new(f))
     }
 
-    /// Changes errors, those of readiness too.
+    /// Transforms errors, including those of readiness.
     pub fn map_err<F>(self, f: F) -> ServiceBuilder<Stack<MapErrLayer<F>, L>, R> {
         self.layer(MapErrLayer::new(f))
     }
 
-    /// Converts errors into `E`, those of readiness too.
+    /// Converts errors into `E`, including those of readiness.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{BoxError, ServiceBuilder, ServiceExt, load_shed::Overloaded};
@@ -336,32 +347,32 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(ErrIntoLayer::new())
     }
 
-    /// Changes the future of the response.
+    /// Transforms the response future.
     pub fn map_future<F>(self, f: F) -> ServiceBuilder<Stack<MapFutureLayer<F>, L>, R> {
         self.layer(MapFutureLayer::new(f))
     }
 
-    /// Changes results, successes and errors alike.
+    /// Transforms results, both responses and errors.
     pub fn map_result<F>(self, f: F) -> ServiceBuilder<Stack<MapResultLayer<F>, L>, R> {
         self.layer(MapResultLayer::new(f))
     }
 
-    /// Goes on asynchronously after every result.
+    /// Runs an asynchronous function on every result.
     pub fn then<F>(self, f: F) -> ServiceBuilder<Stack<ThenLayer<F>, L>, R> {
         self.layer(ThenLayer::new(f))
     }
 
-    /// Goes on asynchronously after a response.
+    /// Runs an asynchronous function on every response.
     pub fn and_then<F>(self, f: F) -> ServiceBuilder<Stack<AndThenLayer<F>, L>, R> {
         self.layer(AndThenLayer::new(f))
     }
 
-    /// The layers as one.
+    /// Returns the layers as one layer.
     pub fn into_inner(self) -> L {
         self.layer
     }
 
-    /// Puts the stack around `service`.
+    /// Wraps `service` in the stack.
     #[track_caller]
     pub fn service<S>(&self, service: S) -> L::Service
     where
@@ -370,7 +381,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer.layer(service)
     }
 
-    /// Puts the stack around a function.
+    /// Wraps a function in the stack.
     #[track_caller]
     pub fn service_fn<F>(self, f: F) -> L::Service
     where
@@ -379,7 +390,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.service(crate::service_fn(f))
     }
 
-    /// Fails to compile where the layers are not `Clone`.
+    /// Fails to compile if the layers are not `Clone`.
     #[inline]
     pub fn check_clone(self) -> Self
     where
@@ -388,7 +399,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self
     }
 
-    /// Fails to compile where the service, put around an `S`, is not `Clone`.
+    /// Fails to compile if the stack around an `S` is not `Clone`.
     #[inline]
     pub fn check_service_clone<S>(self) -> Self
     where
@@ -398,7 +409,9 @@ impl<L, R> ServiceBuilder<L, R> {
         self
     }
 
-    /// Fails to compile where the service, put around an `S`, does not answer `Request` with `T` or `E`.
+    /// Fails to compile if the stack around an `S` does not answer a `Request` with a `T` or an error `E`.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{ServiceBuilder, layer::Identity};
@@ -422,7 +435,7 @@ impl<L, R> ServiceBuilder<L, R> {
 
 #[cfg(feature = "alloc")]
 impl<L, R> ServiceBuilder<L, R> {
-    /// Boxes the service beneath: the box is `Send`, and not `Clone`.
+    /// Boxes the service beneath. The box is `Send`, but not `Clone`.
     pub fn boxed<S, Request>(
         self,
     ) -> ServiceBuilder<Stack<LayerFn<fn(S) -> BoxService<Request, S::Response, S::Error>>, L>, R>
@@ -432,7 +445,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer_fn(BoxService::new))
     }
 
-    /// Boxes the service beneath: the box is `Send` and `Clone`.
+    /// Boxes the service beneath. The box is `Send` and `Clone`.
     pub fn boxed_clone<S, Request>(
         self,
     ) -> ServiceBuilder<
@@ -445,7 +458,7 @@ impl<L, R> ServiceBuilder<L, R> {
         self.layer(layer_fn(BoxCloneService::new))
     }
 
-    /// Boxes the service beneath: the box is `Send`, `Sync` and `Clone`.
+    /// Boxes the service beneath. The box is `Send`, `Sync` and `Clone`.
     pub fn boxed_clone_sync<S, Request>(
         self,
     ) -> ServiceBuilder<

@@ -6,11 +6,6 @@
 //! A key identifies an endpoint. [`Change::Insert`] with a known key gives the same endpoint another service. When the
 //! stream ends, the endpoints stay as they are.
 //!
-//! # Differences from tower
-//!
-//! - There is a [`channel`].
-//! - A [`Change`] can be compared, and [mapped](Change::map).
-//!
 //! # Examples
 //!
 //! ```
@@ -28,6 +23,11 @@
 //! assert!(poll_fn(|cx| endpoints.as_mut().poll_discover(cx)).await.is_none());
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - There is a [`channel`].
+//! - A [`Change`] can be compared, and [mapped](Change::map).
 #![cfg_attr(
     not(feature = "futures-channel"),
     allow(rustdoc::broken_intra_doc_links)

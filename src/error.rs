@@ -1,20 +1,22 @@
-//! Errors: one enum per middleware, and how a stack of them is looked through, reported and flattened.
+//! Errors: one enum per middleware, and ways to search, report and flatten a stack of them.
 //!
-//! Each middleware has an enum of its own, generic over the error of the service inside, such as
-//! [`timeout::Error<E>`](crate::timeout::Error): its own failures, and `Service(E)`. Nothing is erased
-//! and nothing allocates; a `match` sees every case. The failures themselves
+//! Each middleware has its own enum, generic over the error of the inner service, such as
+//! [`timeout::Error<E>`](crate::timeout::Error). Its variants are the middleware's own failures and `Service(E)`.
+//! Nothing is erased and nothing allocates; a `match` sees every case. The failures themselves
 //! ([`Elapsed`](crate::timeout::Elapsed), [`Overloaded`](crate::load_shed::Overloaded), …) implement
-//! [`core::error::Error`]; the enums do not, as `anyhow::Error` does not, and that is what lets a stack
-//! of any depth flatten:
+//! [`core::error::Error`]. The enums do not, just as `anyhow::Error` does not, which allows a stack of any depth to
+//! be flattened:
 //!
-//! - `?` into a [`BoxError`] gives the innermost error itself, so `err.is::<Elapsed>()` works as with tower;
-//! - [`find`] looks for a type through a typed stack, without an allocator;
-//! - [`Report`] makes a [`core::error::Error`] of a typed stack, for its message in `anyhow` or as a source in `thiserror`;
-//!   what kind of error it is, ask before;
-//! - [`err_into`](crate::builder::ServiceBuilder::err_into) converts into an enum of the user's.
+//! - `?` into a [`BoxError`] gives the innermost error itself, so `err.is::<Elapsed>()` works as with tower.
+//! - [`find`] searches a typed stack for a type, without an allocator.
+//! - [`Report`] turns a typed stack into a [`core::error::Error`], to get its message in `anyhow` or to use it as a
+//!   source in `thiserror`. Look for specific errors before you convert.
+//! - [`err_into`](crate::builder::ServiceBuilder::err_into) converts into an enum of your own.
 //!
-//! `find` and `Report` need an [`Error`] at the bottom of the stack, and a `BoxError` is none; for a service that fails with
-//! that, convert the whole stack.
+//! `find` and `Report` need an [`Error`] at the bottom of the stack, which a `BoxError` is not. If the service fails
+//! with a `BoxError`, convert the whole stack.
+//!
+//! # Examples
 //!
 //! ```
 //! # #[cfg(feature = "alloc")] {
@@ -31,7 +33,7 @@
 //!
 //! # An enum of your own
 //!
-//! One `From` for each layer, generic over the error beneath, whatever the order of the layers:
+//! Write one `From` per layer, generic over the error beneath. The order of the layers does not matter:
 //!
 //! ```
 //! # #[cfg(feature = "smol")]
@@ -81,8 +83,8 @@
 //!
 //! # In generic code
 //!
-//! Around a service of which is known only that its error is `Into<BoxError>`, as tower asks for, convert that first:
-//! with `err_into::<BoxError>()` as the innermost layer, and once more as the outermost one.
+//! If all you know about the inner error is `Into<BoxError>`, which is what tower requires, convert it first: with
+//! `err_into::<BoxError>()` as the innermost layer, and once more as the outermost.
 //!
 //! ```
 //! # #[cfg(feature = "smol")] {
@@ -105,25 +107,24 @@
 use core::error::Error;
 use core::fmt;
 
-/// Any error, boxed: what tower calls `BoxError`.
+/// Any error, boxed: the same type as tower's `BoxError`.
 #[cfg(feature = "alloc")]
 pub type BoxError = alloc::boxed::Box<dyn Error + Send + Sync>;
 
-/// A [`BoxError`] of any lifetime. Errors convert into that and not only into `BoxError`: in a task, the compiler
-/// asks whether they do for every lifetime that the `dyn` may have.
+/// A [`BoxError`] of any lifetime. Errors convert into this and not only into `BoxError`, because in a task the
+/// compiler asks for the conversion for every lifetime that the `dyn` may have.
 #[cfg(feature = "alloc")]
 pub(crate) type AnyBoxError<'a> = alloc::boxed::Box<dyn Error + Send + Sync + 'a>;
 
-/// The error inside a stack of middleware errors.
+/// A stack of middleware errors, or a plain error.
 ///
-/// Implemented by everything that is a [`core::error::Error`], and by the enums of the middleware
-/// around such an error.
+/// Implemented by every [`core::error::Error`], and by the enums of the middleware around such an error.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither a `core::error::Error` nor a middleware's error around one",
     note = "a `Box<dyn Error + Send + Sync>` does not implement `Error`; convert the whole error with `BoxError::from(error)` instead"
 )]
 pub trait AsError {
-    /// The innermost error.
+    /// Returns the innermost error.
     fn as_error(&self) -> &(dyn Error + 'static);
 }
 
@@ -133,7 +134,9 @@ impl<E: Error + 'static> AsError for E {
     }
 }
 
-/// The first `T` in `error`: the error that its stack of middleware enums holds, or one of its sources.
+/// Finds the first `T` in `error`: the error inside the middleware enums, or one of its sources.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{error::find, load_shed, timeout};
@@ -156,7 +159,9 @@ pub fn find<T: Error + 'static>(error: &(impl AsError + ?Sized)) -> Option<&T> {
 
 /// A stack of middleware errors as one [`core::error::Error`], for `anyhow`, `eyre` and `thiserror`.
 ///
-/// Its message and its source are those of the innermost error.
+/// Message and source are those of the innermost error.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{error::Report, timeout};
@@ -167,7 +172,7 @@ pub fn find<T: Error + 'static>(error: &(impl AsError + ?Sized)) -> Option<&T> {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Report<E>(
-    /// The error as the stack gave it.
+    /// The error as returned by the stack.
     pub E,
 );
 

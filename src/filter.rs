@@ -1,18 +1,8 @@
-//! Lets a request through to the service inside, or rejects it, as a predicate says.
+//! Accepts or rejects requests, as a predicate decides.
 //!
-//! A predicate looks at a request and gives the request for the inner service, the same or another, or
-//! an error. [`Filter`] asks a [`Predicate`], which answers at once; [`AsyncFilter`] an
-//! [`AsyncPredicate`], which answers by a future. Functions are predicates.
-//!
-//! # Differences from tower
-//!
-//! - A rejected request gives back what readiness had reserved beneath, such as a permit of a concurrency
-//!   limit, when it is rejected. `Service` has no way to take readiness back, but dropping the service
-//!   that was ready does it; so a [`Filter`] puts a clone, which was never polled, in its place. For this the
-//!   inner service must be `Clone`, as tower asks for an `AsyncFilter` only. A request that passes clones nothing.
-//! - A predicate names the type of its error, and the error of a filter is an enum, [`Error`], and not a box.
-//! - [`AsyncFilter::layer`] gives an [`AsyncFilterLayer`].
-//! - [`AsyncFilter`] drops its clone of the inner service as soon as that was called.
+//! A predicate looks at a request and returns the request for the inner service, the same or another, or an error.
+//! [`Filter`] asks a [`Predicate`], which answers at once. [`AsyncFilter`] asks an [`AsyncPredicate`], which answers
+//! with a future. Functions are predicates.
 //!
 //! # Examples
 //!
@@ -30,6 +20,16 @@
 //! assert_eq!(service.oneshot(256).await, Err(filter::Error::Rejected(TooLarge(256))));
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - Rejecting a request gives back at once whatever the inner service had reserved by being ready, such as a permit
+//!   of a concurrency limit. `Service` has no method for this, but dropping the ready service does it; so a
+//!   [`Filter`] replaces the inner service with an unpolled clone. This is why the inner service must be `Clone`,
+//!   which tower requires only for `AsyncFilter`. Nothing is cloned for a request that is accepted.
+//! - A predicate names its error type, and the error of a filter is an enum, [`Error`], instead of a box.
+//! - [`AsyncFilter::layer`] returns an [`AsyncFilterLayer`].
+//! - [`AsyncFilter`] drops its clone of the inner service as soon as it has called it.
 
 use core::fmt;
 use core::mem::replace;
@@ -42,7 +42,7 @@ use crate::error::AsError;
 use crate::util::{before_call, complete};
 use crate::{Layer, Service};
 
-/// Says of a request whether it is let through, at once.
+/// Decides at once whether to accept a request.
 ///
 /// Every function `FnMut(Request) -> Result<NewRequest, E>` is one.
 pub trait Predicate<Request> {
@@ -51,11 +51,11 @@ pub trait Predicate<Request> {
     /// Why a request is rejected.
     type Error;
 
-    /// Looks at `request`.
+    /// Checks `request`.
     ///
     /// # Errors
     ///
-    /// The request is rejected.
+    /// Returns an error if the request is rejected.
     fn check(&mut self, request: Request) -> Result<Self::Request, Self::Error>;
 }
 
@@ -71,7 +71,7 @@ where
     }
 }
 
-/// Says of a request whether it is let through, by a future.
+/// Decides with a future whether to accept a request.
 ///
 /// Every function `FnMut(Request) -> impl Future<Output = Result<NewRequest, E>>` is one.
 pub trait AsyncPredicate<Request> {
@@ -79,10 +79,10 @@ pub trait AsyncPredicate<Request> {
     type Request;
     /// Why a request is rejected.
     type Error;
-    /// The answer.
+    /// The future of the decision.
     type Future: Future<Output = Result<Self::Request, Self::Error>>;
 
-    /// Looks at `request`.
+    /// Checks `request`.
     fn check(&mut self, request: Request) -> Self::Future;
 }
 
@@ -107,7 +107,7 @@ pub struct FilterLayer<P> {
 }
 
 impl<P> FilterLayer<P> {
-    /// A layer that lets through what `predicate` does.
+    /// A layer that accepts the requests that `predicate` accepts.
     pub const fn new(predicate: P) -> Self {
         Self { predicate }
     }
@@ -121,7 +121,7 @@ impl<S, P: Clone> Layer<S> for FilterLayer<P> {
     }
 }
 
-/// A service that is called with what a [`Predicate`] lets through.
+/// A service that calls the inner service with the requests that a [`Predicate`] accepts.
 ///
 /// See the [module](self) for an example.
 #[derive(Clone, Copy, Debug)]
@@ -131,21 +131,21 @@ pub struct Filter<S, P> {
 }
 
 impl<S, P> Filter<S, P> {
-    /// Calls `inner` with what `predicate` lets through.
+    /// Calls `inner` with the requests that `predicate` accepts.
     pub const fn new(inner: S, predicate: P) -> Self {
         Self { inner, predicate }
     }
 
-    /// A layer that lets through what `predicate` does.
+    /// A layer that accepts the requests that `predicate` accepts.
     pub const fn layer(predicate: P) -> FilterLayer<P> {
         FilterLayer::new(predicate)
     }
 
-    /// Asks the predicate only.
+    /// Asks the predicate, without calling the service.
     ///
     /// # Errors
     ///
-    /// The request is rejected.
+    /// Returns an error if the request is rejected.
     pub fn check<Request>(&mut self, request: Request) -> Result<P::Request, P::Error>
     where
         P: Predicate<Request>,
@@ -176,7 +176,7 @@ where
                 inner: self.inner.call(request),
             },
             Err(error) => {
-                // What readiness had reserved goes with the service that was ready.
+                // Dropping the ready service gives back what it had reserved.
                 self.inner = self.inner.clone();
                 Answer::Rejected { error: Some(error) }
             }
@@ -234,7 +234,7 @@ pub struct AsyncFilterLayer<P> {
 }
 
 impl<P> AsyncFilterLayer<P> {
-    /// A layer that lets through what `predicate` does.
+    /// A layer that accepts the requests that `predicate` accepts.
     pub const fn new(predicate: P) -> Self {
         Self { predicate }
     }
@@ -248,10 +248,12 @@ impl<S, P: Clone> Layer<S> for AsyncFilterLayer<P> {
     }
 }
 
-/// A service that is called with what an [`AsyncPredicate`] lets through.
+/// A service that calls the inner service with the requests that an [`AsyncPredicate`] accepts.
 ///
-/// The service that was polled ready waits in the response future for the predicate's answer, with
-/// whatever it had reserved; a clone takes its place here.
+/// The ready service, with whatever it has reserved, moves into the response future and waits there for the
+/// predicate's answer; a clone takes its place.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{ServiceExt, filter::AsyncFilter, service_fn};
@@ -269,21 +271,21 @@ pub struct AsyncFilter<S, P> {
 }
 
 impl<S, P> AsyncFilter<S, P> {
-    /// Calls `inner` with what `predicate` lets through.
+    /// Calls `inner` with the requests that `predicate` accepts.
     pub const fn new(inner: S, predicate: P) -> Self {
         Self { inner, predicate }
     }
 
-    /// A layer that lets through what `predicate` does.
+    /// A layer that accepts the requests that `predicate` accepts.
     pub const fn layer(predicate: P) -> AsyncFilterLayer<P> {
         AsyncFilterLayer::new(predicate)
     }
 
-    /// Asks the predicate only.
+    /// Asks the predicate, without calling the service.
     ///
     /// # Errors
     ///
-    /// The request is rejected.
+    /// Returns an error if the request is rejected.
     pub async fn check<Request>(&mut self, request: Request) -> Result<P::Request, P::Error>
     where
         P: AsyncPredicate<Request>,
@@ -308,7 +310,8 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // Out of here first: if the predicate panics, what readiness had reserved goes with the service that was ready.
+        // Move the ready service out first: if the predicate panics, it is dropped, and gives back what it had
+        // reserved.
         let clone = self.inner.clone();
         let service = replace(&mut self.inner, clone);
         AsyncResponseFuture {
@@ -325,7 +328,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped during the check, it drops the service that waits in it, and what that had reserved.
+    /// If dropped during the check, it drops the service that waits in it, which gives back what it had reserved.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct AsyncResponseFuture<P, S, Request>
     where
@@ -369,7 +372,7 @@ where
             else {
                 complete();
             };
-            // A rejection drops the service here, and what it had reserved.
+            // A rejection drops the service here, which gives back what it had reserved.
             let request = checked.map_err(Error::Rejected)?;
             let response = service.call(request);
             state.set(State::Response { response });
@@ -394,7 +397,7 @@ where
     }
 }
 
-/// How a filter fails: `E` is the error of the inner service, `P` that of the predicate.
+/// How a filter fails. `E` is the error of the inner service, `P` that of the predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E, P> {
     /// The predicate rejected the request.
@@ -410,7 +413,7 @@ impl<E, P> From<E> for Error<E, P> {
 }
 
 impl<E, P> Error<E, P> {
-    /// The predicate's error, if that is what this is.
+    /// Returns the predicate's error, if it is one.
     pub fn into_rejected(self) -> Option<P> {
         match self {
             Self::Rejected(error) => Some(error),
@@ -418,7 +421,7 @@ impl<E, P> Error<E, P> {
         }
     }
 
-    /// The inner service's error, if that is what this is.
+    /// Returns the inner service's error, if it is one.
     pub fn into_service(self) -> Option<E> {
         match self {
             Self::Rejected(_) => None,
@@ -427,7 +430,7 @@ impl<E, P> Error<E, P> {
     }
 }
 
-// Not by `flatten!`: here the leaf is a type of the user's.
+// Not by `flatten!`: here the leaf is a type of the user.
 impl<E: fmt::Display, P: fmt::Display> fmt::Display for Error<E, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -458,7 +461,7 @@ impl<'a, E: Into<crate::error::AnyBoxError<'a>>, P: Into<crate::error::AnyBoxErr
     }
 }
 
-/// The response futures, at the path where tower has them.
+/// The response futures, at tower's path.
 pub mod future {
     pub use super::{AsyncResponseFuture, ResponseFuture};
 }

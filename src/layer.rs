@@ -1,7 +1,7 @@
-//! The [`Layer`] trait: what turns one service into another, and how layers stack.
+//! The [`Layer`] trait, which turns one service into another, and ways to stack layers.
 //!
-//! With the feature `tower` (the default) all of this *is* [`tower_layer`]. Without it, it is this
-//! crate's own definitions of the identical contract, for which neither std nor an allocator is needed.
+//! With the feature `tower` (the default), everything here *is* [`tower_layer`]. Without it, these are this crate's
+//! own definitions of the identical contract, which need neither std nor an allocator.
 //!
 //! [`tower_layer`]: https://docs.rs/tower-layer/0.3.3/tower_layer/
 
@@ -10,7 +10,7 @@ pub use own::{Identity, Layer, LayerFn, Stack, layer_fn};
 #[cfg(feature = "tower")]
 pub use tower_layer::{Identity, Layer, LayerFn, Stack, layer_fn};
 
-/// The same names where tower has them a second time.
+/// The same names, at tower's second path.
 pub mod util {
     pub use super::{Identity, Stack};
 }
@@ -21,7 +21,7 @@ mod own {
 
     /// Turns one service into another.
     pub trait Layer<S> {
-        /// The service that comes out.
+        /// The wrapped service.
         type Service;
 
         /// Wraps `inner`.
@@ -40,14 +40,14 @@ mod own {
         }
     }
 
-    /// The layer that changes nothing.
+    /// A layer that changes nothing.
     #[derive(Clone, Default)]
     pub struct Identity {
         _priv: (),
     }
 
     impl Identity {
-        /// A layer that gives back the service it is given.
+        /// A layer that returns the service unchanged.
         pub const fn new() -> Self {
             Self { _priv: () }
         }
@@ -75,7 +75,7 @@ mod own {
     }
 
     impl<Inner, Outer> Stack<Inner, Outer> {
-        /// First `inner` is applied, then `outer` to what comes out.
+        /// Applies `inner` first, then `outer`.
         pub const fn new(inner: Inner, outer: Outer) -> Self {
             Self { inner, outer }
         }
@@ -94,7 +94,7 @@ mod own {
     }
 
     impl<Inner: fmt::Debug, Outer: fmt::Debug> fmt::Debug for Stack<Inner, Outer> {
-        // A deep stack reads as a list, outermost first, and not as a pyramid.
+        // Prints a deep stack as a list, outermost first, instead of a pyramid.
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             if f.alternate() {
                 write!(f, "{:#?},\n{:#?}", self.outer, self.inner)
@@ -104,14 +104,14 @@ mod own {
         }
     }
 
-    /// A layer made of a function; see [`layer_fn`].
+    /// A layer made from a function; see [`layer_fn`].
     #[derive(Clone, Copy)]
     pub struct LayerFn<F> {
         f: F,
     }
 
     /// A layer that applies `f`.
-    // Not `const`, as tower-layer's is not: code that compiles with fewer features compiles with more.
+    // Not `const`, since tower-layer's is not: code that compiles with fewer features must compile with more.
     pub fn layer_fn<F>(f: F) -> LayerFn<F> {
         LayerFn { f }
     }

@@ -1,9 +1,11 @@
-//! tower's middleware, free of any runtime.
+//! tower's middleware, independent of any runtime.
 //!
-//! A [`Service`] is an asynchronous function from a request to a response that can say when it is ready. A
-//! [`Layer`] puts middleware around one: a queue, a limit, a timeout. The names and their meaning are
-//! [tower]'s; what is different is that nothing here is written against tokio. Middleware asks for what it uses,
-//! an [`Executor`] or a [`Timer`], and mostly for neither.
+//! A [`Service`] is an asynchronous function from a request to a response that can also say when it is ready. A
+//! [`Layer`] wraps a service in middleware: a queue, a limit, a timeout. Names and meanings are those of [tower], but
+//! nothing here is written against tokio. Middleware asks for what it uses, an [`Executor`] or a [`Timer`], and most
+//! of it needs neither.
+//!
+//! # Examples
 //!
 //! ```
 //! # #[cfg(feature = "smol")]
@@ -27,72 +29,72 @@
 //!
 //! | module | what it does | needs |
 //! |---|---|---|
-//! | [`balance`] | spreads requests over endpoints that come and go, by their load | a timer, for endpoints that failed |
-//! | [`buffer`] | lets many handles share one service, through a bounded queue | an executor |
-//! | [`limit::concurrency`] | so many requests under way at once | |
-//! | [`limit::rate`] | so many requests in a span of time | a timer |
-//! | [`load_shed`] | an error at once instead of a wait | |
-//! | [`timeout`] | a limit on the response, or a deadline over readiness and response | a timer |
-//! | [`retry`] | another attempt, by a policy, with backoff and a budget | a timer, for the backoff |
-//! | [`hedge`] | a second attempt when the first is late, and the first answer of the two | a timer |
-//! | [`filter`] | requests let through or rejected | |
-//! | [`steer`] | a choice among services, by the request | |
-//! | [`reconnect`] | a service that is made anew when it fails, with backoff | a timer |
-//! | [`spawn_ready`] | readiness driven in the background | an executor |
+//! | [`balance`] | spreads requests over a changing set of endpoints, by their load | a timer, for endpoints that failed |
+//! | [`buffer`] | shares one service among many handles, through a bounded queue | an executor |
+//! | [`limit::concurrency`] | limits the number of requests in flight | |
+//! | [`limit::rate`] | limits the number of requests per period | a timer |
+//! | [`load_shed`] | fails at once instead of waiting | |
+//! | [`timeout`] | limits the time of a response, or of readiness and response together | a timer |
+//! | [`retry`] | sends a request again, as a policy decides, with backoff and a budget | a timer, for the backoff |
+//! | [`hedge`] | makes a second attempt when the first is late, and takes the first answer | a timer |
+//! | [`filter`] | accepts or rejects requests | |
+//! | [`steer`] | chooses one of several services, by the request | |
+//! | [`reconnect`] | makes a service anew when it fails, with backoff | a timer |
+//! | [`spawn_ready`] | drives readiness in the background | an executor |
 //! | [`make`] | services that make services | |
-//! | [`load`] | how busy a service is, for a balancer | a timer, but for a constant |
-//! | [`discover`] | which endpoints there are, for a balancer | |
-//! | [`ready_cache`] | services by key, and which of them are ready | |
-//! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, faults | |
-//! | [`util`] | combinators, boxes and adaptors | |
+//! | [`load`] | measures how busy a service is, for a balancer | a timer, except for a constant |
+//! | [`discover`] | says which endpoints there are, for a balancer | |
+//! | [`ready_cache`] | holds services by key, and knows which are ready | |
+//! | `testing` | for tests: a runtime with virtual time, a mock service, a probe, fault injection | |
+//! | [`util`] | combinators, boxed services and adaptors | |
 //!
-//! [`builder::ServiceBuilder`] stacks them, [`ServiceExt`] has them as methods.
+//! [`builder::ServiceBuilder`] stacks them, and [`ServiceExt`] has many of them as methods.
 //!
 //! # Runtimes
 //!
-//! Each adapter is a module that mirrors this crate's tree with the runtime filled in, so that
-//! `use campanile::smol as tower;` makes code compile that was written for tower. [`runtime`] has the table of
-//! adapters, and how to write one. To use middleware that needs a runtime without one is a compile error.
-//! [`runtime::SharedTimer`] lets all waits of a layer or a stack share one alarm of the runtime.
+//! Each adapter is a module that mirrors this crate's tree with the runtime filled in, so that code written for tower
+//! compiles with `use campanile::smol as tower;`. [`runtime`] lists the adapters and explains how to write one. Using
+//! middleware that needs a runtime without one is a compile error. With [`runtime::SharedTimer`], all waits of a
+//! layer or a stack share one alarm of the runtime.
 //!
 //! # From tower
 //!
-//! [`from_tower`] has each of tower's names, what it is here, and what differs and why.
+//! [`from_tower`] lists each of tower's names, with its counterpart here, what differs and why.
 //!
 //! # Errors
 //!
-//! Each middleware has an enum of its own around the error of the service inside: see [`mod@error`] for how a
-//! stack of them is matched, searched, reported and flattened into a `BoxError`.
+//! Each middleware has its own enum around the error of the inner service. [`mod@error`] shows how to match, search,
+//! report and flatten a stack of them into a `BoxError`.
 //!
 //! # Crate features
 //!
 //! - `tower` (default): `Service` and `Layer` are those of tower-service and tower-layer.
-//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], a timer that is shared, and buffers and concurrency limits
-//!   whose state is on the heap, behind a lock.
-//! - `alloc`: `BoxError`, boxed services, [`hedge`], a [`load`] that is measured, and a rate limit's state behind an
+//! - `std`: [`spawn_ready`], [`balance`], [`ready_cache`], a shared timer, and buffers and concurrency limits whose
+//!   state is on the heap, behind a lock.
+//! - `alloc`: `BoxError`, boxed services, [`hedge`], measured [`load`], and rate limits whose state is behind an
 //!   `Arc`.
-//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: an adapter each; `embassy-executor` adds
+//! - `tokio`, `smol`, `async-std`, `futures-timer`, `embassy`, `wasm`: one adapter each; `embassy-executor` adds
 //!   embassy's tasks to the timer of `embassy`.
 //! - `critical-section`: buffers and limits whose state is in a `static`, without an allocator, and 64-bit state on
-//!   processors that have no atomics for it; the application brings the critical section.
+//!   processors without 64-bit atomics. The application provides the critical section.
 //! - `async-lock`: a concurrency limit over an `Arc<async_lock::Semaphore>`.
 //! - `futures-channel`: [`discover::channel`].
-//! - `testing`: the module of that name.
+//! - `testing`: the `testing` module.
 //!
-//! Without any of them the crate is `no_std` and has no allocator. Features add items, and change nothing.
+//! Without any of them the crate is `no_std` and uses no allocator. A feature only adds items and never changes one.
 //!
 //! [tower]: https://docs.rs/tower/0.5
 #![no_std]
-// `sync::mark` alone has some, and says why.
+// Only `sync::mark` has unsafe code, and explains why.
 #![deny(unsafe_code)]
-// What `core` and `alloc` have is taken from there; tests and examples have std.
+// Take from `core` and `alloc` what they have. Tests and examples have std.
 #![warn(
     clippy::alloc_instead_of_core,
     clippy::std_instead_of_alloc,
     clippy::std_instead_of_core
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The docs link to what any feature adds. `ci/doc` checks the links, with all of them.
+// The docs link to items of every feature. `ci/doc` checks the links with all features.
 #![cfg_attr(
     not(all(
         feature = "critical-section",
@@ -123,7 +125,7 @@ pub mod error;
 pub mod filter;
 pub mod fixed;
 pub mod from_tower;
-// The state that handles share is behind an `Arc`, and has words of 64 bits.
+// The shared state is behind an `Arc` and has 64-bit words.
 #[cfg(all(
     feature = "alloc",
     target_has_atomic = "ptr",
@@ -158,7 +160,8 @@ pub use runtime::{Executor, Instant, NoRuntime, Runtime, Timer};
 pub use service::Service;
 pub use util::{ServiceExt, service_fn};
 
-/// The builder without a runtime: [`builder::ServiceBuilder`] for what needs neither a timer nor an executor.
+/// The builder without a runtime: [`builder::ServiceBuilder`] for middleware that needs neither a timer nor an
+/// executor.
 pub type ServiceBuilder<L = layer::Identity> = builder::ServiceBuilder<L, NoRuntime>;
 
 #[cfg(feature = "async-std")]

@@ -4,13 +4,6 @@
 //! this keeps a queue from growing where the caller has something better to do. So does a call without a poll for
 //! readiness, since the inner service was not polled.
 //!
-//! # Differences from tower
-//!
-//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit of this crate inside
-//!   queues no waiter, and a permit that is returned later goes to a request that still exists. tower's own limits
-//!   cannot tell a try from a wait: inside, they keep the handle in their wait queue.
-//! - The error is an enum, [`Error`], and not a box.
-//!
 //! # Examples
 //!
 //! ```
@@ -31,6 +24,13 @@
 //! assert_eq!(service.oneshot(3).await.unwrap(), 3);
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - A shed request leaves nothing behind. Readiness is tried and not waited for, so a limit of this crate inside
+//!   queues no waiter, and a permit that is returned later goes to a request that still exists. tower's own limits
+//!   cannot tell a try from a wait: inside, they keep the handle in their wait queue.
+//! - The error is an enum, [`Error`], and not a box.
 
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};

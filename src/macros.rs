@@ -1,4 +1,4 @@
-/// The three ways to the service that a middleware holds in its field `inner`.
+/// The three accessors for the inner service of a middleware, its field `inner`.
 macro_rules! accessors {
     ($inner:ty) => {
         /// The inner service.
@@ -6,19 +6,19 @@ macro_rules! accessors {
             &self.inner
         }
 
-        /// The inner service, mutably.
+        /// The inner service, mutable.
         pub fn get_mut(&mut self) -> &mut $inner {
             &mut self.inner
         }
 
-        /// Gives the inner service back.
+        /// Returns the inner service.
         pub fn into_inner(self) -> $inner {
             self.inner
         }
     };
 }
 
-/// Defines a failure that carries nothing: a unit-like leaf error.
+/// Defines a leaf error without data.
 macro_rules! leaf_error {
     ($(#[$meta:meta])* $name:ident, $message:literal) => {
         $(#[$meta])*
@@ -26,7 +26,7 @@ macro_rules! leaf_error {
         pub struct $name(());
 
         impl $name {
-            /// The error as the middleware gives it.
+            /// The error as returned by the middleware.
             #[must_use]
             pub const fn new() -> Self {
                 Self(())
@@ -42,14 +42,15 @@ macro_rules! leaf_error {
         impl core::error::Error for $name {}
     };
 }
-/// Gives a middleware's enum its `Display`, `AsError`, and the ways from the service's error, to it, and into `BoxError`.
+/// Implements for a middleware's enum `Display`, `AsError`, `into_service`, and the conversions from the inner
+/// service's error and into `BoxError`.
 ///
-/// The enum is written out where it is used; each variant named here holds a leaf error, and the
-/// variant `Service` the inner service's.
+/// The enum itself is written out by the caller. Each variant named here holds a leaf error, and the variant
+/// `Service` holds the inner service's error.
 macro_rules! flatten {
     ($name:ident: $($leaf:ident),+) => {
         impl<E> $name<E> {
-            /// The inner service's error, if that is what this is.
+            /// Returns the inner service's error, if it is one.
             pub fn into_service(self) -> Option<E> {
                 match self {
                     $(Self::$leaf(_) => None,)+

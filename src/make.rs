@@ -1,15 +1,8 @@
 //! Services that make services: one per connection, per target, per endpoint.
 //!
-//! [`MakeService`] is every service whose responses are services. [`MakeConnection`] is every service, seen as
-//! one that connects. Neither is to be implemented: an implementation of [`Service`] is one of these.
-//! [`Shared`] makes a maker of a service that is `Clone`.
-//!
-//! # Differences from tower
-//!
-//! - The connection of a [`MakeConnection`] is free: tower asks for tokio's `AsyncRead` and `AsyncWrite`. Where I/O
-//!   traits are needed, they are a bound on [`Connection`](MakeConnection::Connection), of whatever runtime.
-//! - [`into_service`](MakeService::into_service) and [`as_service`](MakeService::as_service) give a service also where
-//!   nothing is known of the maker but that it is a [`MakeService`].
+//! [`MakeService`] is implemented for every service whose responses are services. [`MakeConnection`] is implemented
+//! for every service, seen as one that connects. Implement neither: implement [`Service`] instead. [`Shared`] makes
+//! services by cloning one.
 //!
 //! # Examples
 //!
@@ -29,6 +22,13 @@
 //! assert_eq!(polite.call("campanile").await.unwrap(), "good day, campanile");
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The connection of a [`MakeConnection`] can be any type: tower requires tokio's `AsyncRead` and `AsyncWrite`.
+//!   Code that needs I/O traits, of any runtime, bounds [`Connection`](MakeConnection::Connection) by them.
+//! - [`into_service`](MakeService::into_service) and [`as_service`](MakeService::as_service) also work in generic
+//!   code that knows only that the maker is a [`MakeService`].
 
 use core::convert::Infallible;
 use core::fmt;
@@ -41,31 +41,33 @@ use crate::Service;
 
 /// A service that makes services.
 ///
-/// Every service of `Target`s whose responses are services of `Request`s is one.
+/// Implemented for every service of `Target`s whose responses are services of `Request`s.
 pub trait MakeService<Target, Request>: sealed::MakeService<Target, Request> {
-    /// What the services that are made answer.
+    /// The response of the services that are made.
     type Response;
-    /// How the services that are made fail.
+    /// The error of the services that are made.
     type Error;
-    /// What is made.
+    /// The service that is made.
     type Service: Service<Request, Response = Self::Response, Error = Self::Error>;
-    /// How making one fails.
+    /// The error of making a service.
     type MakeError;
     /// The future of a service.
     type Future: Future<Output = Result<Self::Service, Self::MakeError>>;
 
-    /// `Ready(Ok(()))` when a service can be made.
+    /// Returns `Ready(Ok(()))` when a service can be made.
     ///
     /// # Errors
     ///
-    /// No more services can be made.
+    /// Returns an error if no more services can be made.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::MakeError>>;
 
     /// Makes a service for `target`.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     fn make_service(&mut self, target: Target) -> Self::Future;
 
-    /// This maker as a [`Service`], where a trait bound hides that it is one.
+    /// Turns this maker into a [`Service`], where a trait bound hides that it is one.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
@@ -90,7 +92,9 @@ pub trait MakeService<Target, Request>: sealed::MakeService<Target, Request> {
         }
     }
 
-    /// This maker as a [`Service`], borrowed.
+    /// Borrows this maker as a [`Service`].
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
@@ -138,7 +142,9 @@ where
 
 /// A service that connects.
 ///
-/// Every service of `Target`s is one: what it answers is the connection.
+/// Implemented for every service of `Target`s: its response is the connection.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{make::MakeConnection, service_fn};
@@ -160,18 +166,18 @@ where
 /// # });
 /// ```
 pub trait MakeConnection<Target>: sealed::MakeConnection<Target> {
-    /// What a connection is.
+    /// The connection.
     type Connection;
-    /// How connecting fails.
+    /// The error of connecting.
     type Error;
     /// The future of a connection.
     type Future: Future<Output = Result<Self::Connection, Self::Error>>;
 
-    /// `Ready(Ok(()))` when a connection can be made.
+    /// Returns `Ready(Ok(()))` when a connection can be made.
     ///
     /// # Errors
     ///
-    /// No more connections can be made.
+    /// Returns an error if no more connections can be made.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>>;
 
     /// Connects to `target`.
@@ -278,7 +284,9 @@ impl<M: fmt::Debug, Request> fmt::Debug for AsService<'_, M, Request> {
     }
 }
 
-/// Makes services by cloning one, whatever the target is.
+/// Makes services by cloning one, whatever the target.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{MakeService, ServiceExt, make::Shared, service_fn};
@@ -295,7 +303,7 @@ pub struct Shared<S> {
 }
 
 impl<S> Shared<S> {
-    /// Makes clones of `service`.
+    /// Makes services by cloning `service`.
     pub const fn new(service: S) -> Self {
         Self { service }
     }
@@ -332,7 +340,7 @@ impl<S> Future for SharedFuture<S> {
     }
 }
 
-/// The future at the path where tower has it.
+/// The future, at tower's path.
 pub mod future {
     pub use super::SharedFuture;
 }

@@ -21,16 +21,6 @@
 //! [`ConnectErrors::Nowhere`]: crate::reconnect::ConnectErrors::Nowhere
 //! [`LoadShed`]: crate::load_shed
 //!
-//! # Differences from tower
-//!
-//! - A clone starts with no service ready. tower's copies the readiness of its original, which the cloned services do
-//!   not have.
-//! - Services become ready side by side, not one after the other.
-//! - An index that is [out of range](OutOfRange), a call without readiness and an [empty](Empty) set of services are
-//!   typed errors, not panics.
-//! - The services may be in an array or a slice, without any allocation.
-//! - A picker may be an `FnMut`.
-//!
 //! # Examples
 //!
 //! ```
@@ -50,6 +40,16 @@
 //! assert_eq!(answers, ["b4", "c5", "a6"]);
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - A clone starts with no service ready. tower's copies the readiness of its original, which the cloned services do
+//!   not have.
+//! - Services become ready side by side, not one after the other.
+//! - An index that is [out of range](OutOfRange), a call without readiness and an [empty](Empty) set of services are
+//!   typed errors, not panics.
+//! - The services may be in an array or a slice, without any allocation.
+//! - A picker may be an `FnMut`.
 
 #[cfg(feature = "alloc")]
 use alloc::vec::Vec;

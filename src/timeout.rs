@@ -7,18 +7,6 @@
 //! A pending response registers its wait with the runtime's timers, and removes it when the response is ready. If that
 //! costs too much, use [`SharedTimer`](crate::runtime::SharedTimer), a timer with one alarm for all waits of a layer.
 //!
-//! # Differences from tower
-//!
-//! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at once costs
-//!   neither a clock read nor a timer. [`from_call`](TimeoutLayer::from_call) starts it at the call, as tower does;
-//!   that reads the clock once per call.
-//! - It fires however busy the inner future is. tokio's timers are pending for a task that has used up its budget, so
-//!   besides the timer the clock is read whenever the inner future is still pending.
-//! - [`Duration::MAX`] means "no limit" and arms no timer. [`Duration::ZERO`] lets through only what is ready at the
-//!   first poll.
-//! - The error is an enum, [`Error`], and not a box.
-//! - [`Deadline`] is new.
-//!
 //! # Examples
 //!
 //! ```
@@ -41,6 +29,18 @@
 //! });
 //! # }
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The clock of a [`Timeout`] starts when the response is first pending, so a response that is ready at once costs
+//!   neither a clock read nor a timer. [`from_call`](TimeoutLayer::from_call) starts it at the call, as tower does;
+//!   that reads the clock once per call.
+//! - It fires however busy the inner future is. tokio's timers are pending for a task that has used up its budget, so
+//!   besides the timer the clock is read whenever the inner future is still pending.
+//! - [`Duration::MAX`] means "no limit" and arms no timer. [`Duration::ZERO`] lets through only what is ready at the
+//!   first poll.
+//! - The error is an enum, [`Error`], and not a box.
+//! - [`Deadline`] is new.
 
 use core::fmt;
 use core::mem::replace;

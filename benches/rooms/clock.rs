@@ -1,4 +1,4 @@
-//! Wall clock: rounds that take turns, and the ratios within each.
+//! Wall-clock time: rounds in which the two take turns, and the ratio within each.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use crate::host::{AsyncStd, CurrentThread, Host, Smol, TwoThreads};
 use crate::list::{Pair, Room, rooms};
 
 const ROUNDS: usize = 21;
-/// How long each of the two runs in a round.
+/// How long each of the two runs per round.
 const TURN: Duration = Duration::from_millis(4);
 
-/// Median, and what a tenth lies below and above.
+/// The median, and the 10th and 90th percentiles.
 pub(crate) fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];

@@ -1,6 +1,6 @@
-//! Rate limits that are waited for: tasks that send one request after the other, at one in a millisecond. tokio's clock is
-//! paused, and goes on to the next alarm when all wait. Beside ours is tower's limit behind tower's buffer, as tower's has
-//! no clones.
+//! Contended rate limits: tasks that send one request after the other, at one per millisecond. tokio's clock is
+//! paused, and advances to the next alarm when all wait. tower's limit is measured behind tower's buffer, since it is
+//! not `Clone`.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,7 +15,7 @@ use crate::list::{Pair, Room};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// A type of its own: what is made for one caller alone is inlined there, and the other rooms are to stay as they are.
+/// Its own type: code with a single caller is inlined there, and the code of the other rooms must not change.
 #[derive(Clone, Copy)]
 struct Waited<const PENDING: bool>(Leaf<PENDING>);
 

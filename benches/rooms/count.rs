@@ -1,4 +1,4 @@
-//! An allocator that counts, and the loop that all rooms are driven by.
+//! A counting allocator, and the loop that drives all rooms.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::poll_fn;
@@ -15,22 +15,22 @@ struct Counting;
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
 
-// Loads and stores: as few instructions as can be. It counts exactly on one thread, and nobody asks on more.
+// Loads and stores, for as few instructions as possible. The count is exact on one thread, and used on one only.
 fn add(to: &AtomicU64, n: u64) {
     to.store(to.load(Relaxed) + n, Relaxed);
 }
 
-// SAFETY: hands everything on to the system's allocator.
+// SAFETY: forwards everything to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(&ALLOCATIONS, 1);
         add(&BYTES, layout.size() as u64);
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -38,10 +38,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What became of a number of requests.
+/// The outcome of a number of requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
-    /// So many answers were right.
+    /// The number of right answers.
     pub(crate) right: u64,
     pub(crate) allocations: u64,
     pub(crate) bytes: u64,
@@ -50,7 +50,7 @@ pub(crate) struct Outcome {
     pub(crate) elapsed: Duration,
 }
 
-/// From when on allocations count.
+/// Allocations count from here on.
 pub(crate) struct Counted {
     allocations: u64,
     bytes: u64,
@@ -73,7 +73,7 @@ impl Counted {
     }
 }
 
-/// What is kept is made by the first requests, and not counted.
+/// The first requests, which allocate what is then kept, are not counted.
 const FIRST: u64 = 512;
 
 /// Sends `count` requests, one after the other.

@@ -18,15 +18,15 @@ pub(crate) trait Host {
     where
         F: Future<Output: Send> + Send + 'static;
 
-    /// For nobody to wait for.
+    /// Runs a future without waiting for it.
     fn detach<F>(future: F)
     where
         F: Future<Output: Send> + Send + 'static;
 }
 
-// In a task on each, as a server's handlers are: what is not in one is woken by way of the driver, or by another thread.
+// In a task on each, like a server's handlers: code outside a task is woken through the driver, or by another thread.
 
-/// tokio on the thread that asks.
+/// tokio on the calling thread.
 pub(crate) struct CurrentThread;
 /// tokio on two threads of its own.
 pub(crate) struct TwoThreads;
@@ -62,7 +62,7 @@ macro_rules! host {
     };
 }
 
-/// Starts it at once, and not when it is waited for.
+/// Starts it at once, and not when it is first polled.
 fn on_tokio<F>(future: F) -> impl Future<Output = F::Output> + Send + 'static
 where
     F: Future<Output: Send> + Send + 'static,

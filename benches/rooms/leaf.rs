@@ -1,4 +1,4 @@
-//! The service inside, and what rooms are made with.
+//! The inner service, and helpers to make rooms.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -8,12 +8,12 @@ use std::task::{Context, Poll};
 
 use campanile::Service;
 
-/// What is answered to `n`.
+/// The answer to `n`.
 pub(crate) fn answer(n: u64) -> u64 {
     n ^ 0x5555
 }
 
-/// Answers at once, or after it was pending once.
+/// Answers at once, or after being pending once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Leaf<const PENDING: bool>;
 
@@ -51,7 +51,7 @@ impl<const PENDING: bool> Future for Answer<PENDING> {
     }
 }
 
-/// Is pending once before each request: what it waits for has happened by then.
+/// Is pending once before each request. By then, the event it waits for has happened.
 #[derive(Clone, Debug)]
 pub(crate) struct Slow<S> {
     inner: S,
@@ -98,7 +98,7 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// Lets each answer pass, and each request be copied.
+/// Accepts each answer, and copies each request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Once;
 
@@ -146,7 +146,7 @@ impl tower::util::rng::Rng for Seeded {
     }
 }
 
-/// A ready cache as a service: each request goes to another of its services.
+/// A ready cache as a service. Each request goes to another of its services.
 pub(crate) struct Cached<C> {
     pub(crate) cache: C,
     pub(crate) index: usize,
@@ -181,7 +181,7 @@ macro_rules! cached {
 cached!(campanile::ready_cache::ReadyCache<usize, S, u64>);
 cached!(tower::ready_cache::ReadyCache<usize, S, u64>);
 
-/// Puts so many services into a cache.
+/// Puts this many services into a cache.
 macro_rules! cache {
     ($cache:ty, $count:expr, $leaf:expr) => {{
         let mut cache = <$cache>::default();

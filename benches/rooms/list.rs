@@ -1,4 +1,4 @@
-//! The rooms: how ours is made, and how tower's is.
+//! The rooms: how to make ours, and how to make tower's.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::host::{AsyncStd, Smol, TwoThreads};
 use crate::host::{CurrentThread, Host};
 use crate::leaf::{Failed, Leaf, Once, Seeded, Slow, cache};
 
-/// A room, and who is to send how many requests through it.
+/// A room: in each setting, functions that send a number of requests through ours and tower's.
 pub(crate) struct Room {
     pub(crate) name: &'static str,
     pub(crate) ours: Pair,
@@ -27,7 +27,7 @@ pub(crate) struct Room {
     pub(crate) ours_on_async_std: Pair,
 }
 
-/// Over a service that is ready at once, and over one that is pending once.
+/// A room over a service that answers at once, and over one that is pending once.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair {
     pub(crate) ready: fn(u64) -> Outcome,
@@ -36,7 +36,7 @@ pub(crate) struct Pair {
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
-/// So many in a second that nobody waits.
+/// So many per second that no request waits.
 const MANY: u64 = 1_000_000_000;
 
 macro_rules! room {
@@ -103,7 +103,7 @@ macro_rules! peak_ewma {
     }};
 }
 
-/// One alarm of the runtime that the builder is for.
+/// One alarm of the builder's runtime.
 fn shared_timer<L, T>(_: &campanile::builder::ServiceBuilder<L, T>) -> SharedTimer<T>
 where
     T: Timer<Alarm: Send> + Default + Send + Sync + 'static,

@@ -1,8 +1,8 @@
-//! Every room beside tower's, over the same service. Each answer is checked and counted.
+//! Each room beside tower's, over the same service. Every answer is checked and counted.
 //!
 //! ```text
 //! rooms list                       the names of the rooms
-//! rooms run ROOM WHOSE LEAF COUNT  so many requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
+//! rooms run ROOM WHOSE LEAF COUNT  sends COUNT requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
 //!                                  Prints the right answers, the allocations and their bytes that came after the
 //!                                  first requests, and the bytes of a response future.
 //! rooms polls                      how often handles of rate limits are polled that are waited for

@@ -1,4 +1,4 @@
-//! Wall clock of what clones share: buffers by callers and bound, and concurrency limits that are contended.
+//! Wall-clock time of shared state: buffers by callers and bound, and contended concurrency limits.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::leaf::{Leaf, answer};
 const REQUESTS: usize = 20_000;
 const ROUNDS: usize = 9;
 
-/// How long it took, and how long each request did, in nanoseconds, if that was to be known.
+/// How long the run took, and, if measured, how long each request took, in nanoseconds.
 struct Times {
     whole: Duration,
     each: Vec<u32>,
@@ -47,7 +47,7 @@ where
 {
     let mut times = Vec::with_capacity(if each { count } else { 0 });
     for n in 0..count as u64 {
-        // To read the clock takes a good part of what a request does.
+        // Reading the clock takes a good part of the time of a request.
         let start = each.then(Instant::now);
         let ready = poll_fn(|cx| service.poll_ready(cx)).await.is_ok();
         let got = service.call(n).await.ok();
@@ -57,7 +57,7 @@ where
     times
 }
 
-/// Rounds of ours and of tower's.
+/// Rounds of ours and tower's in turn.
 fn compare<H: Host, F, G, S, T>(what: &str, callers: usize, ours: F, tower: G)
 where
     F: FnOnce() -> S + Copy + Send + 'static,
@@ -88,7 +88,7 @@ where
     );
 }
 
-/// Percentiles of the time that a request took.
+/// Percentiles of the time of a request.
 fn latencies(all: &[Times]) -> String {
     let at = |share: f64| {
         let each = |times: &Times| {

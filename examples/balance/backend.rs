@@ -1,4 +1,4 @@
-//! The other side: a TCP server on loopback that can be slow, broken or gone.
+//! The backends: TCP servers on loopback that can be slow, broken or gone.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,24 +14,24 @@ use smol::stream::StreamExt;
 
 use crate::AnyRuntime;
 
-/// Takes lines with a number, and works on one at a time, in order. So what was sent to a slow one stands in
-/// line there, where no balancer can help it any more.
+/// Takes lines with a number, and handles one at a time, in order. So a request sent to a slow backend queues there,
+/// where the balancer can no longer help it.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
-    /// How many requests a balancer sent here.
+    /// The number of requests that a balancer sent here.
     pub(crate) chosen: AtomicU64,
     state: Mutex<State>,
-    // Ends the server and its connection when it is dropped. `None`: it is down.
+    // Dropping it ends the server and its connection. `None`: the backend is down.
     running: Mutex<Option<Sender<()>>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum State {
-    /// Each request takes so long.
+    /// Each request takes this long.
     Works(Duration),
-    /// Each request fails, at once: to the unwary the fastest backend of all.
+    /// Each request fails at once: to a naive balancer this is the fastest backend of all.
     Fails,
-    /// Connections are cut, and refused.
+    /// Connections are cut and refused.
     Down,
     /// Discovery does not know it.
     Unknown,
@@ -78,9 +78,9 @@ impl Backend {
         let (this, timer) = (self.clone(), runtime.clone());
         runtime.execute(Box::pin(async move {
             let serving = async {
-                // One connection at a time is enough: the balancer has one.
+                // One connection at a time is enough, since the balancer has one.
                 while let Ok((stream, _)) = listener.accept().await {
-                    // A connection that breaks shows in the books of the other side.
+                    // The client side counts broken connections.
                     let _ = this.serve(&timer, stream).await;
                 }
             };

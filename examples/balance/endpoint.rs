@@ -1,4 +1,4 @@
-//! Our side of a backend: the service that a balancer chooses.
+//! The client side of a backend: the service that a balancer chooses.
 
 use std::future::pending;
 use std::io;
@@ -25,12 +25,13 @@ use crate::backend::Backend;
 pub(crate) type Endpoint<R> =
     Reconnect<Connect<R>, Arc<Backend>, R, ExponentialBackoffMaker<HasherRng, R>>;
 
-/// How a request to an endpoint fails: that of the connection, or to connect.
+/// How a request to an endpoint fails: on the connection, or while connecting.
 pub(crate) type EndpointError = reconnect::Error<CallError, io::Error>;
 
 pub(crate) fn endpoint<R: AnyRuntime>(runtime: &R, backend: &Arc<Backend>) -> Endpoint<R> {
     Reconnect::with_timer(Connect(runtime.clone()), backend.clone(), runtime.clone())
-        // What cannot connect is not ready: the balancer sends requests elsewhere, and none is spent on finding out.
+        // An endpoint that cannot connect is not ready, so the balancer sends requests elsewhere, and no request is
+        // used up to find out.
         .connect_errors(ConnectErrors::Nowhere)
 }
 
@@ -58,21 +59,21 @@ impl<R: AnyRuntime> Service<Arc<Backend>> for Connect<R> {
     }
 }
 
-/// A connection with any number of requests under way; answers come in the order of the requests.
+/// A connection with any number of requests in flight. Answers come in the order of the requests.
 pub(crate) struct Connection {
     backend: Arc<Backend>,
     requests: mpsc::UnboundedSender<Pending>,
 }
 
-/// A request, and who waits for the answer.
+/// A request, and the channel for its answer.
 type Pending = (u64, oneshot::Sender<Result<u64, CallError>>);
 
 /// How a request fails on a connection.
 #[derive(Debug)]
 pub(crate) enum CallError {
-    /// The backend answered, with an error.
+    /// The backend answered with an error.
     Backend,
-    /// The connection broke, and what became of the request is not known.
+    /// The connection broke, and the fate of the request is unknown.
     CutOff,
 }
 
@@ -81,7 +82,7 @@ impl Service<u64> for Connection {
     type Error = CallError;
     type Future = Pin<Box<dyn Future<Output = Result<u64, CallError>> + Send>>;
 
-    /// An error of readiness means that this connection is done for: `Reconnect` makes another.
+    /// An error of readiness means that this connection is lost: `Reconnect` makes another.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         Poll::Ready(if self.requests.is_closed() {
             Err(CallError::CutOff)
@@ -93,19 +94,19 @@ impl Service<u64> for Connection {
     fn call(&mut self, id: u64) -> Self::Future {
         self.backend.chosen.fetch_add(1, Relaxed);
         let (sender, answer) = oneshot::channel();
-        // If the connection has just broken, the sender is dropped here, and that is the answer.
+        // If the connection has just broken, the sender is dropped here, which is the answer.
         let _ = self.requests.unbounded_send((id, sender));
         Box::pin(async { answer.await.unwrap_or(Err(CallError::CutOff)) })
     }
 }
 
-/// Runs a connection until the backend closes it, which it also does when we have.
+/// Runs a connection until the backend closes it, which it also does after the client has.
 async fn drive(mut stream: TcpStream, mut queue: mpsc::UnboundedReceiver<Pending>) {
     let (waiting, mut line) = mpsc::unbounded::<oneshot::Sender<_>>();
     let mut answers = BufReader::new(stream.clone()).lines();
     let reading = async {
         while let Some(Ok(answer)) = answers.next().await {
-            // Whoever has given up meanwhile has no use for it.
+            // A waiter that has given up ignores it.
             if let Some(waiter) = line.next().await {
                 let _ = waiter.send(parse(&answer));
             }
@@ -119,7 +120,7 @@ async fn drive(mut stream: TcpStream, mut queue: mpsc::UnboundedReceiver<Pending
                 return;
             }
         }
-        // The endpoint is gone. What is under way is still answered, since `reading` goes on.
+        // The endpoint is gone. Requests in flight are still answered, since `reading` continues.
         let _ = stream.shutdown(Shutdown::Write);
         pending().await
     };

@@ -1,10 +1,10 @@
-//! Five TCP backends that come and go, are slow, broken or down for a while, under the same load three times:
-//! balanced by chance, by pending requests, and by peak EWMA.
+//! Five TCP backends that come and go, and are slow, broken or down for a while, under the same load three times:
+//! balanced at random, by pending requests, and by peak EWMA.
 //!
 //!     cargo run --release --all-features --example balance [smol|tokio|async-std]
 //!
-//! A line for each half second says who gets which share of the requests; a chart at the end, what that was to the
-//! clients. As in the quickstart only `main` knows on which runtime it runs.
+//! Every half second a line shows each backend's share of the requests, and at the end a chart shows what the clients
+//! saw. As in the quickstart, only `main` knows the runtime.
 mod backend;
 mod endpoint;
 mod report;
@@ -38,8 +38,8 @@ const SEED: u64 = 1;
 const CLIENTS: u64 = 48;
 const PAUSE: Range<u64> = 100..220; // ms
 
-// What happens to the backends, and after how many ticks. One trouble at a time: when both that are drawn are bad,
-// the better of two is bad, too.
+// What happens to the backends, and after how many ticks. Only one problem at a time: if both endpoints drawn are
+// bad, the better of the two is bad as well.
 const TICK: Duration = Duration::from_millis(500);
 const TICKS: u32 = 12;
 const FAST: State = State::Works(Duration::from_millis(3));
@@ -53,12 +53,12 @@ const SCRIPT: [(&str, &[(u32, State)]); 5] = [
     ("erin", &[(3, FAIR)]),
 ];
 
-// How fast the loads forget. Where backends run for days this is some seconds; here all is over in six.
+// How fast the loads decay. With backends that run for days this is some seconds; here the whole run takes six.
 const DECAY: Duration = Duration::from_millis(500);
-/// What an endpoint is thought to take that has not answered yet.
+/// The assumed latency of an endpoint that has not answered yet.
 const FIRST_GUESS: Duration = Duration::from_millis(10);
 
-/// What this program asks of a runtime: tasks, and time.
+/// What this program needs from a runtime: tasks and time.
 trait AnyRuntime:
     Executor<Task> + Timer<Sleep: Send, Alarm: Send> + Clone + Send + Sync + 'static
 {
@@ -93,23 +93,23 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Chance is the worst by far. Of the other two that holds as well, but on a machine that is busy with
-/// other things its stalls can hide it.
+/// Random choice is the worst by far. There is also an order between the other two, but on a busy machine its stalls
+/// can hide it.
 fn is_as_promised(tallies: &[Tally; 3]) -> bool {
     let [random, pending, ewma] = tallies.each_ref().map(|tally| tally.percentile(99));
     random > pending && random > ewma
 }
 
-/// The same three times. All that differs is what the load of an endpoint is.
+/// Runs the same load three times. Only the load measure of the endpoints differs.
 async fn run<R: AnyRuntime>(runtime: R) -> io::Result<[Tally; 3]> {
-    // The same for all, and so either one is the better of two.
+    // The same for all endpoints, so either of two is the better one.
     let random = |found| Constant::new(found, 0);
-    // The requests under way; one that failed goes on counting for a while.
+    // The requests in flight; a failed one continues to count for a while.
     let pending = |found| {
         let timer = runtime.clone();
         PendingRequestsDiscover::with_timer(found, CompleteOnResponse, timer).with_decay(DECAY)
     };
-    // The time that answers took lately, times the requests under way; to fail is to have taken long.
+    // The recent latency times the requests in flight; a failure counts as a long latency.
     let ewma = |found| {
         let timer = runtime.clone();
         PeakEwmaDiscover::with_timer(found, FIRST_GUESS, DECAY, CompleteOnResponse, timer)
@@ -123,7 +123,7 @@ async fn run<R: AnyRuntime>(runtime: R) -> io::Result<[Tally; 3]> {
     Ok(tallies)
 }
 
-/// Starts the backends and the clients, lets happen what is in the script, and counts.
+/// Starts the backends and the clients, follows the script, and counts.
 async fn measure<R, D>(
     runtime: &R,
     label: &'static str,
@@ -140,10 +140,10 @@ where
         backends.push(Backend::start(runtime).await?);
     }
     let (endpoints, found) = channel();
-    // Endpoints back off by themselves, and so none is put in quarantine.
+    // Endpoints back off by themselves, so no quarantine is needed.
     let balance =
         Balance::with_layer(with_load(found), Identity::new()).seed(SplitMix64::new(SEED));
-    // Makes the balancer `Clone`: all clients share what is known of the loads, and one connection per backend.
+    // Makes the balancer `Clone`: all clients share what it knows of the loads, and one connection per backend.
     let (service, worker) = buffer::pair(balance, CLIENTS as usize);
     runtime.execute(Box::pin(worker));
 
@@ -171,7 +171,7 @@ where
     Ok(tally)
 }
 
-/// Lets happen what is in the script, and prints who gets which share.
+/// Follows the script, and prints each backend's share.
 async fn direct<R: AnyRuntime>(
     runtime: &R,
     start: Instant,
@@ -189,7 +189,7 @@ async fn direct<R: AnyRuntime>(
                 (_, State::Unknown) => endpoints.remove(name),
                 _ => Ok(()), // Discovery does not learn of all else: the balancer has to find out.
             };
-            // The one failure: that the balancer is gone.
+            // The only possible error: the balancer is gone.
             told.map_err(|_| io::ErrorKind::BrokenPipe)?;
             if tick > 0 {
                 print_news(name, backend.state(), *state);
@@ -205,7 +205,7 @@ async fn direct<R: AnyRuntime>(
 
 type Results = smol::channel::Sender<(Outcome, Duration)>;
 
-/// One client: the same pauses in every run.
+/// One client, with the same pauses in every run.
 async fn send_requests<R, S>(
     runtime: R,
     (mut service, mut random, sent, results): (S, SplitMix64, Arc<AtomicU64>, Results),
@@ -227,12 +227,12 @@ async fn send_requests<R, S>(
             Err(error) => Err(error),
         };
         let latency = runtime.now().saturating_duration_since(start);
-        // Whoever counts is there to the end.
+        // The receiver lives to the end.
         let _ = results.try_send((outcome(id, &result), latency));
     }
 }
 
-/// How a request fails: what in the stack can fail has its part in the type, and there is nothing else.
+/// How a request fails: the type has a part for each failure in the stack, and for nothing else.
 type Failure = buffer::Error<p2c::Error<Infallible, EndpointError>>;
 
 fn outcome(id: u64, result: &Result<u64, Failure>) -> Outcome {

@@ -1,4 +1,4 @@
-//! What it was to the clients: the shares while it goes on, and the chart at the end.
+//! What the clients saw: the shares during a run, and the chart at the end.
 
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -8,21 +8,21 @@ use std::time::Duration;
 use crate::backend::{Backend, State};
 use crate::{SCRIPT, SLOW};
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Answered,
     /// The backend answered with an error.
     Failed,
-    /// The connection broke meanwhile.
+    /// The connection broke in the meantime.
     CutOff,
-    /// No backend had it.
+    /// No backend received it.
     Unserved,
-    /// It was given the answer to another one, which must not be.
+    /// It got the answer to another request, which must not happen.
     Mixed,
 }
 
-/// The books of one run.
+/// The counts of one run.
 pub(crate) struct Tally {
     label: &'static str,
     /// How many requests the clients sent, and for how many of them a backend was chosen.
@@ -56,8 +56,8 @@ impl Tally {
         self.outcomes[outcome as usize]
     }
 
-    /// Every request that was sent has one outcome, and it is its own; and as many reached a backend as one was
-    /// chosen for.
+    /// Whether each request sent has exactly one outcome, none got the answer to another, and as many reached a
+    /// backend as one was chosen for.
     pub(crate) fn balances(&self) -> bool {
         self.sent == self.outcomes.iter().sum::<u64>()
             && self.sent == self.chosen + self.count(Outcome::Unserved)
@@ -88,7 +88,7 @@ pub(crate) fn print_news(name: &str, before: State, state: State) {
     say(&format!("        {name} {what}"));
 }
 
-/// Prints which backend had which share of the requests since `before`.
+/// Prints each backend's share of the requests since `before`.
 pub(crate) fn print_shares(at: Duration, backends: &[Arc<Backend>], before: &mut [u64]) {
     let mut new = Vec::new();
     for (backend, before) in backends.iter().zip(before) {
@@ -144,7 +144,7 @@ pub(crate) fn print_report(tallies: &[Tally; 3]) {
     );
 }
 
-/// So many places, in eighths, and at least a sliver for whatever is there at all.
+/// A bar of this length, drawn in eighths, with at least a sliver for any nonzero value.
 fn bar(places: f64) -> String {
     let eighths = (places * 8.0).ceil() as usize;
     let rest = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
@@ -152,6 +152,6 @@ fn bar(places: f64) -> String {
 }
 
 fn say(line: &str) {
-    // A reader that went away, such as `head`, is no failure of the run.
+    // A reader that went away, such as `head`, is not a failure of the run.
     let _ = writeln!(io::stdout(), "{line}");
 }

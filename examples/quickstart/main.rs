@@ -1,11 +1,10 @@
-//! A TCP service with a slow and flaky backend, first bare, then behind a stack of middleware.
+//! A TCP service with a slow and flaky backend, first without middleware, then behind a stack.
 //!
 //!     cargo run --release --all-features --example quickstart [smol|tokio|async-std]
 //!
-//! 300 clients on loopback send the same requests twice. A table at the end sets the two runs side by
-//! side. Nothing in this file but `main` knows on which runtime it runs: tasks go through
-//! `campanile::Executor`, time through `campanile::Timer`, and the sockets are async-io's, whose
-//! reactor has a thread of its own and so works under any executor.
+//! 300 clients on loopback send the same requests twice. A table at the end compares the two runs. In this file only
+//! `main` knows the runtime: tasks go through `campanile::Executor` and time through `campanile::Timer`, and the
+//! sockets are async-io's, whose reactor has its own thread and so works under any executor.
 mod report;
 
 use std::io;
@@ -35,14 +34,14 @@ const CLIENTS: u64 = 300;
 const REQUESTS: u64 = 10;
 const PAUSE: Range<u64> = 60..180; // ms
 
-// The backend: beyond CROWD calls at once it becomes slower in proportion.
+// The backend: beyond CROWD concurrent calls it slows down in proportion.
 const CROWD: u64 = 40;
 const LATENCY: Range<u64> = 5..30; // ms
 const STALL: Range<u64> = 500..2_500; // ms
 const STALLS: f64 = 0.02;
 const ERRORS: f64 = 0.15;
 
-/// What this program asks of a runtime: tasks, and time.
+/// What this program needs from a runtime: tasks and time.
 trait AnyRuntime:
     Executor<Task> + Timer<Sleep: Send, Alarm: Send> + Clone + Send + Sync + 'static
 {
@@ -54,7 +53,8 @@ impl<R> AnyRuntime for R where
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// An executor of boxed tasks as one of any task, so that `run` need not name the type of the buffer's worker.
+/// An executor of boxed tasks as an executor of any task, so that `run` need not name the type of the buffer's
+/// worker.
 #[derive(Clone)]
 struct Boxed<R>(R);
 
@@ -90,48 +90,48 @@ fn main() -> ExitCode {
     }
 }
 
-/// Both runs and the table; whether the books of both balance.
+/// Makes both runs and prints the table. Returns whether the counts of both add up.
 async fn run<R: AnyRuntime>(runtime: R) -> io::Result<bool> {
-    // Bare: the backend is not `Clone`, so the connections share it behind a lock.
+    // Without middleware: the backend is not `Clone`, so the connections share it behind a lock.
     let calls = Arc::new(Calls::default());
     let backend = Arc::new(Mutex::new(Backend::new(runtime.clone(), calls.clone())));
     let service = service_fn(move |id| backend.lock().unwrap().call(id));
     let bare = measure(&runtime, "bare", service, &calls).await?;
 
-    // Behind the stack. What stands below the buffer is there once, what stands above it once for each
-    // connection; a layer that is named first is further outside.
+    // Behind the stack. Layers below the buffer exist once, layers above it once per connection. The first layer is
+    // the outermost.
     let calls = Arc::new(Calls::default());
     let tasks = campanile::Runtime::new(Boxed(runtime.clone()), runtime.clone());
     let buffer = ServiceBuilder::with_runtime(tasks)
-        // Makes the rest `Clone`. Its bound is the longest line there can be; no line stands anywhere else.
+        // Makes the rest `Clone`. Requests queue only here, and its bound is the length of the queue.
         .buffer(64)
-        // As many calls as the backend bears without becoming slower. Inside of the buffer, so that what
-        // is over the limit waits in the line, and is shed when that is full.
+        // As many calls as the backend can bear without slowing down. Inside the buffer, so that requests beyond the
+        // limit wait in its queue, and are shed when it is full.
         .concurrency_limit(CROWD as usize)
-        // And so many calls in a second. Retries are calls too: a storm of them ends here.
+        // A limit on calls per second. Retries are calls too, so it also stops a storm of them.
         .rate_limit(2_000, Duration::from_secs(1))
-        // The innermost: each call has this time for itself, and a wait in the line costs none of it. A call that
+        // The innermost: each call has this time for itself, and waiting in the queue takes none of it. A call that
         // stalls then gives its place to another.
         .timeout(Duration::from_millis(100))
         .service(Backend::new(runtime.clone(), calls.clone()));
     let service = ServiceBuilder::with_runtime(runtime.clone())
-        // Outside of retry: a new request is turned away when the line is full, but one that was let in
-        // is not turned away half-way; its next attempt waits for room.
+        // Outside retry: a new request is shed if the queue is full, but a request that was let in is not shed
+        // half-way; its next attempt waits for room.
         .load_shed()
-        // Outside of buffer, since a retry needs a service that is `Clone`, and each attempt has to queue.
+        // Outside the buffer, since a retry needs a `Clone` service, and each attempt has to queue.
         .retry(retries(&runtime)?)
         .service(buffer.clone());
     let stack = measure(&runtime, "with the stack", service, &calls).await?;
 
-    // All clients are gone. The worker answers what is still in the line, and ends.
+    // All clients are gone. The worker answers the queued requests, and ends.
     buffer.shutdown().await;
 
     print_report(&bare, &stack);
     Ok(bare.balances() && stack.balances())
 }
 
-/// What is worth another attempt, and when: any error, at most twice, after a wait that no two requests
-/// have in common, and as long as retries are fewer than 3 in 10 requests.
+/// What to retry, and when: any error, at most twice, after a wait that differs for each request, as long as retries
+/// are fewer than 3 in 10 requests.
 fn retries<R: AnyRuntime, Res, E>(
     runtime: &R,
 ) -> io::Result<impl Policy<u64, Res, E, Future: Send> + Clone + Send + 'static> {
@@ -147,7 +147,7 @@ fn retries<R: AnyRuntime, Res, E>(
     )
 }
 
-/// Serves `service` on a loopback port to all clients, and counts what they see.
+/// Serves `service` to all clients on a loopback port, and counts what they see.
 async fn measure<R, S>(
     runtime: &R,
     label: &'static str,
@@ -187,14 +187,14 @@ where
 
 fn spawn<R: AnyRuntime>(runtime: &R, task: impl Future<Output = io::Result<()>> + Send + 'static) {
     runtime.execute(Box::pin(async {
-        // A broken connection shows in the books: its client has fewer answers than requests.
+        // The counts reveal a broken connection: its client has fewer answers than requests.
         if let Err(error) = task.await {
             eprintln!("connection: {error}");
         }
     }));
 }
 
-/// One connection on the server's side: a line with a number in, a line with the outcome out.
+/// One connection on the server side: a line with a number in, a line with the outcome out.
 async fn serve<S>(mut stream: TcpStream, mut service: S) -> io::Result<()>
 where
     S: Service<u64, Response = u64, Error: Into<BoxError>>,
@@ -216,7 +216,7 @@ where
     Ok(())
 }
 
-/// One client: the same pauses in every run, because they depend on the client's number only.
+/// One client, with the same pauses in every run, since they depend only on the client's number.
 async fn send_requests<R: AnyRuntime>(
     runtime: R,
     mut stream: TcpStream,
@@ -241,21 +241,21 @@ async fn send_requests<R: AnyRuntime>(
 
 // ---- The backend ----
 
-/// Slow, flaky, and one of a kind: it is no `Clone`.
+/// Slow, flaky, and unique: it is not `Clone`.
 struct Backend<R> {
     runtime: R,
     random: SplitMix64,
     calls: Arc<Calls>,
 }
 
-/// How often the backend was called, and how many calls are under way.
+/// How often the backend was called, and how many calls are in flight.
 #[derive(Default)]
 struct Calls {
     total: AtomicU64,
     now: AtomicU64,
 }
 
-/// One call that is under way; its end counts even if nobody waits for the answer any more.
+/// A call in flight. Its end is counted even if the answer is no longer awaited.
 struct Call(Arc<Calls>);
 
 impl Drop for Call {

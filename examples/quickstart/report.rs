@@ -1,4 +1,4 @@
-//! What the clients saw: the books, the progress while they are written, and the table at the end.
+//! What the clients saw: the counts, the progress while they change, and the table at the end.
 
 use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use campanile::BoxError;
 use campanile::load_shed::Overloaded;
 use campanile::timeout::Elapsed;
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Answered,
@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
 impl Outcome {
     const ALL: [Self; 4] = [Self::Answered, Self::Shed, Self::TimedOut, Self::Failed];
 
-    /// The stack's error is typed to its depth; as a `BoxError` it is the innermost one.
+    /// The stack's error is typed through all layers; as a `BoxError` it is the innermost one.
     pub(crate) fn of(error: &BoxError) -> Self {
         if error.is::<Overloaded>() {
             Self::Shed
@@ -95,13 +95,13 @@ impl Tally {
         self.outcomes.iter().sum()
     }
 
-    /// Calls of the backend beyond one for each request that was let in.
+    /// Calls of the backend beyond one per request that was let in.
     fn retries(&self) -> u64 {
         self.calls
             .saturating_sub(self.sent - self.count(Outcome::Shed))
     }
 
-    /// Every request was sent and has one outcome, and each that was let in reached the backend.
+    /// Whether each request sent has one outcome, and each that was let in reached the backend.
     pub(crate) fn balances(&self) -> bool {
         self.sent == self.planned
             && self.done() == self.sent
@@ -116,7 +116,7 @@ impl Tally {
             .unwrap_or_default()
     }
 
-    /// The share of answers that took between `from` and `to` milliseconds.
+    /// The share of answers that took from `from` to `to` milliseconds.
     fn share(&self, from: u64, to: u64) -> f64 {
         let below = |ms| {
             self.latencies
@@ -126,7 +126,7 @@ impl Tally {
     }
 }
 
-/// On a terminal one line that is rewritten; otherwise a line for each quarter of the way.
+/// On a terminal, one line that is rewritten; otherwise one line per quarter of the run.
 pub(crate) struct Progress {
     label: &'static str,
     live: bool,
@@ -224,7 +224,7 @@ pub(crate) fn print_report(bare: &Tally, stack: &Tally) {
     for edge in EDGES.windows(2) {
         let bar = |tally: &Tally| {
             let share = tally.share(edge[0], edge[1]);
-            // At least a sliver for whatever is there at all.
+            // At least a sliver for any nonzero value.
             let eighths = (share * 160.0).ceil() as usize;
             let rest = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
             format!("{}{rest}", "█".repeat(eighths / 8))
@@ -236,6 +236,6 @@ pub(crate) fn print_report(bare: &Tally, stack: &Tally) {
         text += format!("{name:>16}      {:<24}   {:<24}", bar(bare), bar(stack)).trim_end();
         text.push('\n');
     }
-    // A reader that went away, such as `head`, is no failure of the run.
+    // A reader that went away, such as `head`, is not a failure of the run.
     let _ = io::stdout().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! How a balancer fails.
+//! The errors of a balancer.
 
 use core::fmt;
 
@@ -6,10 +6,10 @@ use crate::BoxError;
 use crate::error::AnyBoxError;
 use crate::error::AsError;
 
-/// How a [`Balance`](super::p2c::Balance) fails, with `D` the error of its discovery and `E` that of its
-/// endpoints.
+/// How a [`Balance`](super::p2c::Balance) fails. `D` is the error of its discovery, `E` that of its endpoints.
 ///
-/// A [`BoxError`] made of it is the endpoint's error, or one of [`Discover`], [`NoEndpoints`] and [`NotReady`].
+/// Converted into a [`BoxError`], it is the endpoint's error, or one of [`Discover`], [`NoEndpoints`] and
+/// [`NotReady`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error<D, E> {
     /// Discovery failed.
@@ -22,13 +22,13 @@ pub enum Error<D, E> {
     Service(E),
 }
 
-/// Discovery failed, and how.
+/// The discovery of endpoints failed.
 ///
-/// As tower's it is an [`Error`](core::error::Error) when it holds a box, which it does once the error of the
-/// balancer is one: `error.is::<balance::error::Discover>()`.
+/// Like tower's, it implements [`Error`](core::error::Error) if it holds a box. It does so after the balancer's error
+/// was converted into a `BoxError`: `error.is::<balance::error::Discover>()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discover<E = BoxError>(
-    /// What discovery gave.
+    /// The error of the discovery.
     pub E,
 );
 
@@ -45,7 +45,7 @@ impl core::error::Error for Discover<BoxError> {
 }
 
 leaf_error! {
-    /// A balancer has no endpoint, and its discovery has ended, so it will have none.
+    /// A balancer has no endpoint and will have none, since its discovery has ended.
     NoEndpoints, "there is no endpoint, and the discovery of endpoints has ended"
 }
 
@@ -55,7 +55,7 @@ leaf_error! {
 }
 
 impl<D, E> Error<D, E> {
-    /// The endpoint's error, if that is what this is.
+    /// Returns the endpoint's error, if it is one.
     pub fn into_service(self) -> Option<E> {
         match self {
             Self::Service(error) => Some(error),
@@ -81,7 +81,7 @@ impl<D: fmt::Display, E: fmt::Display> fmt::Display for Error<D, E> {
     }
 }
 
-/// A failure of discovery is its error.
+/// Discovery's own error stands for a failure of discovery.
 impl<D: AsError, E: AsError> AsError for Error<D, E> {
     fn as_error(&self) -> &(dyn core::error::Error + 'static) {
         match self {

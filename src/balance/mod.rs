@@ -1,15 +1,15 @@
-//! Spreads requests over endpoints that come and go, by their load.
+//! Spreads requests over a changing set of endpoints, by their load.
 //!
-//! [`p2c::Balance`] follows a [`Discover`](crate::discover::Discover), which says what endpoints there are,
-//! and asks each of them for its [`Load`](crate::load::Load). For each request it draws two of the ready
-//! endpoints by chance and takes the one with the lower load: the *power of two choices*.
+//! [`p2c::Balance`] follows a [`Discover`](crate::discover::Discover), which says which endpoints there are, and asks
+//! each of them for its [`Load`](crate::load::Load). For each request it draws two of the ready endpoints at random
+//! and takes the one with the lower load: the *power of two choices*.
 //!
-//! An endpoint that fails waits out a backoff and comes back: see [`quarantine`]. Which layer looks after
-//! failing endpoints is the balancer's choice, and can be any other, or none.
+//! An endpoint that fails waits for a backoff and comes back: see [`quarantine`]. A layer handles failing endpoints;
+//! you can give the balancer any other layer, or none.
 //!
 //! # Examples
 //!
-//! Endpoints that come and go, each with the load of what it is answering:
+//! Endpoints that come and go, with the number of requests in flight as their load:
 //!
 //! ```
 //! # #[cfg(feature = "smol")]

@@ -9,6 +9,10 @@
 //! `2 (n - k) / (n (n - 1))` of the requests: the worst gets none, the best `2 / n`. When the two worst of `n` are both
 //! bad, one request in `n (n - 1) / 2` has to choose between them: 1 in 6 with 4 endpoints.
 //!
+//! # Examples
+//!
+//! See [`balance`](super).
+//!
 //! # What is polled, and in which order
 //!
 //! 1. Discovery, for changes: a removed endpoint is neither polled nor called, and a new one is polled at once.
@@ -47,10 +51,6 @@
 //!   before it continues.
 //! - [`from_rng`](Balance::from_rng) takes only a seed from its generator.
 //! - The quarantine needs endpoints that are `Clone`. For others, there is [`with_layer`](Balance::with_layer).
-//!
-//! # Examples
-//!
-//! See [`balance`](super).
 
 use core::fmt;
 use core::hash::Hash;
@@ -65,7 +65,7 @@ use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
 use crate::ready_cache::{POLLS, ReadyCache};
-use crate::sync::{Mark, has_request, mark, own_work};
+use crate::sync::{Mark, is_marked, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
 
@@ -123,7 +123,7 @@ where
         Self::new(discover).seed(rng)
     }
 
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(discover: D, timer: T) -> Self {
         Self::with_layer(discover, QuarantineLayer::with_timer(timer))
     }
@@ -409,7 +409,7 @@ where
     ///
     /// When discovery fails; when there is no endpoint and discovery has ended.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if mark(cx).is_some() || !has_request(cx) {
+        if is_marked(cx) {
             return self.poll_marked(cx);
         }
         let more = self.follow_discover(cx)?;
@@ -514,7 +514,7 @@ impl<D, Req, T: Clone + Default> Default for MakeBalanceLayer<D, Req, Quarantine
 }
 
 impl<D, Req, T: Clone> MakeBalanceLayer<D, Req, QuarantineLayer<T>> {
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(timer: T) -> Self {
         Self::with_layer(QuarantineLayer::with_timer(timer))
     }
@@ -568,7 +568,7 @@ impl<S, Req, T: Clone> MakeBalance<S, Req, QuarantineLayer<T>> {
         Self::with_timer(make_discover, T::default())
     }
 
-    /// As [`new`](Self::new), on this timer.
+    /// Like [`new`](Self::new), but on `timer`.
     pub fn with_timer(make_discover: S, timer: T) -> Self {
         Self::with_layer(make_discover, QuarantineLayer::with_timer(timer))
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Quarantine`] uses the service it is given, and keeps a clone that is never used. When the service's readiness
 //! fails, it is dropped; the quarantine is not ready for the length of a backoff, and then continues with another
-//! clone. So a balancer does not lose an endpoint for ever because a connection broke. The quarantine is also useful by
+//! clone. So a balancer does not lose an endpoint forever because a connection broke. The quarantine is also useful by
 //! itself, around a service whose readiness fails and which a clone can replace.
 //!
 //! With [`consecutive_failures`](QuarantineLayer::consecutive_failures) responses count too: after that many failures
@@ -11,6 +11,29 @@
 //! `base_ejection_time`. It is off by default: a service that answers every request with an error may be healthy and
 //! merely report what is wrong with the requests, and when all endpoints of a balancer are set aside, the balancer
 //! waits.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::smol::balance::quarantine::QuarantineLayer;
+//! use campanile::{Layer, Service, service_fn};
+//! use core::future::poll_fn;
+//!
+//! let layer = QuarantineLayer::new().consecutive_failures(2);
+//! let mut service = layer.layer(service_fn(async |()| Err::<(), _>("out of order")));
+//!
+//! smol::block_on(async {
+//!     for _ in 0..2 {
+//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//!         service.call(()).await.unwrap_err();
+//!     }
+//!     assert!(service.is_set_aside());
+//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap(); // after 50 to 100 ms
+//!     assert!(!service.is_set_aside());
+//! });
+//! # }
+//! ```
 //!
 //! # The backoff
 //!
@@ -35,29 +58,6 @@
 //! quarantine: with [`ConnectErrors::Nowhere`](crate::reconnect::ConnectErrors::Nowhere) it is not ready while it backs
 //! off. Give [`Balance::with_layer`](crate::balance::p2c::Balance::with_layer) the layer
 //! [`Identity`](crate::layer::Identity).
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")] {
-//! use campanile::smol::balance::quarantine::QuarantineLayer;
-//! use campanile::{Layer, Service, service_fn};
-//! use core::future::poll_fn;
-//!
-//! let layer = QuarantineLayer::new().consecutive_failures(2);
-//! let mut service = layer.layer(service_fn(async |()| Err::<(), _>("out of order")));
-//!
-//! smol::block_on(async {
-//!     for _ in 0..2 {
-//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
-//!         service.call(()).await.unwrap_err();
-//!     }
-//!     assert!(service.is_set_aside());
-//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap(); // after 50 to 100 ms
-//!     assert!(!service.is_set_aside());
-//! });
-//! # }
-//! ```
 
 use alloc::sync::Arc;
 use core::any::type_name;

@@ -5,6 +5,29 @@
 //! response's future back to the handle that sent the request. Responses are driven by the callers that wait for them,
 //! not by the worker.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::ServiceExt;
+//! use campanile::smol::buffer::Buffer;
+//!
+//! // Not `Clone`, and one for all.
+//! struct Counter(u32);
+//!
+//! let mut counter = Counter(0);
+//! let service = campanile::service_fn(move |n: u32| {
+//!     counter.0 += n;
+//!     std::future::ready(Ok::<_, std::convert::Infallible>(counter.0))
+//! });
+//!
+//! let buffer = Buffer::new(service, 16);
+//! assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
+//! assert_eq!(buffer.oneshot(3).await.unwrap(), 5);
+//! # });
+//! ```
+//!
 //! # Readiness
 //!
 //! By default `poll_ready` reserves room in the queue, as tower's does: a handle that was polled ready keeps its room
@@ -91,29 +114,6 @@
 //! - A service that makes progress only when polled is still polled while the buffer is idle.
 //! - A request allocates nothing. The queue's table grows with the number of requests in flight at once, and never
 //!   shrinks.
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")]
-//! # smol::block_on(async {
-//! use campanile::ServiceExt;
-//! use campanile::smol::buffer::Buffer;
-//!
-//! // Not `Clone`, and one for all.
-//! struct Counter(u32);
-//!
-//! let mut counter = Counter(0);
-//! let service = campanile::service_fn(move |n: u32| {
-//!     counter.0 += n;
-//!     std::future::ready(Ok::<_, std::convert::Infallible>(counter.0))
-//! });
-//!
-//! let buffer = Buffer::new(service, 16);
-//! assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
-//! assert_eq!(buffer.oneshot(3).await.unwrap(), 5);
-//! # });
-//! ```
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -389,7 +389,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// Makes the worker keep the service ready from the start, even while no request waits: a reconnecting service, or
     /// a balancer's endpoints, are then connected before the first request comes.
     ///
-    /// What readiness reserves is kept, too: a buffer around a shared limit then holds one of its permits for ever, and
+    /// What readiness reserves is kept, too: a buffer around a shared limit then holds one of its permits forever, and
     /// as many idle buffers as there are permits starve all other users. This applies to all handles.
     #[must_use]
     pub fn keep_ready(self) -> Self {

@@ -4,12 +4,13 @@ use super::delay::InvalidHedge;
 use crate::retry::budget::Budget;
 use crate::sync::word::Word;
 
-/// A [`Budget`] of a share of the requests, which asks no clock.
+/// A [`Budget`] of a share of the requests, which needs no clock.
 ///
-/// Each request pays its share in, exactly, and at most ten hedges are saved up; there are ten at the
-/// start. So out of any `n` requests come at most `n * share + 10` hedges. It is the token bucket of
-/// gRPC's retry throttling (gRFC A6, "Retry Throttling Policy", which holds for hedges too), with
-/// that one's usual ten tokens.
+/// Each request pays in exactly its share. At most ten hedges are saved up, and there are ten at the start, so `n`
+/// requests lead to at most `n * share + 10` hedges. It is the token bucket of gRPC's retry throttling (gRFC A6,
+/// "Retry Throttling Policy", which also applies to hedges), with its usual ten tokens.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::hedge::ShareBudget;
@@ -33,7 +34,7 @@ const HEDGE: u64 = 1_000_000;
 const MOST: u64 = 10 * HEDGE;
 
 impl ShareBudget {
-    /// A budget of `share` hedges per request, from 0 to 1: 0.05 lets one in twenty be hedged.
+    /// A budget of `share` hedges per request, from 0 to 1: 0.05 allows one request in twenty to be hedged.
     ///
     /// # Panics
     ///
@@ -47,7 +48,7 @@ impl ShareBudget {
         }
     }
 
-    /// As [`new`](Self::new), with a typed error.
+    /// Like [`new`](Self::new), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -67,7 +68,7 @@ impl ShareBudget {
     }
 }
 
-/// Undoes the rounding of an `f32`, for which 0.9 is 0.899999976.
+/// Undoes the rounding of an `f32`, where 0.9 is 0.899999976.
 pub(super) const fn millionths(share: f32) -> Option<u64> {
     if share >= 0.0 && share <= 1.0 {
         Some((share as f64 * HEDGE as f64 + 0.5) as u64)
@@ -78,7 +79,7 @@ pub(super) const fn millionths(share: f32) -> Option<u64> {
 
 impl Budget for ShareBudget {
     fn deposit(&self) {
-        // Mostly it is full, and then threads only read it.
+        // It is usually full, and then threads only read it.
         self.saved
             .update(|saved| (saved < MOST).then(|| MOST.min(saved + self.share)));
     }

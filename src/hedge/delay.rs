@@ -4,7 +4,7 @@ use core::time::Duration;
 use super::budget::{ShareBudget, millionths};
 use crate::runtime::saturating_nanos;
 
-/// How long a [`Hedge`](super::Hedge) waits for the first attempt.
+/// How long a [`Hedge`](super::Hedge) waits for the first attempt before it sends a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delay(pub(super) Kind);
 
@@ -25,18 +25,18 @@ pub(super) struct Percentile {
 }
 
 impl Delay {
-    /// Always `delay`, from the moment at which the first attempt is first pending.
+    /// A fixed `delay`, from the moment at which the first attempt is first pending.
     ///
-    /// [`Duration::ZERO`] hedges all that is not answered at the first poll, and [`Duration::MAX`] nothing.
+    /// [`Duration::ZERO`] hedges every request that is not answered at the first poll, [`Duration::MAX`] none.
     #[must_use]
     pub const fn fixed(delay: Duration) -> Self {
         Self(Kind::Fixed(saturating_nanos(delay)))
     }
 
-    /// The time in which `latency_percentile` of the last period's requests were answered, from the
-    /// call on, if there were `min_data_points` of them.
+    /// The time within which `latency_percentile` of the last period's requests were answered, counted from the call.
+    /// Without at least `min_data_points` requests in that period, there are no hedges.
     ///
-    /// `latency_percentile` is a share and not a percentage, from 0 to 1: 0.95 hedges one request in twenty.
+    /// `latency_percentile` is a share from 0 to 1, not a percentage: 0.95 hedges one request in twenty.
     ///
     /// # Panics
     ///
@@ -50,7 +50,7 @@ impl Delay {
         }
     }
 
-    /// As [`percentile`](Self::percentile), with a typed error.
+    /// Like [`percentile`](Self::percentile), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -73,11 +73,11 @@ impl Delay {
         })))
     }
 
-    /// The budget that goes with it.
+    /// The default budget for this delay.
     pub(super) const fn budget(self) -> ShareBudget {
         ShareBudget::of_millionths(match self.0 {
             Kind::Fixed(_) => 50_000,
-            // What lies above the percentile, and at least 1 %.
+            // The share above the percentile, and at least 1 %.
             Kind::Percentile(Percentile { millionths, .. }) if millionths < 990_000 => {
                 1_000_000 - millionths
             }
@@ -86,7 +86,7 @@ impl Delay {
     }
 }
 
-/// Why there is no hedge with these arguments.
+/// Why a hedge cannot be made with these arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum InvalidHedge {

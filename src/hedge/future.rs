@@ -14,12 +14,12 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When it is first pending, on a timer that needs its runtime's context and does not have it.
+    /// When it is first pending, if the timer needs its runtime's context and it is not there.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the attempts that are under way, and with the clone of the service whatever that one
-    /// had reserved. The time that the first attempt had run counts in the estimate of latency.
+    /// Dropping it drops the attempts in flight, and the clone of the service with whatever it had reserved. The
+    /// first attempt counts towards the latency estimate with the time it had run.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<S, P, Request, T, B>
     where
@@ -33,11 +33,11 @@ pin_project! {
         policy: P,
         timer: T,
         state: Arc<State<B>>,
-        // With a fixed delay: set when the hedge's sleep is.
+        // With a fixed delay: set together with the hedge's sleep.
         start: Instant,
         // Nanoseconds from the start to the hedge.
         delay: u64,
-        // The first attempt was polled, is not over, and its time is wanted.
+        // The first attempt was polled, is not over, and its time is needed.
         counts: bool,
     }
 
@@ -61,7 +61,7 @@ pin_project! {
             #[pin]
             response: F,
         },
-        // The hedge is under way.
+        // The hedge is in flight.
         Failed {
             error: E,
         },
@@ -81,7 +81,7 @@ pin_project! {
             service: S,
             request: Request,
         },
-        // Paid for, and the service is being polled ready.
+        // The hedge is paid for, and the service is being polled ready.
         Unready {
             service: S,
             request: Request,
@@ -90,7 +90,7 @@ pin_project! {
             #[pin]
             response: F,
         },
-        // Or never to be.
+        // Over, or never started.
         Over,
     }
 }
@@ -100,7 +100,7 @@ where
     S: Service<Request>,
     T: Timer,
 {
-    /// The first attempt is under way, and `plan` is what the hedge is sent to and with.
+    /// The first attempt is in flight. `plan` is the service and the request of the hedge.
     pub(super) fn new(
         response: S::Future,
         plan: Option<(S, Request)>,
@@ -129,18 +129,18 @@ where
         }
     }
 
-    /// Counts the first attempt with the time that it has run, once.
+    /// Records the time that the first attempt has run, once.
     fn count(self: Pin<&mut Self>) {
         let this = self.project();
         if core::mem::take(this.counts) {
-            // Nanoseconds, and no duration: to make one takes a division.
+            // Nanoseconds instead of a duration, which would take a division to make.
             let now = this.timer.now().as_nanos();
             let took = now.saturating_sub(this.start.as_nanos());
             this.state.estimate.record(took);
         }
     }
 
-    /// Both attempts go.
+    /// Drops both attempts.
     fn end(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.first.set(First::Over);
@@ -193,7 +193,7 @@ where
     T: Timer,
     B: Budget,
 {
-    /// The hedge's response; its failure is for the caller only if the first attempt has failed too.
+    /// Polls the hedge. Its failure is returned only if the first attempt has failed too.
     fn poll_hedge(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -217,8 +217,8 @@ where
                         let slept = sleep
                             .as_pin_mut()
                             .is_none_or(|sleep| sleep.poll(cx).is_ready());
-                        // tokio's sleep is pending, whatever the time, when the first attempt has used up the
-                        // task's budget, and that can be so on every poll. So the clock is asked too.
+                        // If the first attempt has used up the task's budget, tokio's sleep is pending whatever the
+                        // time, and that can happen on every poll. So ask the clock too.
                         if !slept && (fresh || this.timer.now() < due) {
                             return Poll::Pending;
                         }

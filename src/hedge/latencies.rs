@@ -9,22 +9,22 @@ use crate::sync::primitives::atomic::{
 };
 use crate::sync::word::Word;
 
-/// What a period's latencies say about when to hedge in the next.
+/// Computes from the latencies of one period when to hedge in the next.
 ///
-/// Two histograms take turns: one counts the present period, and the other was read when its period
-/// ended. The percentile is worked out then, and a call only loads it.
+/// Two histograms take turns: one counts the current period, the other holds the last one. The percentile is computed
+/// when a period ends, and a call only loads it.
 ///
-/// Nothing here waits. Counts that are made while the halves change places may go to the one or the
-/// other, or be lost; the delay is one word, and always one that was worked out as a whole.
+/// Nothing here blocks. Counts recorded while the halves are swapped may end up in either, or be lost. The delay is
+/// one word, so it is always one that was computed as a whole.
 pub(super) struct Latencies {
     settings: Percentile,
-    // Core's also in the models, for which they would be too many.
+    // Those of `core` in the models too, for which there are too many.
     halves: [[AtomicU32; BUCKETS]; 2],
     // Which half counts.
     current: AtomicUsize,
-    // Nanoseconds: when the present period began; 0 before the first call.
+    // Nanoseconds: the start of the current period; 0 before the first call.
     started: Word,
-    // Somebody is changing the halves, or working out the delay.
+    // A thread is swapping the halves or computing the delay.
     rotating: AtomicBool,
     // Nanoseconds, or `NONE`.
     delay: Word,
@@ -33,15 +33,14 @@ pub(super) struct Latencies {
 /// There is too little data for a delay.
 const NONE: u64 = u64::MAX;
 
-// Buckets as in HdrHistogram (Tene): linear up to 16 units, and then 16 for each power of two, so that
-// one is at most a sixteenth of what it counts wide. A unit is 1024 ns. What takes more than 2³² units,
-// 73 minutes, counts as that.
+// Buckets as in HdrHistogram (Tene): linear up to 16 units, then 16 per power of two, so that the width of a bucket
+// is at most a sixteenth of the values it counts. A unit is 1024 ns. More than 2³² units, 73 minutes, count as that.
 const UNIT: u32 = 10;
 const STEPS: u32 = 4;
 const MAX_UNITS: u64 = u32::MAX as u64;
 const BUCKETS: usize = ((32 - STEPS as usize) + 1) << STEPS;
 
-/// A bucket counts no further: so far below the greatest number that no set of threads gets it to wrap.
+/// A bucket stops counting here: so far below the maximum that no number of threads can make it wrap.
 const FULL: u32 = 1 << 31;
 
 const fn bucket(nanos: u64) -> usize {
@@ -51,11 +50,11 @@ const fn bucket(nanos: u64) -> usize {
         return units as usize;
     }
     let shift = units.ilog2() - STEPS;
-    // The leading one of the shifted units is what makes this `shift + 1`.
+    // The leading one of the shifted units makes this `shift + 1`.
     ((shift as usize) << STEPS) + (units >> shift) as usize
 }
 
-/// Nanoseconds: just above all that the bucket counts.
+/// Nanoseconds: just above all values of the bucket.
 const fn upper_edge(bucket: usize) -> u64 {
     let row = bucket as u64 >> STEPS;
     if row == 0 {
@@ -82,17 +81,17 @@ impl Latencies {
         self.settings
     }
 
-    /// Nanoseconds: the delay as it was last worked out.
+    /// Nanoseconds: the delay computed last.
     pub(super) fn delay(&self) -> Option<u64> {
         Some(self.delay.load()).filter(|delay| *delay != NONE)
     }
 
     /// Nanoseconds: the delay for a call at `now`.
     pub(super) fn delay_at(&self, now: Instant) -> Option<u64> {
-        // Another thread may have read its clock a little later and begun a period with that.
+        // Another thread may have read its clock slightly later, and started a period with that.
         let started = self.started.load();
         let age = now.as_nanos().saturating_sub(started);
-        // The first period begins with the first call, also on a clock that is younger than a period.
+        // The first period begins with the first call, even if the clock is younger than a period.
         if started == 0 || age >= self.settings.period {
             self.rotate(now);
         }
@@ -107,7 +106,7 @@ impl Latencies {
         }
     }
 
-    /// Works the delay out of what the present period has counted so far.
+    /// Computes the delay from what the current period has counted so far.
     pub(super) fn estimate(&self) {
         self.alone(|| {
             let delay = self.percentile(self.current.load(Relaxed));
@@ -130,7 +129,7 @@ impl Latencies {
                     .iter()
                     .for_each(|count| count.store(0, Relaxed));
                 self.current.store(full ^ 1, Release);
-                // Without a call in the whole of the last period, there is nothing to go by.
+                // Without a call in the whole of the last period, there is no data.
                 let stale = age >= period.saturating_mul(2);
                 let delay = if stale { NONE } else { self.percentile(full) };
                 self.delay.update(|_| Some(delay));
@@ -139,7 +138,7 @@ impl Latencies {
         });
     }
 
-    /// Runs `change` unless another thread is at a change of its own, which then will do.
+    /// Runs `change`, unless another thread is making a change, which suffices.
     fn alone(&self, change: impl FnOnce()) {
         if !self.rotating.swap(true, Acquire) {
             change();
@@ -159,7 +158,7 @@ impl Latencies {
             below += u64::from(n.load(Relaxed));
             below >= wanted.max(1)
         });
-        // Counts only grow while this reads them, and so it is found.
+        // Counts only grow during this loop, so the bucket is found.
         found.map_or(NONE, upper_edge)
     }
 }

@@ -1,44 +1,9 @@
-//! Sends a request a second time when its answer is late, and takes the answer that comes first.
+//! Sends a request a second time when its answer is late, and takes the first answer.
 //!
-//! A few answers of a service take much longer than the rest: a queue, a pause for garbage, a lost packet.
-//! [`Hedge`] waits as long as most answers take, and then asks again, mostly to be answered at once
-//! (Dean and Barroso, "The Tail at Scale", CACM 2013). A [`Policy`] says which requests may be sent twice.
-//!
-//! # When
-//!
-//! After the delay that a percentile of the latencies gives: with 0.95, one request in twenty is late. The
-//! percentile is that of the last whole period, found once at its end; it is an upper bound that
-//! is at most 1/16 (or 1 µs) too high. There are no hedges in the first period, nor after one with fewer
-//! than `min_data_points` requests or with none, unless the estimate was [seeded](Hedge::seed). Or after a
-//! [fixed](Delay::fixed) delay, which needs no statistics.
-//!
-//! Each request counts once, with its first attempt: with the time it took to answer, or, when the hedge
-//! answered first or the caller gave up, with the time it had run until then, for it would have taken at least
-//! that. A first attempt that failed is not counted, nor is one that was never polled.
-//!
-//! # Which answer
-//!
-//! - The first response that is good. What is still under way is dropped with it.
-//! - A hedge that fails, or whose service fails to become ready, changes nothing: the first attempt goes on.
-//! - When the first attempt fails before the hedge was sent, that is the answer; see [`retry`](crate::retry)
-//!   for another attempt. When it fails afterwards, the hedge goes on; when that fails too, the
-//!   error is that of the first attempt.
-//!
-//! # How many
-//!
-//! A hedge is paid for from a [`Budget`], so that a service that becomes slow as a whole does not get twice the
-//! load. Unless [`budget`](Hedge::budget) sets another, it is a [`ShareBudget`] of what lies above the
-//! percentile, 5 % for 0.95, and at least 1 %; with a fixed delay 5 %. A hedge is paid for when
-//! its delay is over, whether or not it is sent in the end.
-//!
-//! # Differences from tower
-//!
-//! - A hedge that fails does not fail a request whose first attempt is still under way.
-//! - A slow attempt counts even though the hedge answered first, so that hedging does not shorten its own delay.
-//! - There is a budget, a fixed delay, a [`HedgeLayer`], and [`Clone`]: clones share estimate and budget.
-//! - A percentile that is none and a period of 0 are refused by [`new`](Hedge::new).
-//! - The service for the hedge waits for its readiness when it is time, beside the first attempt.
-//! - The estimate can be [read](Hedge::delay) and [seeded](Hedge::seed). Errors are those of the service.
+//! A few answers of a service take much longer than the rest: because of a queue, a garbage collection pause, a lost
+//! packet. [`Hedge`] waits as long as most answers take and then makes a second attempt, the hedge, which is usually
+//! answered at once (Dean and Barroso, "The Tail at Scale", CACM 2013). A [`Policy`] decides which requests may be
+//! sent twice.
 //!
 //! # Examples
 //!
@@ -65,6 +30,42 @@
 //! assert_eq!(calls.get(), 2);
 //! # });
 //! ```
+//!
+//! # When a hedge is sent
+//!
+//! With [`Delay::percentile`], a hedge is sent when the first attempt has taken longer than a percentile of the
+//! latencies: with 0.95, one request in twenty is late. The percentile is computed at the end of each period, from
+//! the requests of that period; it is an upper bound, at most 1/16 (or 1 µs) too high. There are no hedges in the
+//! first period, nor after a period with no requests or fewer than `min_data_points`, unless the estimate was
+//! [seeded](Hedge::seed). With [`Delay::fixed`], a hedge is sent after a fixed delay, which needs no statistics.
+//!
+//! Each request counts once, with the latency of its first attempt. If the hedge was answered first or the caller
+//! gave up, it counts with the time it had run until then, since it would have taken at least that long. A first
+//! attempt that failed or was never polled does not count.
+//!
+//! # Which answer is returned
+//!
+//! - The first successful response. The other attempt, if still in flight, is dropped with it.
+//! - A hedge that fails, or whose service fails to become ready, changes nothing: the first attempt continues.
+//! - If the first attempt fails before the hedge was sent, its error is returned; see [`retry`](crate::retry) to make
+//!   another attempt. If it fails later, the hedge continues; if that fails too, the error of the first attempt is
+//!   returned.
+//!
+//! # How many hedges are sent
+//!
+//! Each hedge is paid for from a [`Budget`], so that a service that becomes slow as a whole does not get twice the
+//! load. Unless [`budget`](Hedge::budget) sets another, it is a [`ShareBudget`]: of the share above the percentile,
+//! which is 5 % for 0.95, but at least 1 %; with a fixed delay, of 5 %. A hedge is paid for when its delay has
+//! elapsed, even if it is not sent in the end.
+//!
+//! # Differences from tower
+//!
+//! - A hedge that fails does not fail a request whose first attempt is still in flight.
+//! - A slow attempt counts even if the hedge was answered first, so hedging does not shorten its own delay.
+//! - There is a budget, a fixed delay, a [`HedgeLayer`], and [`Clone`]: clones share estimate and budget.
+//! - [`new`](Hedge::new) rejects an invalid percentile and a period of 0.
+//! - The service for the hedge is polled ready only once the delay has elapsed, alongside the first attempt.
+//! - The estimate can be [read](Hedge::delay) and [seeded](Hedge::seed). Errors are those of the service.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -91,14 +92,13 @@ use latencies::Latencies;
 
 /// Decides which requests are hedged.
 ///
-/// [`CloneByClone`] is one that hedges all of them. Hedges are only right for requests that
-/// can be carried out twice.
+/// [`CloneByClone`] hedges all requests. Hedge only requests that can be carried out twice.
 pub trait Policy<Request> {
-    /// A copy to send as the hedge, made before the call, if hedging is possible at the time. `None`
-    /// if there is to be no hedge.
+    /// Returns the copy to send as the hedge. It is called before the first attempt, while hedging is possible.
+    /// `None` if the request is not to be hedged.
     fn clone_request(&self, request: &Request) -> Option<Request>;
 
-    /// Whether the copy is still to be sent, now that the delay is over.
+    /// Decides whether to send the copy, once the delay has elapsed.
     fn can_retry(&self, request: &Request) -> bool;
 }
 
@@ -113,7 +113,7 @@ impl<Request: Clone> Policy<Request> for CloneByClone {
     }
 }
 
-/// A layer of [`Hedge`]. All services that it makes share one estimate of latency and one budget.
+/// A layer of [`Hedge`]. All services that it makes share one latency estimate and one budget.
 #[must_use = "a layer does nothing unless it is applied to a service"]
 pub struct HedgeLayer<P, T, B = ShareBudget> {
     policy: P,
@@ -122,8 +122,7 @@ pub struct HedgeLayer<P, T, B = ShareBudget> {
 }
 
 impl<P, T: Default> HedgeLayer<P, T> {
-    /// A layer that hedges at a percentile of the latencies, as [`Delay::percentile`] has it, on the
-    /// default timer.
+    /// A layer that hedges at a percentile of the latencies, as in [`Delay::percentile`], on the default timer.
     ///
     /// # Panics
     ///
@@ -134,7 +133,7 @@ impl<P, T: Default> HedgeLayer<P, T> {
         Self::with_delay(policy, delay)
     }
 
-    /// As [`new`](Self::new), with a typed error.
+    /// Like [`new`](Self::new), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -166,17 +165,17 @@ impl<P, T> HedgeLayer<P, T> {
     }
 }
 
-/// What a layer and its services have in common.
+/// The methods that a layer and its services have in common.
 macro_rules! shared {
     () => {
-        /// When a request is hedged at present; `None` while there is too little data.
+        /// The current delay of a hedge; `None` while there is too little data.
         pub fn delay(&self) -> Option<Duration> {
             self.state.estimate.delay().map(Duration::from_nanos)
         }
 
-        /// Counts `latencies` as if requests had taken so long, and works the delay out at once.
+        /// Counts `latencies` as if they were those of requests, and updates the delay at once.
         ///
-        /// They count with those of the present period. With a fixed delay this does nothing.
+        /// They count towards the current period. With a fixed delay this does nothing.
         pub fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
             self.state.estimate.seed(latencies);
         }
@@ -230,8 +229,8 @@ impl<P: fmt::Debug, T, B> fmt::Debug for HedgeLayer<P, T, B> {
 
 /// A service that sends a request a second time when its answer is late.
 ///
-/// The service that was polled ready makes the first attempt, and a clone the second. See the [module](self)
-/// for when that is and for an example.
+/// The ready service makes the first attempt, and a clone the second. See the [module](self) for when this happens
+/// and for an example.
 pub struct Hedge<S, P, T, B = ShareBudget> {
     inner: S,
     policy: P,
@@ -240,8 +239,8 @@ pub struct Hedge<S, P, T, B = ShareBudget> {
 }
 
 impl<S, P, T: Default> Hedge<S, P, T> {
-    /// Hedges the requests to `service` at a percentile of the latencies, as [`Delay::percentile`] has it,
-    /// on the default timer.
+    /// Hedges the requests to `service` at a percentile of the latencies, as in [`Delay::percentile`], on the default
+    /// timer.
     ///
     /// # Panics
     ///
@@ -258,7 +257,7 @@ impl<S, P, T: Default> Hedge<S, P, T> {
         Self::with_delay(service, policy, delay)
     }
 
-    /// As [`new`](Self::new), with a typed error.
+    /// Like [`new`](Self::new), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -293,11 +292,11 @@ impl<S, P, T> Hedge<S, P, T> {
 }
 
 impl<S, P, T, B> Hedge<S, P, T, B> {
-    /// Pays for hedges from `budget`, with a deposit for each request and a withdrawal for each hedge;
-    /// [`Unlimited`](crate::retry::budget::Unlimited) for none.
+    /// Pays for hedges from `budget`: each request makes a deposit, each hedge a withdrawal. Without a limit:
+    /// [`Unlimited`](crate::retry::budget::Unlimited).
     ///
-    /// A budget that a [`StandardPolicy`](crate::retry::StandardPolicy) around or beneath shares gets a
-    /// deposit from both. The estimate of latency begins anew and is no longer shared with clones made before.
+    /// If the budget is shared with a [`StandardPolicy`](crate::retry::StandardPolicy) outside or inside, both make a
+    /// deposit. The latency estimate starts anew, and is no longer shared with earlier clones.
     pub fn budget<C: Budget>(self, budget: C) -> Hedge<S, P, T, C> {
         Hedge {
             inner: self.inner,
@@ -312,7 +311,7 @@ impl<S, P, T, B> Hedge<S, P, T, B> {
     accessors!(S);
 }
 
-// As fresh as the inner service's clone is.
+// The clone of the inner service starts out unpolled.
 impl<S: Clone, P: Clone, T: Clone, B> Clone for Hedge<S, P, T, B> {
     fn clone(&self) -> Self {
         Self {
@@ -356,7 +355,7 @@ where
             let copy = delay.and_then(|_| self.policy.clone_request(&request));
             (start, delay, copy)
         });
-        // The instance that was polled ready makes the first attempt, and only then is cloned.
+        // The ready service makes the first attempt, and is cloned only afterwards.
         let response = self.inner.call(request);
         let plan = copy.map(|request| (self.inner.clone(), request));
         ResponseFuture::new(
@@ -371,7 +370,7 @@ where
     }
 }
 
-/// What clones share.
+/// The state that clones share.
 struct State<B> {
     estimate: Estimate,
     budget: B,
@@ -387,7 +386,7 @@ impl<B> State<B> {
     }
 }
 
-/// Where the delay comes from.
+/// The source of the delay.
 #[derive(Debug)]
 enum Estimate {
     // Nanoseconds.
@@ -396,7 +395,7 @@ enum Estimate {
 }
 
 impl Estimate {
-    /// When a call is made, if that matters, and after how many nanoseconds it is hedged.
+    /// When a call starts, if that matters, and after how many nanoseconds it is hedged.
     fn start(&self, timer: &impl Timer) -> (Instant, Option<u64>) {
         match self {
             Self::Fixed(_) => (Instant::from_nanos(0), self.delay()),

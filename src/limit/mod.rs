@@ -14,7 +14,7 @@ pub use rate::{Rate, RateLimit, RateLimitLayer};
 /// How often a handle gave up a ready inner service because the limit had nothing to give.
 ///
 /// A handle does not hold one of the two while it waits for the other. If both are contended, handles that need both
-/// could pass them to each other for ever, and handles that need only one would always win. So a handle that has given
+/// could pass them to each other forever, and handles that need only one would always win. So a handle that has given
 /// up twice keeps what the limit gives while it waits for the inner service. If the inner service is never ready,
 /// nothing is kept.
 #[derive(Clone, Copy, Debug, Default)]

@@ -10,28 +10,6 @@
 //! [`Discover`](crate::discover::Discover), and with it every service that it finds. Clones of a wrapped service share
 //! one load.
 //!
-//! # When a request is over
-//!
-//! With [`CompleteOnResponse`] a request is over when its response is ready. If a body continues after that, a
-//! [`TrackCompletion`] of your own moves the request's handle into the response, and the request is over when the
-//! handle is dropped.
-//!
-//! # When a request fails
-//!
-//! A broken endpoint often fails at once. If failures counted like other results, it would look the fastest and least
-//! busy of all, and attract every request. So a [`Classify`] looks at each result and returns an [`Outcome`]. A
-//! [penalised](Outcome::Penalised) result makes the endpoint look worse for a time: see [`pending_requests`] and
-//! [`peak_ewma`] for the formulas. By default, with [`OnError`], errors are penalised. An endpoint needs no success to
-//! come back: time passes, and it is tried again.
-//!
-//! # Differences from tower
-//!
-//! - Results are classified, as described. tower counts a failure like a response.
-//! - Services with a load are `Clone` if the inner service is, and clones share one count.
-//! - When discovery inserts another service under a known key, the endpoint's load [continues](Load::take_over).
-//! - A load can be read and [written](PeakEwma::set_estimate), in documented units.
-//! - [`PendingRequests`] also has a timer, which it reads only while there is a penalty.
-//!
 //! # Examples
 //!
 //! ```
@@ -59,6 +37,28 @@
 //! assert_eq!(endpoint.load(), unused);
 //! # });
 //! ```
+//!
+//! # When a request is over
+//!
+//! With [`CompleteOnResponse`] a request is over when its response is ready. If a body continues after that, a
+//! [`TrackCompletion`] of your own moves the request's handle into the response, and the request is over when the
+//! handle is dropped.
+//!
+//! # When a request fails
+//!
+//! A broken endpoint often fails at once. If failures counted like other results, it would look the fastest and least
+//! busy of all, and attract every request. So a [`Classify`] looks at each result and returns an [`Outcome`]. A
+//! [penalised](Outcome::Penalised) result makes the endpoint look worse for a time: see [`pending_requests`] and
+//! [`peak_ewma`] for the formulas. By default, with [`OnError`], errors are penalised. An endpoint needs no success to
+//! come back: time passes, and it is tried again.
+//!
+//! # Differences from tower
+//!
+//! - Results are classified, as described. tower counts a failure like a response.
+//! - Services with a load are `Clone` if the inner service is, and clones share one count.
+//! - When discovery inserts another service under a known key, the endpoint's load [continues](Load::take_over).
+//! - A load can be read and [written](PeakEwma::set_estimate), in documented units.
+//! - [`PendingRequests`] also has a timer, which it reads only while there is a penalty.
 
 use crate::util::Either;
 

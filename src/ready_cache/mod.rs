@@ -4,22 +4,6 @@
 //! balancer to pick from. Only a service that was woken, called or pushed is polled, so the cost of a poll does not
 //! depend on how many services there are. Calls and polls neither allocate nor hash.
 //!
-//! # Differences from tower
-//!
-//! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
-//!   [`poll_pending`](ReadyCache::poll_pending). A service that was never ready is dropped as soon as another is pushed
-//!   for its key.
-//! - A service that was ready once is used until the one pushed for its key is ready, even if it is not ready at the
-//!   moment of the push. tower drops it then.
-//! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
-//! - A key is looked up by any borrowed form of it, as in a `HashMap`.
-//! - One poll asks at most 256 services, then lets other tasks run before it continues. In tower, only tokio's budget
-//!   stops it.
-//! - When a service panics in `poll_ready` or `call`, it is removed, and the cache stays usable.
-//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services. A poll for which
-//!   no caller waits, as in an idle [`Buffer`](crate::buffer), makes them give up what they have reserved: all are
-//!   pending afterwards.
-//!
 //! # Examples
 //!
 //! ```
@@ -38,6 +22,22 @@
 //! assert!(cache.pending_contains("double")); // until it is polled ready again
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - An evicted service is dropped in [`evict`](ReadyCache::evict), and not in the next
+//!   [`poll_pending`](ReadyCache::poll_pending). A service that was never ready is dropped as soon as another is pushed
+//!   for its key.
+//! - A service that was ready once is used until the one pushed for its key is ready, even if it is not ready at the
+//!   moment of the push. tower drops it then.
+//! - The error of a service that failed is not boxed: [`Failed<K, E>`](error::Failed).
+//! - A key is looked up by any borrowed form of it, as in a `HashMap`.
+//! - One poll asks at most 256 services, then lets other tasks run before it continues. In tower, only tokio's budget
+//!   stops it.
+//! - When a service panics in `poll_ready` or `call`, it is removed, and the cache stays usable.
+//! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter in the services. A poll for which
+//!   no caller waits, as in an idle [`Buffer`](crate::buffer), makes them give up what they have reserved: all are
+//!   pending afterwards.
 
 use alloc::vec::Vec;
 use core::borrow::Borrow;

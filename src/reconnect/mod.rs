@@ -5,6 +5,39 @@
 //! is what an error of the connection's own readiness means. The dead connection is dropped with its error, and never
 //! polled again. A response that is an error says nothing about the connection.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::smol::reconnect::Reconnect;
+//! use campanile::{Service, ServiceExt, reconnect::Error, service_fn};
+//! use core::{convert::Infallible, future::ready};
+//!
+//! // The first attempt fails.
+//! let mut attempts = 0;
+//! let connector = service_fn(move |_address: &'static str| {
+//!     attempts += 1;
+//!     ready(if attempts == 1 {
+//!         Err("connection refused")
+//!     } else {
+//!         Ok(service_fn(async |n: u32| Ok::<_, Infallible>(n)))
+//!     })
+//! });
+//!
+//! let mut service = Reconnect::new(connector, "localhost:4000");
+//! let refused = service.ready().await.unwrap().call(1).await;
+//! assert_eq!(refused, Err(Error::Connect("connection refused")));
+//!
+//! // This waits for the backoff, and connects.
+//! assert_eq!(service.ready().await.unwrap().call(2).await, Ok(2));
+//! # });
+//! ```
+//!
+//! The future of a connection is kept in the service, and so has to be `Unpin`.
+//! [`map_future(Box::pin)`](crate::ServiceExt::map_future) makes that of an `async fn` so, as in the example of
+//! [`ReconnectLayer`].
+//!
 //! # Backoff
 //!
 //! An attempt has failed when connecting fails, and also when the connection fails before it has shown that it works.
@@ -75,39 +108,6 @@
 //!   [`Failed`].
 //! - Errors are an enum, [`Error`], and you choose where those of attempts are returned.
 //! - There is a [layer](ReconnectLayer).
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")]
-//! # smol::block_on(async {
-//! use campanile::smol::reconnect::Reconnect;
-//! use campanile::{Service, ServiceExt, reconnect::Error, service_fn};
-//! use core::{convert::Infallible, future::ready};
-//!
-//! // The first attempt fails.
-//! let mut attempts = 0;
-//! let connector = service_fn(move |_address: &'static str| {
-//!     attempts += 1;
-//!     ready(if attempts == 1 {
-//!         Err("connection refused")
-//!     } else {
-//!         Ok(service_fn(async |n: u32| Ok::<_, Infallible>(n)))
-//!     })
-//! });
-//!
-//! let mut service = Reconnect::new(connector, "localhost:4000");
-//! let refused = service.ready().await.unwrap().call(1).await;
-//! assert_eq!(refused, Err(Error::Connect("connection refused")));
-//!
-//! // This waits for the backoff, and connects.
-//! assert_eq!(service.ready().await.unwrap().call(2).await, Ok(2));
-//! # });
-//! ```
-//!
-//! The future of a connection is kept in the service, and so has to be `Unpin`.
-//! [`map_future(Box::pin)`](crate::ServiceExt::map_future) makes that of an `async fn` so, as in the example of
-//! [`ReconnectLayer`].
 
 use core::fmt;
 use core::pin::Pin;

@@ -1,18 +1,9 @@
-//! How long to wait before each further attempt.
+//! The waits between the attempts of a request.
 //!
-//! A [`MakeBackoff`] makes one [`Backoff`] per request. [`ExponentialBackoffMaker`] makes those that
-//! double from a shortest to a longest wait, with a [`Jitter`] that keeps clients that failed together
-//! from coming back together.
+//! A [`MakeBackoff`] makes one [`Backoff`] per request. [`ExponentialBackoffMaker`] makes backoffs that double from a
+//! shortest to a longest wait, with a [`Jitter`] that keeps clients that failed together from coming back together.
 //!
-//! Waits are counted in whole nanoseconds and saturate: the longest is `u64::MAX` nanoseconds, 584 years.
-//!
-//! # Differences from tower
-//!
-//! - Two backoffs never share their jitter: neither two of one maker, nor two of clones of a maker, nor
-//!   a backoff and its clone.
-//! - There are five kinds of jitter. tower's is [`Jitter::Proportional`], and a plain `f64` is taken for it.
-//! - What is wrong with the arguments is told by an enum, [`InvalidBackoff`].
-//! - The waits can be had without a timer, from [`ExponentialBackoff::next_delay`].
+//! Waits are whole nanoseconds and saturate: the longest is `u64::MAX` nanoseconds, 584 years.
 //!
 //! # Examples
 //!
@@ -30,6 +21,14 @@
 //! assert_eq!(waits, [50, 100, 200, 300]);
 //! # Ok::<_, InvalidBackoff>(())
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - Two backoffs never share their jitter: neither two of one maker, nor two of clones of a maker, nor a backoff and
+//!   its clone.
+//! - There are five kinds of jitter. tower's is [`Jitter::Proportional`]; a plain `f64` converts into it.
+//! - Invalid arguments are reported as an enum, [`InvalidBackoff`].
+//! - [`ExponentialBackoff::next_delay`] returns the next wait without needing a timer.
 
 use core::error::Error;
 use core::fmt;
@@ -41,34 +40,34 @@ use crate::util::rng::{Rng, Splitting};
 
 /// Makes a [`Backoff`] for each request.
 pub trait MakeBackoff {
-    /// What is made.
+    /// The backoff.
     type Backoff: Backoff;
 
-    /// A backoff at its beginning.
+    /// Makes a backoff that starts with its first wait.
     fn make_backoff(&mut self) -> Self::Backoff;
 }
 
 /// The waits between the attempts of one request.
 pub trait Backoff {
-    /// A wait.
+    /// The future of a wait.
     type Future: Future<Output = ()>;
 
-    /// The next wait.
+    /// Starts the next wait.
     fn next_backoff(&mut self) -> Self::Future;
 }
 
-/// The waits between the attempts of one request, as numbers.
+/// The waits between the attempts of one request, as durations.
 ///
-/// Apart from [`Backoff`], so that code written for tower's trait still compiles.
+/// Separate from [`Backoff`], so that code written for tower's trait still compiles.
 pub trait Delays {
     /// The length of the next wait.
     fn next_delay(&mut self) -> Duration;
 }
 
-/// How chance changes a wait whose length without it would be `base`.
+/// How randomness changes a wait that would otherwise be `base`.
 ///
-/// `Full`, `Equal` and `Decorrelated` are those of Marc Brooker, "Exponential Backoff And Jitter", AWS
-/// Architecture Blog, 2015, where `Full` and `Decorrelated` let the clients finish with the least work.
+/// `Full`, `Equal` and `Decorrelated` are from Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+/// 2015. There, `Full` and `Decorrelated` cause the least work until all clients are done.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Jitter {
     /// `base` as it is.
@@ -77,9 +76,9 @@ pub enum Jitter {
     Full,
     /// From half of `base` to `base`.
     Equal,
-    /// From the shortest wait to three times the wait before, at most the longest wait; `base` plays no part.
+    /// From the shortest wait to three times the previous wait, at most the longest wait. `base` is ignored.
     Decorrelated,
-    /// From `base` to `base * (1 + factor)`, at most the longest wait: tower's. `factor` is from 0 to
+    /// From `base` to `base * (1 + factor)`, at most the longest wait; this is tower's jitter. `factor` is from 0 to
     /// 100, and is rounded to a multiple of 2⁻³².
     Proportional(f64),
 }
@@ -92,15 +91,15 @@ impl From<f64> for Jitter {
 
 /// Makes [`ExponentialBackoff`]s.
 ///
-/// With `min` equal to `max` and [`Jitter::None`] the wait is always the same. With a `min` of zero it
-/// is always zero.
+/// If `min` equals `max` with [`Jitter::None`], the wait is always the same. If `min` is zero, the wait is always
+/// zero.
 ///
-/// A clone makes backoffs whose jitter differs from those of its original.
+/// The backoffs of a clone have other jitter than those of its original.
 #[derive(Clone, Debug)]
 pub struct ExponentialBackoffMaker<R, T> {
     shape: Shape,
     rng: R,
-    // Two clones have the same `rng`, and differ by this.
+    // Two clones have the same `rng`, and differ in this.
     salt: Splitting,
     timer: T,
 }
@@ -124,8 +123,8 @@ enum Draw {
 }
 
 impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
-    /// Waits from `min` to `max`, each twice the one before, changed by `jitter`. A plain `f64` is a
-    /// [`Jitter::Proportional`]. `rng` gives the seed of each backoff.
+    /// Waits from `min` to `max`, each twice the previous one, changed by `jitter`. A plain `f64` is a
+    /// [`Jitter::Proportional`]. `rng` provides the seed of each backoff.
     ///
     /// # Errors
     ///
@@ -142,11 +141,11 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
         Self::with_timer(min, max, jitter, rng, T::default())
     }
 
-    /// As [`new`](Self::new), with this timer.
+    /// Like [`new`](Self::new), with the given timer.
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new).
+    /// See [`new`](Self::new).
     pub fn with_timer(
         min: Duration,
         max: Duration,
@@ -165,7 +164,7 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
             Jitter::Full => Draw::Full,
             Jitter::Equal => Draw::Equal,
             Jitter::Decorrelated => Draw::Decorrelated,
-            // False for a NaN, too.
+            // False for a NaN as well.
             Jitter::Proportional(factor) if (0.0..=100.0).contains(&factor) => {
                 Draw::Proportional((factor * ONE as f64 + 0.5) as u64)
             }
@@ -181,8 +180,8 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
 
     /// From 50 ms to 5 s, with full jitter.
     ///
-    /// 50 ms is about one slow round trip; 5 s is about as long as somebody waits; and full jitter
-    /// spreads clients the widest.
+    /// 50 ms is about one slow round trip, and 5 s about as long as a person waits. Full jitter spreads clients the
+    /// most.
     pub fn standard(rng: R, timer: T) -> Self {
         let shape = Shape {
             min: 50_000_000,
@@ -201,7 +200,7 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
         }
     }
 
-    /// A backoff at its beginning. Unlike [`MakeBackoff::make_backoff`] it asks for no timer.
+    /// Makes a backoff that starts with its first wait. Unlike [`MakeBackoff::make_backoff`], it needs no timer.
     pub fn backoff(&mut self) -> ExponentialBackoff<T>
     where
         T: Clone,
@@ -213,7 +212,7 @@ impl<R: Rng, T> ExponentialBackoffMaker<R, T> {
 
 #[cfg(feature = "std")]
 impl<T: Default> Default for ExponentialBackoffMaker<crate::util::rng::HasherRng, T> {
-    /// [`standard`](Self::standard), seeded by chance.
+    /// [`standard`](Self::standard), randomly seeded.
     fn default() -> Self {
         Self::standard(crate::util::rng::HasherRng::new(), T::default())
     }
@@ -229,11 +228,11 @@ impl<R: Rng, T: Timer + Clone> MakeBackoff for ExponentialBackoffMaker<R, T> {
 
 /// Waits that double, with jitter; see [`ExponentialBackoffMaker`].
 ///
-/// A clone starts at the beginning, with jitter of its own.
+/// A clone starts with the first wait, with its own jitter.
 #[derive(Debug)]
 pub struct ExponentialBackoff<T> {
     shape: Shape,
-    // The next wait without jitter, or the last one with it where the jitter is decorrelated.
+    // The next wait without jitter. With decorrelated jitter: the last wait.
     base: u64,
     rng: Splitting,
     timer: T,
@@ -252,7 +251,7 @@ impl<T> ExponentialBackoff<T> {
         }
     }
 
-    /// The length of the next wait. Calling this, too, goes on to the one after.
+    /// Returns the next wait, and moves on to the one after it.
     pub fn next_delay(&mut self) -> Duration {
         let Shape { min, max, jitter } = self.shape;
         let base = self.base;
@@ -275,7 +274,7 @@ impl<T> ExponentialBackoff<T> {
         })
     }
 
-    /// A number from zero to `most`, itself included.
+    /// A number from zero to `most`, inclusive.
     fn up_to(&mut self, most: u64) -> u64 {
         match most.checked_add(1) {
             Some(end) => self.rng.next_range(0..end),
@@ -306,7 +305,7 @@ impl<T: Timer> Backoff for ExponentialBackoff<T> {
     }
 }
 
-/// Why there is no backoff with these arguments.
+/// Why a backoff cannot be made with these arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum InvalidBackoff {

@@ -1,18 +1,10 @@
-//! A bound on retries in proportion to requests, so that retries cannot bring a struggling service down.
+//! A limit on retries in proportion to requests, so that retries cannot overload a struggling service.
 //!
-//! A bound on the attempts of one request does not bound their sum: when everything fails, three
-//! attempts each are three times the load. A [`Budget`] is shared by all requests instead. Each request
-//! makes a deposit, each retry a withdrawal, and a retry that cannot be paid for is not made.
+//! A limit on the attempts of each request does not limit their sum: if everything fails, three attempts each are
+//! three times the load. A [`Budget`] is shared by all requests instead. Each request makes a deposit and each retry
+//! a withdrawal, and a retry that cannot be paid for is not made.
 //!
 //! A budget is shared behind a `&'static`, an `Rc` or an `Arc`, since a policy is cloned for each request.
-//!
-//! # Differences from tower
-//!
-//! - [`TpsBudget`] takes no lock, needs no allocator, and never withdraws more than there is, however many
-//!   threads do so at once. Being idle costs nothing afterwards.
-//! - A share of 0.4 is 40 %, and one of 0.75 is 75 %. In tower they are 50 % and 100 %.
-//! - A withdrawal from the reserve is made good at the rate of the reserve, and not all at once when it
-//!   has left the window.
 //!
 //! # Examples
 //!
@@ -31,16 +23,24 @@
 //! assert!(!budget.withdraw()); // 40 % of 5 are 2
 //! # }
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - [`TpsBudget`] takes no lock and needs no allocator. However many threads withdraw at once, they never withdraw
+//!   more than there is. There is nothing to catch up on after an idle time.
+//! - A share of 0.4 is 40 %, and one of 0.75 is 75 %. In tower they are 50 % and 100 %.
+//! - A withdrawal from the reserve is refilled at the rate of the reserve, and not all at once when it leaves the
+//!   window.
 
 use core::fmt;
 use core::time::Duration;
 
 /// A store of retries that many requests share.
 pub trait Budget {
-    /// Pays in what one request earns.
+    /// Makes the deposit of one request.
     fn deposit(&self);
 
-    /// Takes out one retry. `false`: there is none, and nothing has changed.
+    /// Withdraws one retry. Returns `false`, and changes nothing, if there is none.
     fn withdraw(&self) -> bool;
 }
 
@@ -75,23 +75,23 @@ impl Budget for Unlimited {
     }
 }
 
-// One word holds a moment and a number: a core without 64-bit atomics has no `TpsBudget`.
+// One word holds a moment and a number, so targets without 64-bit atomics have no `TpsBudget`.
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub use tps::TpsBudget;
 
-/// The budget, at the path where tower has it, too.
+/// The budget, at tower's path.
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
 pub mod tps_budget {
     pub use super::TpsBudget;
 }
 
-/// Why there is no budget with these arguments.
+/// Why a budget cannot be made with these arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum InvalidBudget {
-    /// The time that a deposit counts is not from a second to an hour.
+    /// The lifetime of a deposit is not from a second to an hour.
     Ttl(Duration),
-    /// The reserve is above a thousand million retries a second.
+    /// The reserve is more than 10⁹ retries a second.
     MinPerSec(u32),
     /// The share of retries is not from 0 to 1000.
     RetryPercent(f32),
@@ -128,25 +128,24 @@ mod tps {
     use crate::Timer;
     use crate::sync::word::Word;
 
-    /// A share of the requests, and a reserve for when there are few of them.
+    /// A share of the requests, plus a reserve for when there are few.
     ///
     /// There are two stores, and a withdrawal takes from the first that has a retry:
     ///
-    /// 1. *Deposits.* Each pays in `retry_percent` retries, exactly: out of any `n` deposits come
-    ///    `n * retry_percent` retries, rounded down, and what is less than one retry is kept for the next
-    ///    deposits. A whole retry counts for the tenth of `ttl` in which it was paid in and for nine
-    ///    more, so for 0.9 to 1 `ttl`; the oldest is taken first.
-    /// 2. *Reserve.* It holds `min_per_sec * ttl` retries, rounded down but at least one unless `min_per_sec` is 0, is
-    ///    full at the start, and fills again at `min_per_sec` a second (a token bucket, as the generic cell rate
-    ///    algorithm of ITU-T I.371 does it). Its rate is rounded down to a whole number of nanoseconds
-    ///    between retries.
+    /// 1. *Deposits.* Each deposit adds exactly `retry_percent` retries: `n` deposits make `n * retry_percent`
+    ///    retries, rounded down, and the fraction of a retry is kept for the next deposits. A whole retry is valid
+    ///    for the tenth of `ttl` in which it was made and for nine more, so for 0.9 to 1 `ttl`. The oldest is taken
+    ///    first.
+    /// 2. *Reserve.* It holds `min_per_sec * ttl` retries, rounded down, but at least one unless `min_per_sec` is 0.
+    ///    It is full at the start, and refills at `min_per_sec` a second (a token bucket, implemented as the generic
+    ///    cell rate algorithm of ITU-T I.371). Its rate is rounded down to a whole number of nanoseconds between
+    ///    retries.
     ///
-    /// Every operation is lock-free and takes the same time however long nothing happened: what is too old
-    /// is told by its number, and not swept up. A retry is taken by one compare-and-swap, so that no two
-    /// withdrawals take the same.
+    /// Every operation is lock-free and takes the same time after any pause: old slots are recognized by their number
+    /// and need no sweeping. A retry is taken by one compare-and-swap, so no two withdrawals take the same one.
     pub struct TpsBudget<T> {
         limits: Limits,
-        // Parts of a retry paid in that do not make a whole one: less than `limits.cost`.
+        // Fractions of a retry from deposits: less than `limits.cost`.
         fraction: Word,
         slots: [Word; SLOTS as usize],
         // The moment, in nanoseconds, at which the reserve will be full again.
@@ -156,18 +155,18 @@ mod tps {
 
     const SLOTS: u32 = 10;
 
-    /// What one unit of `retry_percent` is divided into.
+    /// The number of parts in one unit of `retry_percent`.
     const PARTS: u32 = 10_000;
 
     #[derive(Clone, Copy, Debug)]
     struct Limits {
-        // A deposit is `gain` parts, a retry is `cost` of them, without a common divisor.
+        // A deposit is `gain` parts and a retry `cost` parts, without a common divisor.
         gain: u32,
         cost: NonZeroU32,
         // Nanoseconds.
         slot: NonZeroU64,
         period: u64,
-        // How far `full_at` may lie ahead: a whole number of periods; 0 without a reserve.
+        // How far ahead `full_at` may be: a whole number of periods; 0 without a reserve.
         reserve: u64,
     }
 
@@ -189,7 +188,7 @@ mod tps {
                 return Err(InvalidBudget::RetryPercent(retry_percent));
             }
             let nanos = nanos as u64;
-            // Undoes the rounding of an `f32`, for which 0.4 is 0.400000006.
+            // Undo the rounding of an `f32`, where 0.4 is 0.400000006.
             let gain = (retry_percent as f64 * PARTS as f64 + 0.5) as u32;
             let divisor = greatest_common_divisor(PARTS, gain);
             let (period, reserve) = if min_per_sec == 0 {
@@ -197,7 +196,7 @@ mod tps {
             } else {
                 let period = SECOND.div_ceil(min_per_sec as u64);
                 let count = min_per_sec as u128 * nanos as u128 / SECOND as u128;
-                // At most 3600 * (10⁹ + `min_per_sec`) nanoseconds; a second or more holds one at least.
+                // At most 3600 * (10⁹ + `min_per_sec`) nanoseconds. A second or more holds at least one.
                 (period, period * count as u64)
             };
             Ok(Self {
@@ -223,7 +222,7 @@ mod tps {
         a
     }
 
-    /// The number of a tenth of `ttl`, and the retries paid in during it that are left: one word.
+    /// The number of a tenth of `ttl`, and how many of the retries deposited in it are left: one word.
     ///
     /// The number wraps after 2³² tenths, at least 13 years.
     #[derive(Clone, Copy)]
@@ -244,19 +243,19 @@ mod tps {
             (self.number as u64) << 32 | self.retries as u64
         }
 
-        /// Whether this still counts in the tenth `now`. It may be a later one: another thread's clock
-        /// was read later.
+        /// Whether this is still valid in the tenth `now`. It may be from a later tenth, if another thread read its
+        /// clock later.
         const fn counts(self, now: u32) -> bool {
             (now.wrapping_sub(self.number) as i32).unsigned_abs() < SLOTS
         }
     }
 
     impl<T: Timer> TpsBudget<T> {
-        /// A budget of `retry_percent` retries per request and, besides, `min_per_sec` retries a second.
+        /// A budget of `retry_percent` retries per request, plus `min_per_sec` retries a second.
         ///
-        /// `ttl` is how long a deposit counts, from a second to an hour. `retry_percent` is a share and
-        /// not a percentage, from 0 to 1000: 0.2 lets one in five requests be retried, 2.0 each of them
-        /// twice. It is rounded to a hundredth of a percent. `min_per_sec` is at most 10⁹.
+        /// `ttl` is the lifetime of a deposit, from a second to an hour. `retry_percent` is a share from 0 to 1000,
+        /// not a percentage: with 0.2 one request in five can be retried, with 2.0 each request twice. It is rounded
+        /// to a hundredth of a percent. `min_per_sec` is at most 10⁹.
         ///
         /// # Panics
         ///
@@ -269,7 +268,7 @@ mod tps {
             Self::with_timer(ttl, min_per_sec, retry_percent, T::default())
         }
 
-        /// As [`new`](Self::new), with this timer.
+        /// Like [`new`](Self::new), with the given timer.
         ///
         /// # Panics
         ///
@@ -282,7 +281,7 @@ mod tps {
             }
         }
 
-        /// As [`new`](Self::new), with a typed error.
+        /// Like [`new`](Self::new), but returns a typed error.
         ///
         /// # Errors
         ///
@@ -298,7 +297,7 @@ mod tps {
             Self::try_with_timer(ttl, min_per_sec, retry_percent, T::default())
         }
 
-        /// As [`with_timer`](Self::with_timer), with a typed error.
+        /// Like [`with_timer`](Self::with_timer), but returns a typed error.
         ///
         /// # Errors
         ///
@@ -312,8 +311,8 @@ mod tps {
             Limits::new(ttl, min_per_sec, retry_percent).map(|limits| Self::of(limits, timer))
         }
 
-        /// As [`with_timer`](Self::with_timer), for a `static`. The message cannot name the value, but
-        /// the compiler shows the line.
+        /// Like [`with_timer`](Self::with_timer), for a `static`. The panic message cannot name the value, but the
+        /// compiler shows the line.
         ///
         /// # Panics
         ///
@@ -349,7 +348,7 @@ mod tps {
             }
         }
 
-        /// The number of the tenth that `now` lies in.
+        /// The number of the tenth that contains `now`.
         fn number(&self, now: u64) -> u32 {
             (now / self.limits.slot) as u32
         }
@@ -429,7 +428,7 @@ mod tps {
     }
 
     impl<T: Timer + Default> Default for TpsBudget<T> {
-        /// One in five requests, counted for ten seconds, and ten retries a second: what tower gives.
+        /// A share of one in five requests, valid for ten seconds, plus ten retries a second: tower's default.
         fn default() -> Self {
             Self::const_new(Duration::from_secs(10), 10, 0.2, T::default())
         }

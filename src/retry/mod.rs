@@ -1,28 +1,8 @@
-//! Sends a request again when a policy says so.
+//! Sends a request again when a policy asks for it.
 //!
-//! A [`Policy`] looks at the result of each attempt and either lets it pass or asks for another one,
-//! after a wait of its choosing. [`StandardPolicy`] is a ready-made one, with [`backoff`], jitter, a
-//! [`budget`], a bound on attempts and on time; or implement [`Policy`].
-//!
-//! The first attempt is made by the service that was polled ready, each further one by a clone, which
-//! is polled ready for it when the wait is over and no earlier. The policy is cloned for each request,
-//! so what it counts, it counts for that request.
-//!
-//! Where services, policies and readiness answer at once, one poll makes at most 32 attempts, and then lets other tasks run:
-//! a timeout around a retry fires, whatever is inside.
-//!
-//! When the clone's readiness fails, no further attempt can be made. The caller then gets the error
-//! of the last attempt that was answered, as the policy left it, and not the error of the readiness:
-//! it is the one that says what became of the request. A *response* that the policy wanted to retry
-//! is dropped before the wait, because it can hold what the next attempt needs, such as a connection
-//! or a permit; if readiness fails after that, its error is what there is to give.
-//!
-//! # Differences from tower
-//!
-//! - The error of an attempt is not lost when the readiness for the next one fails.
-//! - [`Policy::clone_request`] is called on the request's own clone of the policy for the first attempt
-//!   too, and not on the policy that the service keeps.
-//! - There is a ready-made policy.
+//! A [`Policy`] looks at the result of each attempt, and either returns it to the caller or asks for another attempt
+//! after a wait of its choice. [`StandardPolicy`] is ready-made, with a [`backoff`], jitter, a [`budget`], and limits
+//! on attempts and time.
 //!
 //! # Examples
 //!
@@ -63,6 +43,27 @@
 //! assert_eq!(service.call(7).await, Ok(7));
 //! # });
 //! ```
+//!
+//! # Attempts
+//!
+//! The ready service makes the first attempt. A clone makes each further one; it is polled ready only once the wait
+//! is over. The policy is cloned for each request, so its counters are those of one request.
+//!
+//! If services, policies and readiness all answer at once, one poll makes at most 32 attempts and then lets other
+//! tasks run, so that a timeout around a retry fires whatever is inside.
+//!
+//! If the clone fails to become ready, no further attempt can be made. The caller then gets the error of the last
+//! attempt, as the policy left it, and not the error of the readiness, since the former says what became of the
+//! request. A *response* that the policy wanted to retry, however, is dropped before the wait, because it can hold
+//! what the next attempt needs, such as a connection or a permit. If readiness fails after that, its error is
+//! returned.
+//!
+//! # Differences from tower
+//!
+//! - The error of an attempt is not lost if the service does not become ready for the next one.
+//! - [`Policy::clone_request`] is called on the request's own clone of the policy for the first attempt too, and not
+//!   on the policy that the service keeps.
+//! - There is a ready-made policy.
 
 use core::fmt;
 use core::pin::Pin;
@@ -81,25 +82,25 @@ pub use standard::{
     Action, Classify, CloneByClone, CloneByFn, CloneRequest, OnError, StandardPolicy,
 };
 
-/// After so many attempts in one poll other tasks run: no runtime but tokio would interrupt them. As many as a buffer's
-/// worker serves, and for the same reason.
+/// After this many attempts in one poll other tasks run: no runtime but tokio would interrupt the retries. A buffer's
+/// worker serves as many requests per poll, for the same reason.
 const ATTEMPTS_PER_POLL: u32 = 32;
 
 /// Decides which requests are sent again, and when.
 ///
-/// The service's own policy only serves to be cloned, once for each request.
+/// The policy of a service is only cloned, once per request.
 pub trait Policy<Req, Res, E> {
     /// The wait before the next attempt.
     type Future: Future<Output = ()>;
 
-    /// Looks at the result of an attempt: `None` lets it pass, a future asks for another attempt when
-    /// it is over.
+    /// Looks at the result of an attempt. `None` returns it to the caller; a future asks for another attempt once it
+    /// completes.
     ///
-    /// A change to `request` goes into the next attempt. A change to `result` is what the caller sees.
+    /// A change to `request` affects the next attempt. A change to `result` is visible to the caller.
     fn retry(&mut self, request: &mut Req, result: &mut Result<Res, E>) -> Option<Self::Future>;
 
-    /// A copy of the request to keep for another attempt, made before each one. `None` if there is to
-    /// be no other: the result of the attempt then goes to the caller without a look at it.
+    /// Returns a copy of the request to keep for another attempt. It is called before each attempt. `None` if there
+    /// is to be no other: the result of this attempt is then returned without asking [`retry`](Self::retry).
     fn clone_request(&mut self, request: &Req) -> Option<Req>;
 }
 
@@ -110,7 +111,7 @@ pub struct RetryLayer<P> {
 }
 
 impl<P> RetryLayer<P> {
-    /// A layer that retries as `policy` says.
+    /// A layer that retries as `policy` decides.
     pub const fn new(policy: P) -> Self {
         Self { policy }
     }
@@ -124,7 +125,7 @@ impl<P: Clone, S> Layer<S> for RetryLayer<P> {
     }
 }
 
-/// A service that sends requests again as its policy says.
+/// A service that sends requests again as its policy decides.
 ///
 /// See the [module](self) for an example.
 #[derive(Clone, Debug)]
@@ -134,7 +135,7 @@ pub struct Retry<P, S> {
 }
 
 impl<P, S> Retry<P, S> {
-    /// Retries the requests to `inner` as `policy` says.
+    /// Retries the requests to `inner` as `policy` decides.
     pub const fn new(policy: P, inner: S) -> Self {
         Self { policy, inner }
     }
@@ -161,7 +162,7 @@ where
             let copy = policy.clone_request(&request);
             (policy, copy)
         });
-        // The instance that was polled ready makes the first attempt, and only then is cloned.
+        // The ready service makes the first attempt, and is cloned only afterwards.
         let attempt = self.inner.call(request);
         ResponseFuture {
             policy,
@@ -176,8 +177,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the attempt or the wait that is under way, and with the clone of the service
-    /// whatever that one had reserved.
+    /// Dropping it drops the current attempt or wait, and the clone of the service with whatever it had reserved.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct ResponseFuture<P, S, Request>
     where
@@ -202,7 +202,7 @@ pin_project! {
             copy: Option<Request>,
         },
         Waiting {
-            // `None`: over, and the service is being polled ready.
+            // `None`: the wait is over, and the service is being polled ready.
             #[pin]
             wait: Option<W>,
             request: Request,
@@ -227,7 +227,7 @@ where
                 StateProj::Called { attempt, copy } => {
                     let mut result = ready!(attempt.poll(cx));
                     let copy = copy.take();
-                    // Drops the attempt: what it holds is free before the policy looks further.
+                    // Drop the attempt first, so that what it holds is free before the policy decides.
                     this.state.set(State::Done);
                     let Some(mut request) = copy else {
                         return Poll::Ready(result);
@@ -264,7 +264,7 @@ where
                         this.state.set(State::Called { attempt, copy });
                     }
                 }
-                // Polled again after its end.
+                // Polled again after completion.
                 StateProj::Done => return Poll::Pending,
             }
         }
@@ -291,7 +291,7 @@ where
     }
 }
 
-/// The response future, at the path where tower has it.
+/// The response future, at tower's path.
 pub mod future {
     pub use super::ResponseFuture;
 }

@@ -10,23 +10,23 @@ use super::{
 use crate::util::rng::Rng;
 use crate::{Instant, Timer};
 
-/// A ready-made [`Policy`]: a bound on retries, a backoff, and if wanted a bound on time and a budget.
+/// A ready-made [`Policy`]: a limit on retries, a backoff, and optionally a limit on time and a budget.
 ///
-/// | setting | without it | because |
+/// | setting | default | reason |
 /// |---|---|---|
-/// | [`max_retries`](Self::max_retries) | 2, so three attempts in all | a passing failure is mostly over by then, and the load at most triples |
+/// | [`max_retries`](Self::max_retries) | 2, so three attempts in all | most passing failures are over by then, and the load at most triples |
 /// | the backoff | 50 ms doubling to 5 s, full jitter | see [`ExponentialBackoffMaker::standard`] |
-/// | [`max_retry_after`](Self::max_retry_after) | 1 minute | a [`RetryAfter`](Action::RetryAfter) of a quota per minute is within it, and few callers wait longer |
-/// | [`total_time`](Self::total_time) | no bound | nothing is known about what the caller can wait |
-/// | [`budget`](Self::budget) | none | it is to be shared, and only the application knows with whom |
+/// | [`max_retry_after`](Self::max_retry_after) | 1 minute | covers the [`RetryAfter`](Action::RetryAfter) of a quota per minute, and few callers wait longer |
+/// | [`total_time`](Self::total_time) | no limit | how long the caller can wait is not known |
+/// | [`budget`](Self::budget) | none | it should be shared, and only the application knows with what |
 /// | [`classify`](Self::classify) | errors are retried | what a response means is not known |
 /// | [`clone_request_with`](Self::clone_request_with) | the request's `Clone` | |
 ///
-/// Retries are only right for requests that can be carried out twice. What is counted, is counted for
-/// one request: a clone starts anew, its clock with its first use. Nothing allocates.
+/// Retry only requests that can be carried out twice. Counters are per request: a clone starts anew, and its clock
+/// with its first use. Nothing allocates.
 ///
-/// With a budget, each request makes one deposit when it starts, and each retry is withdrawn after all
-/// else has allowed it; so the budget's share bounds what retries add to the load.
+/// With a budget, each request makes one deposit when it starts, and each retry makes a withdrawal after all other
+/// checks have allowed it. So the budget's share limits the load that retries add.
 ///
 /// # Examples
 ///
@@ -76,17 +76,17 @@ pub struct StandardPolicy<T, M: MakeBackoff, C = OnError, B = Unlimited, K = Clo
 
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What a policy knows of the one request that it was cloned for.
+/// What a policy knows about the request it was cloned for.
 struct PerRequest<B> {
     retries: u32,
     backoff: Option<B>,
-    // Set only where it is needed: a clock read costs more than the rest of the policy. Before that, the last moment.
+    // Set only if needed: reading the clock costs more than the rest of the policy. Until then, the last moment.
     deadline: Instant,
     deposited: bool,
 }
 
 impl<B> PerRequest<B> {
-    // Not a constant, which would be copied with all the room that a backoff takes.
+    // Not a constant, since that would be copied with all the room for a backoff.
     const fn new() -> Self {
         Self {
             retries: 0,
@@ -99,8 +99,8 @@ impl<B> PerRequest<B> {
 
 #[cfg(feature = "std")]
 impl<T: Timer + Clone> StandardPolicy<T, ExponentialBackoffMaker<crate::util::rng::HasherRng, T>> {
-    /// The policy described above, seeded by chance, on the default timer. Which that is, the type in a runtime's module
-    /// says: `campanile::smol::retry::StandardPolicy`.
+    /// The policy described above, randomly seeded, on the default timer. The type in a runtime's module fixes that
+    /// timer: `campanile::smol::retry::StandardPolicy`.
     #[must_use]
     pub fn new() -> Self
     where
@@ -109,7 +109,7 @@ impl<T: Timer + Clone> StandardPolicy<T, ExponentialBackoffMaker<crate::util::rn
         Self::with_timer(T::default())
     }
 
-    /// As [`new`](Self::new), with this timer.
+    /// Like [`new`](Self::new), with the given timer.
     pub fn with_timer(timer: T) -> Self {
         Self::with_rng(crate::util::rng::HasherRng::new(), timer)
     }
@@ -149,30 +149,30 @@ impl<T, M: MakeBackoff> StandardPolicy<T, M> {
 }
 
 impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
-    /// At most so many attempts after the first. Zero: none.
+    /// Makes at most `retries` attempts after the first. With zero, there are no retries.
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
         self
     }
 
-    /// Lets a result pass that is to be retried after more than `time`: an hour's `Retry-After` is for the caller to wait
-    /// for, or to give up on. [`Duration::MAX`]: waits for whatever it is told.
+    /// Returns a result to the caller if it is to be retried after more than `time`: whether to wait for a
+    /// `Retry-After` of an hour is the caller's decision. With [`Duration::MAX`], it always waits as told.
     #[must_use]
     pub fn max_retry_after(mut self, time: Duration) -> Self {
         self.max_retry_after = time;
         self
     }
 
-    /// Starts no retry whose wait would end later than this after the request's start. An attempt that
-    /// has started is not cut short: that is a timeout's affair.
+    /// Makes no retry whose wait would end later than `time` after the start of the request. An attempt that has
+    /// started is not cut short; use a timeout for that.
     #[must_use]
     pub fn total_time(mut self, time: Duration) -> Self {
         self.total_time = Some(time);
         self
     }
 
-    /// Lets `f` decide what becomes of each result.
+    /// Lets `f` decide what to do with each result.
     #[must_use]
     pub fn classify<Res, E, F>(self, f: F) -> StandardPolicy<T, M, F, B, K>
     where
@@ -191,8 +191,8 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
         }
     }
 
-    /// Lets `budget` pay for retries: a reference, an `Rc` or an `Arc` (not a `TpsBudget` itself, which is no `Clone`), as it
-    /// is cloned for each request.
+    /// Pays for retries from `budget`: a reference, an `Rc` or an `Arc`, since it is cloned for each request (a
+    /// `TpsBudget` itself is not `Clone`).
     #[must_use]
     pub fn budget<B2: Budget>(self, budget: B2) -> StandardPolicy<T, M, C, B2, K> {
         StandardPolicy {
@@ -208,7 +208,7 @@ impl<T, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
         }
     }
 
-    /// Lets `f` copy requests, or say by `None` that one is not to be retried.
+    /// Copies requests with `f`, which returns `None` if a request is not to be retried.
     #[must_use]
     pub fn clone_request_with<Req, F>(self, f: F) -> StandardPolicy<T, M, C, B, CloneByFn<F>>
     where
@@ -252,7 +252,7 @@ where
             if time > self.max_retry_after {
                 return None;
             }
-            // On top: many are told the same time, and are not to come back all at once.
+            // In addition to the backoff: many clients are told the same time, and should not all come back at once.
             wait = wait.saturating_add(time);
         }
         if self.total_time.is_some() {
@@ -274,7 +274,7 @@ where
             self.budget.deposit();
             self.deadline();
         }
-        // The last attempt needs no copy: its result stands, whatever it is.
+        // The last attempt needs no copy: its result is returned, whatever it is.
         if self.request.retries >= self.max_retries {
             return None;
         }
@@ -283,7 +283,7 @@ where
 }
 
 impl<T: Timer, M: MakeBackoff, C, B, K> StandardPolicy<T, M, C, B, K> {
-    /// Until when waits may last; counted from the first time that this is asked.
+    /// The time by which waits have to end, counted from the first call of this method.
     fn deadline(&mut self) -> Instant {
         if let (Instant::MAX, Some(time)) = (self.request.deadline, self.total_time) {
             self.request.deadline = self.timer.now().saturating_add(time);
@@ -332,22 +332,22 @@ impl<T, M: MakeBackoff + fmt::Debug, C, B: fmt::Debug, K> fmt::Debug
     }
 }
 
-/// What is to become of a result.
+/// What to do with a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The caller gets it.
+    /// Return it to the caller.
     Return,
-    /// The request is sent again after the backoff.
+    /// Send the request again after the backoff.
     Retry,
-    /// The request is sent again after this time and the backoff together: what a `Retry-After` header says, and the jitter
-    /// that keeps all who were told the same from coming back at the same moment. The result passes where the time is longer
-    /// than [`max_retry_after`](StandardPolicy::max_retry_after).
+    /// Send the request again after this time plus the backoff: the time is what a `Retry-After` header says, and the
+    /// backoff's jitter keeps clients that were told the same time from coming back together. If the time is longer
+    /// than [`max_retry_after`](StandardPolicy::max_retry_after), the result is returned to the caller.
     RetryAfter(Duration),
 }
 
-/// Decides what becomes of a result: any `Fn(&Result<Res, E>) -> Action`, or [`OnError`].
+/// Decides what to do with a result: any `Fn(&Result<Res, E>) -> Action`, or [`OnError`].
 pub trait Classify<Res, E> {
-    /// What is to become of `result`.
+    /// Decides what to do with `result`.
     fn classify(&self, result: &Result<Res, E>) -> Action;
 }
 
@@ -373,13 +373,13 @@ impl<Res, E> Classify<Res, E> for OnError {
     }
 }
 
-/// Makes the copy of a request that another attempt needs.
+/// Makes the copy of a request for another attempt.
 pub trait CloneRequest<Req> {
-    /// A copy of `request`, or `None` if it is not to be retried.
+    /// Returns a copy of `request`, or `None` if it is not to be retried.
     fn clone_request(&self, request: &Req) -> Option<Req>;
 }
 
-/// Copies a request by its `Clone`.
+/// Copies a request with its `Clone`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CloneByClone;
 
@@ -389,7 +389,7 @@ impl<Req: Clone> CloneRequest<Req> for CloneByClone {
     }
 }
 
-/// Copies a request by a function.
+/// Copies a request with a function.
 #[derive(Clone, Copy)]
 pub struct CloneByFn<F>(F);
 

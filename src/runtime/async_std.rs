@@ -1,12 +1,12 @@
 //! async-std: this crate's tree with [`AsyncStd`] as the runtime.
 //!
-//! `use campanile::async_std as tower;` makes tower's code compile on async-std.
+//! Code written for tower compiles on async-std with `use campanile::async_std as tower;`.
 //!
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`AsyncStd`] | [`async_std::task::spawn`], on its global executor | async-io, which async-std's own sleep uses |
 //!
-//! Each wait is entered with async-io's reactor and taken out again. Where many begin that are hardly ever over, such as
+//! Each wait is added to async-io's reactor and removed again. For many waits of which few ever elapse, such as
 //! timeouts, one alarm for all of them costs less: `Runtime::new(AsyncStd, SharedTimer::new(AsyncStd))`, see
 //! [`SharedTimer`](crate::runtime::SharedTimer).
 //!

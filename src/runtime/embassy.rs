@@ -1,18 +1,20 @@
-//! embassy: bare metal, without an allocator.
+//! embassy: for bare metal, without an allocator.
 //!
-//! [`ServiceBuilder`] has [`Embassy`] as its runtime, and `with_timer` takes it elsewhere. There is no mirrored tree as for
-//! the runtimes with a heap: what would start a task or share a state by itself is to be given its place in a
-//! `static`.
+//! [`ServiceBuilder`] uses [`Embassy`] as its runtime; elsewhere, pass it to `with_timer`. Unlike for runtimes with a
+//! heap, this crate's tree is not mirrored: whatever would start a task or share a state needs a place in a `static`,
+//! which you provide.
 //!
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`Embassy`] | | embassy-time |
 //! | [`Spawn`], feature `embassy-executor` | in a static `TaskPool`, by a `Spawner` or `SendSpawner` of embassy-executor 0.9 | |
 //!
-//! A program can link one version of embassy-executor only. The timer works with any of them.
+//! A program can link only one version of embassy-executor. The timer works with any of them.
 //!
-//! embassy allocates nothing, and so a task has to have its place from the beginning. The worker of a buffer is run by a
-//! task of yours, with [`buffer::try_pair_in`](crate::buffer::try_pair_in):
+//! # Examples
+//!
+//! embassy allocates nothing, so every task needs a place that exists from the start. Run the worker of a buffer in a
+//! task of your own, with [`buffer::try_pair_in`](crate::buffer::try_pair_in):
 //!
 //! ```no_run
 //! use campanile::buffer::{self, StaticQueue, Worker};
@@ -62,13 +64,15 @@
 //! }
 //! ```
 //!
-//! or by a [`Spawn`], which is an [`Executor`](crate::Executor) over a static pool of tasks of one type.
+//! Or run it with [`Spawn`], an [`Executor`](crate::Executor) over a static pool of tasks of one type.
 //!
-//! embassy-time's timers work with the wakers of embassy's executor alone, and panic with others', unless
-//! embassy-time has one of its features `generic-queue-*`: so where a timer is polled by something that has wakers of its
-//! own, such as a `FuturesUnordered`, that feature is needed.
+//! # embassy-time
 //!
-//! embassy-time's clock is the one of the board's support crate; it has to have one, or the program does not link.
+//! embassy-time's timers only accept the wakers of embassy's executor, and panic on others, unless one of
+//! embassy-time's features `generic-queue-*` is on. So that feature is needed if a timer is polled by something with
+//! its own wakers, such as a `FuturesUnordered`.
+//!
+//! embassy-time's clock is that of the board's support crate. Without one, the program does not link.
 
 use embassy_time::TICK_HZ;
 
@@ -82,7 +86,7 @@ pub struct Embassy;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// Nanoseconds in a tick, where that is a whole number, which spares the processor a long division.
+/// Nanoseconds per tick, if that is a whole number, which saves the processor a long division.
 const WHOLE: Option<u64> = if NANOS_PER_SECOND % TICK_HZ == 0 {
     Some(NANOS_PER_SECOND / TICK_HZ)
 } else {
@@ -90,7 +94,7 @@ const WHOLE: Option<u64> = if NANOS_PER_SECOND % TICK_HZ == 0 {
 };
 
 fn to_embassy(deadline: Instant) -> embassy_time::Instant {
-    // Rounded up: a timer never fires early. "Never" stays that.
+    // Rounded up, since a timer must not fire early. "Never" remains "never".
     let nanos = deadline.as_nanos();
     embassy_time::Instant::from_ticks(match WHOLE {
         _ if deadline == Instant::MAX => u64::MAX,
@@ -141,17 +145,17 @@ mod spawn {
 
     use crate::Executor;
 
-    /// Runs tasks of the type `F` in a static pool that has room for `N` at a time, by a `Spawner`, or by a
-    /// `SendSpawner` from another executor's tasks and from interrupts.
+    /// Runs tasks of type `F` in a static pool with room for `N` at a time: with a `Spawner`, or with a `SendSpawner`
+    /// from another executor's tasks and from interrupts.
     ///
-    /// A task for which there is no room is dropped, as the contract of [`Executor`] has it.
+    /// A task for which there is no room is dropped, in keeping with the contract of [`Executor`].
     pub struct Spawn<S, F: Future + 'static, const N: usize = 1> {
         spawner: S,
         pool: &'static TaskPool<F, N>,
     }
 
     impl<S, F: Future + 'static, const N: usize> Spawn<S, F, N> {
-        /// Runs tasks in `pool`, by `spawner`.
+        /// Runs tasks in `pool`, with `spawner`.
         pub const fn new(spawner: S, pool: &'static TaskPool<F, N>) -> Self {
             Self { spawner, pool }
         }
@@ -162,7 +166,7 @@ mod spawn {
         F: Future<Output = ()> + 'static,
     {
         fn execute(&self, future: F) {
-            // Where there is no room the future has been dropped, and there is nobody to tell.
+            // Without room the future has been dropped. No error can be returned here.
             let _ = self.spawner.spawn(self.pool.spawn(|| future));
         }
     }

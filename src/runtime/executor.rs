@@ -1,16 +1,18 @@
-/// Runs a future to its end, in the background.
+/// Runs a future to completion in the background.
 ///
-/// The bound on `F` stands in each implementation and not here: one for tokio asks for
-/// `Send + 'static`, one for a single thread does not, and nothing is ever boxed for the trait's sake.
+/// The bounds on `F` are on each implementation and not on the trait: an implementation for tokio requires `Send +
+/// 'static`, one for a single thread does not, and the trait never requires a box.
 ///
 /// # Contract
 ///
-/// - `execute` returns at once. There is no handle: middleware talks to its tasks over channels.
-/// - An executor that cannot run the future, or stops before it has ended, drops it. Middleware
-///   learns of that because its end of the channel closes.
-/// - A task does not keep its executor alive. Behind an `Rc` or an `Arc`, one that stops when its last owner drops it is
-///   handed to what may end up in its tasks as a `Weak`, as [`Parts`](super::Parts) does it.
+/// - `execute` returns at once. There is no handle: middleware communicates with its tasks over channels.
+/// - An executor that cannot run the future, or stops before it has completed, drops it. Middleware notices because
+///   its end of the channel closes.
+/// - A task does not keep its executor alive. An executor behind an `Rc` or an `Arc` that stops when its last owner
+///   drops it is passed as a `Weak` to whatever may end up in its tasks, as [`Parts`](super::Parts) does.
 /// - A panic in the future stays in its task.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::Executor;
@@ -34,7 +36,7 @@
     note = "if `{Self}` is an executor, the task does not meet its bounds (most often `Send + 'static`, of the service and its future)"
 )]
 pub trait Executor<F> {
-    /// Starts `future`, or drops it if that is not possible.
+    /// Starts `future`, or drops it if it cannot be run.
     fn execute(&self, future: F);
 }
 
@@ -50,7 +52,7 @@ macro_rules! forward {
     ($pointer:ty, $weak:ty) => {
         forward!($pointer);
 
-        /// Drops a future when the executor is gone.
+        /// Drops the future if the executor is gone.
         impl<E: Executor<F> + ?Sized, F> Executor<F> for $weak {
             #[track_caller]
             fn execute(&self, future: F) {

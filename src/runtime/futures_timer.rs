@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | [`FuturesTimer`] | no | futures-timer |
 //!
-//! Put together with an executor it is a [`Runtime`](crate::Runtime):
+//! Combine it with an executor in a [`Runtime`](crate::Runtime):
+//!
+//! # Examples
 //!
 //! ```
 //! use campanile::{Executor, Runtime, ServiceBuilder, ServiceExt, futures_timer::FuturesTimer};
@@ -32,12 +34,12 @@ use ::futures_timer::Delay;
 use super::std_clock;
 use crate::{Instant, Timer};
 
-/// futures-timer's delays, each of which allocates its entry in the helper thread's heap. No executor:
-/// combine it with one by [`Runtime`](crate::Runtime).
+/// futures-timer's delays, each of which allocates its entry in the helper thread's heap. It is no executor: combine
+/// it with one in a [`Runtime`](crate::Runtime).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FuturesTimer;
 
-/// `Delay` adds what it is given to the clock and panics where that overflows: a century is "never".
+/// `Delay` adds its argument to the clock, and panics on overflow. A century stands for "never".
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 fn until(deadline: Instant) -> Duration {

@@ -1,7 +1,7 @@
-//! The tree of this crate once per runtime, with the runtime filled in.
+//! This crate's tree, once per runtime, with the runtime filled in.
 
-/// Mirrors the tree for `$runtime`: whatever is generic over the executor or the timer becomes an alias,
-/// and the rest is what it is.
+/// Mirrors the tree for `$runtime`: whatever is generic over the executor or the timer becomes an alias, and the rest
+/// is re-exported.
 macro_rules! mirror {
     ($runtime:ty) => {
         #[cfg(feature = "alloc")]
@@ -207,7 +207,7 @@ macro_rules! mirror {
                 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub type TpsBudget = $crate::retry::budget::TpsBudget<$runtime>;
 
-                /// The budget, at the path where tower has it, too.
+                /// The budget, at tower's path.
                 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
                 pub mod tps_budget {
                     pub use super::TpsBudget;
@@ -243,7 +243,7 @@ macro_rules! mirror {
             /// [`DeadlineLayer`](crate::timeout::DeadlineLayer) on this runtime.
             pub type DeadlineLayer = $crate::timeout::DeadlineLayer<$runtime>;
 
-            /// The response future, at the path where tower has it.
+            /// The response future, at tower's path.
             pub mod future {
                 use super::*;
 

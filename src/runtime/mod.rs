@@ -1,8 +1,8 @@
-//! Runtimes: the two traits that middleware asks for, and an adapter per runtime.
+//! Runtimes: the two traits that middleware uses, and one adapter per runtime.
 //!
-//! [`Executor`] runs a task in the background; [`Timer`] tells the time and waits for it. A middleware
-//! asks for what it uses: a [`Buffer`](crate::buffer) for an executor, a [`Timeout`](crate::timeout)
-//! for a timer, most for neither.
+//! [`Executor`] runs a task in the background. [`Timer`] tells the time and waits for a point in time. Middleware
+//! asks only for what it uses: a [`Buffer`](crate::buffer) for an executor, a [`Timeout`](crate::timeout) for a
+//! timer, most middleware for neither.
 //!
 //! | runtime | feature | module | executors | timers |
 //! |---|---|---|---|---|
@@ -14,21 +14,20 @@
 //! | any | `futures-timer` | `campanile::futures_timer` | yours | `FuturesTimer` |
 //! | virtual time, for tests | `testing` | `campanile::testing` | `Sim` | `Sim` |
 //!
-//! Each of these works behind `&` and `Rc`, and behind `Arc`. A builder takes a runtime apart, by [`Parts`]: layers get the
-//! executor or the timer, so that no task keeps alive what runs it. [`Runtime`] puts an executor and a timer of different
-//! origin together. [`SharedTimer`] lets all waits share one alarm of a timer, for services that set many which hardly
-//! ever ring.
+//! Each of these also works behind `&`, `Rc` and `Arc`. A builder splits a runtime with [`Parts`]: layers get the
+//! executor or the timer, so that no task keeps its own executor alive. [`Runtime`] combines an executor and a timer
+//! of different origin. With [`SharedTimer`] all waits share one alarm of a timer, for services that set many waits
+//! of which few ever ring.
 //!
-//! A runtime's module mirrors the tree of this crate with the runtime filled in, so that
-//! `use campanile::smol as tower;` makes code compile that was written for tower. As the modules have the names of the
-//! runtimes, `use campanile::*` hides those: name what you import.
+//! A runtime's module mirrors the tree of this crate with the runtime filled in, so that code written for tower
+//! compiles with `use campanile::smol as tower;`. The modules are named like the runtimes, so `use campanile::*`
+//! hides those: name what you import.
 //!
 //! # How to write an adapter
 //!
-//! Implement [`Executor`] and [`Timer`] for a type that is `Clone` and, if it can be had out of
-//! nothing, `Default`; then hand it to [`ServiceBuilder::with_runtime`] or to a middleware's
-//! `with_executor` and `with_timer`. This is the whole of it, for `futures`' thread pool and a timer
-//! of threads that sleep:
+//! Implement [`Executor`] and [`Timer`] for a type that is `Clone` and, if it can be made from nothing, `Default`.
+//! Then pass it to [`ServiceBuilder::with_runtime`], or to the `with_executor` and `with_timer` of a middleware. This
+//! is a complete adapter, with a thread per task and a timer of sleeping threads:
 //!
 //! ```
 //! use campanile::{Executor, Instant, ServiceBuilder, ServiceExt, Timer};

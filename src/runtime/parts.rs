@@ -1,9 +1,10 @@
 use crate::Timer;
 
-/// What a builder takes of its runtime: an executor for the layers that start tasks, a timer for those that wait.
+/// The parts of a runtime that a builder gives to its layers: an executor for those that start tasks, a timer for
+/// those that wait.
 ///
-/// A type that is a [`Timer`] and `Clone`, such as the type of an adapter, is both itself. For the others, layers get
-/// what they use and no more:
+/// A type that is a [`Timer`] and `Clone`, such as that of an adapter, is both parts itself. From the others, layers
+/// get only what they use:
 ///
 /// | runtime | executor | timer |
 /// |---|---|---|
@@ -12,9 +13,10 @@ use crate::Timer;
 /// | [`Runtime<E, T>`](Runtime) | `E` | `T` |
 /// | [`NoRuntime`] | none | none |
 ///
-/// A task is dropped with its executor, and so must not keep it alive: what is inside of a buffer belongs to the task of
-/// the buffer's worker. So an `Rc` or an `Arc` is handed to layers as a `Weak`, which drops a task when the executor is
-/// gone; who runs the executor keeps it. A [`Runtime`] takes its executor as it is, so give it a `Weak`:
+/// A task is dropped with its executor, so it must not keep the executor alive; and whatever is inside a buffer
+/// belongs to the task of the buffer's worker. So layers get an `Rc` or an `Arc` as a `Weak`, which drops a task once
+/// the executor is gone. Keep the executor alive where you run it. A [`Runtime`] passes its executor on unchanged, so
+/// give it a `Weak`:
 ///
 /// ```
 /// use campanile::runtime::{Parts, SharedTimer};
@@ -38,15 +40,15 @@ use crate::Timer;
     note = "`Runtime::new(executor, timer)` makes one of an executor and a timer; `NoRuntime` stands for what no layer needs"
 )]
 pub trait Parts {
-    /// What runs tasks.
+    /// The executor.
     type Executor;
-    /// What tells the time.
+    /// The timer.
     type Timer;
 
-    /// An executor for a layer. It does not keep what runs the tasks alive.
+    /// Returns an executor for a layer. It does not keep alive what runs the tasks.
     fn executor(&self) -> Self::Executor;
 
-    /// A timer for a layer.
+    /// Returns a timer for a layer.
     fn timer(&self) -> Self::Timer;
 }
 
@@ -63,7 +65,7 @@ impl<R: Timer + Clone> Parts for R {
     }
 }
 
-/// No runtime: what the builder at the crate's root carries. It is neither an executor nor a timer.
+/// No runtime: the runtime of the builder at the crate root. It is neither an executor nor a timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoRuntime;
 
@@ -82,7 +84,10 @@ impl Parts for NoRuntime {
 
 /// An executor and a timer as one runtime, for a builder.
 ///
-/// Where the executor is in an `Rc` or an `Arc` and is to go when its owners drop it, put a `Weak` here: see [`Parts`].
+/// If the executor is in an `Rc` or an `Arc` and should stop when its owners drop it, put a `Weak` here: see
+/// [`Parts`].
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(all(feature = "tokio", feature = "smol"))] {
@@ -95,14 +100,14 @@ impl Parts for NoRuntime {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runtime<E, T> {
-    /// What runs tasks.
+    /// The executor.
     pub executor: E,
-    /// What tells the time.
+    /// The timer.
     pub timer: T,
 }
 
 impl<E, T> Runtime<E, T> {
-    /// Puts the two together.
+    /// Combines an executor and a timer.
     pub const fn new(executor: E, timer: T) -> Self {
         Self { executor, timer }
     }
@@ -121,7 +126,7 @@ impl<E: Clone, T: Clone> Parts for Runtime<E, T> {
     }
 }
 
-/// [`Parts`] of an executor that its owners share, with the timer `$timer`.
+/// [`Parts`] of an executor shared by its owners, with the timer `$timer`.
 #[cfg(any(feature = "smol", feature = "tokio"))]
 macro_rules! shared_executor {
     ($executor:ident $(<$tasks:lifetime>)?, $timer:ident) => {

@@ -1,21 +1,14 @@
 //! smol: this crate's tree with [`Smol`] as the runtime.
 //!
-//! `use campanile::smol as tower;` makes tower's code compile on smol.
+//! Code written for tower compiles on smol with `use campanile::smol as tower;`.
 //!
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`Smol`] | [`smol::spawn`], on smol's global executor | async-io |
 //! | [`smol::Executor`], behind `&` or `Arc` | its `spawn` | async-io |
-//! | [`smol::LocalExecutor`], behind `&` or `Rc` | its `spawn`; `!Send` tasks too | async-io |
+//! | [`smol::LocalExecutor`], behind `&` or `Rc` | its `spawn`, also for `!Send` tasks | async-io |
 //!
-//! Each wait is entered with async-io's reactor and taken out again. Where many begin that are hardly ever over, such as
-//! timeouts, one alarm for all of them costs less: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
-//! [`SharedTimer`](crate::runtime::SharedTimer).
-//!
-//! An executor is handed over behind an `Rc` or an `Arc`, of which layers get a `Weak`: who runs the executor keeps it, and
-//! when it is dropped, so are its tasks with their services. It can be a reference too, such as the one that
-//! `#[apply(main!)]` of smol-macros gives, as long as nothing inside of a buffer starts tasks of its own: a task may not
-//! borrow its executor, and `spawn_ready` inside of a buffer does not compile then.
+//! # Examples
 //!
 //! ```
 //! use campanile::{ServiceBuilder, ServiceExt};
@@ -33,6 +26,19 @@
 //! let answer = smol::block_on(executor.run(service.oneshot("smol".to_owned())));
 //! assert_eq!(answer.unwrap(), "hello, smol");
 //! ```
+//!
+//! # Executors of your own
+//!
+//! If you pass an executor in an `Rc` or an `Arc`, layers get a `Weak` of it. Keep it where you run it: when it is
+//! dropped, so are its tasks with their services. You can also pass a reference, such as the one from
+//! `#[apply(main!)]` of smol-macros, as long as nothing inside a buffer starts tasks of its own: a task cannot borrow
+//! its executor, so `spawn_ready` inside a buffer does not compile then.
+//!
+//! # Many waits
+//!
+//! Each wait is added to async-io's reactor and removed again. For many waits of which few ever elapse, such as
+//! timeouts, one alarm for all of them costs less: `Runtime::new(Smol, SharedTimer::new(Smol))`, see
+//! [`SharedTimer`](crate::runtime::SharedTimer).
 //!
 //! [`smol::spawn`]: ::smol::spawn
 //! [`smol::Executor`]: ::smol::Executor

@@ -1,4 +1,4 @@
-//! Our moments as std's and back.
+//! Conversions between this crate's instants and std's.
 #![allow(dead_code, reason = "each adapter uses the half it needs")]
 
 use core::hash::{Hash, Hasher};
@@ -10,11 +10,11 @@ use super::Instant;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// So many seconds before std's moment of the first conversion our scale begins. tokio's paused clock can lie before
-/// that moment, so there has to be room, here 136 years.
+/// This crate's epoch lies this many seconds before the first converted instant. tokio's paused clock can be before
+/// that instant, so there has to be room: 136 years.
 const ROOM: u64 = 1 << 32;
 
-/// "Never", where the platform's clock cannot represent the deadline: a century.
+/// "Never", if the platform's clock cannot represent the deadline: a century.
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 #[inline]
@@ -22,8 +22,8 @@ pub(crate) fn now() -> Instant {
     from_std(StdInstant::now())
 }
 
-/// What std gives of a moment is the time to another one, in a call that costs as much as to read the clock. But a
-/// moment is a number of seconds and of nanoseconds, and its `Hash` tells them: see [`Told`].
+/// All that std tells of an instant is its distance to another one, in a call that costs as much as reading the
+/// clock. But an instant consists of seconds and nanoseconds, and its `Hash` reveals them: see [`Told`].
 #[inline]
 pub(crate) fn from_std(moment: StdInstant) -> Instant {
     if let Some((secs, nanos)) = Told::by(&moment) {
@@ -62,7 +62,7 @@ fn far(epoch: StdInstant) -> StdInstant {
     epoch.checked_add(FAR).unwrap_or(epoch)
 }
 
-/// One moment on both scales.
+/// One instant on both scales.
 #[derive(Clone, Copy)]
 struct Epoch {
     moment: StdInstant,
@@ -91,10 +91,10 @@ fn first() -> Epoch {
     }
 }
 
-/// A hasher that keeps what a moment is made of. The optimiser leaves nothing of it but two numbers.
+/// A hasher that keeps the parts of an instant. The optimizer reduces it to two numbers.
 ///
-/// What std writes into it is not specified. So where that is anything but seconds and then nanoseconds nothing is
-/// told; and what is told is not used before it was tried on moments whose distance is known.
+/// What std writes into it is not specified. If that is anything but seconds and then nanoseconds, it is not used;
+/// and before it is used, it is checked against instants whose distance is known.
 #[derive(Default)]
 struct Told {
     secs: u64,
@@ -135,7 +135,7 @@ impl Told {
 }
 
 impl Hasher for Told {
-    // A signed number comes here, too.
+    // Signed numbers also end up here.
     #[inline]
     fn write_u64(&mut self, secs: u64) {
         self.secs = secs;
@@ -164,15 +164,15 @@ impl Hasher for Told {
     }
 }
 
-/// The second of std's at which our scale begins.
+/// The second on std's scale at which this crate's scale begins.
 #[cfg(target_has_atomic = "64")]
 mod zero {
     use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-    /// As far from every second as can be.
+    /// As far from every second as possible.
     const UNKNOWN: u64 = 1 << 63;
 
-    // It stands alone: whoever does not see it yet takes the difference, which is the same moment.
+    // It orders no other memory: a thread that does not see it yet uses the difference, which gives the same instant.
     static ZERO: AtomicU64 = AtomicU64::new(UNKNOWN);
 
     #[inline]
@@ -185,7 +185,7 @@ mod zero {
     }
 }
 
-// Where that is no single load the difference is always taken.
+// Without a 64-bit atomic load, the difference is always used.
 #[cfg(not(target_has_atomic = "64"))]
 mod zero {
     pub(super) fn get() -> u64 {
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::util::rng::{Rng, SplitMix64};
 
-    /// Moments around the epoch, from before it on.
+    /// Instants before and after the epoch.
     fn moments() -> impl Iterator<Item = (StdInstant, u64)> {
         let Epoch { moment, ours } = epoch();
         let mut rng = SplitMix64::new(1);
@@ -213,7 +213,7 @@ mod tests {
             [0, 1, SECOND - 1, SECOND, SECOND + 1].map(|away| [(away, true), (away, false)]);
         (around.chain(beside.into_iter().flatten())).filter_map(move |(away, after)| {
             let duration = Duration::from_nanos(away);
-            // A platform's clock may begin when it was started, with nothing before.
+            // A platform's clock may begin when the machine started, with nothing before.
             let (moment, ours) = if after {
                 (moment.checked_add(duration)?, ours.as_nanos() + away)
             } else {
@@ -249,11 +249,11 @@ mod tests {
                 assert_eq!(from_std(moment), ours);
             }
         }
-        // What the platform cannot represent is a century away at least.
+        // What the platform cannot represent is at least a century away.
         assert!(to_std(Instant::MAX) >= moment + FAR);
     }
 
-    /// Were std to hash something else one day, the difference would be taken.
+    /// If std ever hashes something else, the difference is used.
     #[test]
     fn nothing_is_told_but_by_seconds_and_then_nanoseconds() {
         assert_eq!(Told::by(&(-7_i64, 5_u32)), Some((-7_i64 as u64, 5)));
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(Told::by(&[7_u8; 12]), None);
     }
 
-    // It is what all of this is for; where it fails the clock is right, and slower.
+    // All of the above relies on this. If it fails, the clock is right, but slower.
     #[test]
     fn std_tells() {
         assert!(Told::is_true(StdInstant::now()));

@@ -1,9 +1,11 @@
 use core::time::Duration;
 
-/// A moment: nanoseconds since an epoch that the timer chose.
+/// A point in time: nanoseconds since an epoch that the timer chose.
 ///
-/// Moments of one timer can be compared; those of two timers cannot. All arithmetic saturates: the
-/// last moment, 584 years after the epoch, stands for "never".
+/// Instants of the same timer can be compared; those of two timers cannot. All arithmetic saturates: the last
+/// instant, 584 years after the epoch, stands for "never".
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::Instant;
@@ -19,10 +21,10 @@ use core::time::Duration;
 pub struct Instant(u64);
 
 impl Instant {
-    /// The last moment, which a timer never reaches.
+    /// The last instant, which a timer never reaches.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The moment `nanos` nanoseconds after the epoch.
+    /// The instant `nanos` nanoseconds after the epoch.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
@@ -34,19 +36,19 @@ impl Instant {
         self.0
     }
 
-    /// The moment `duration` later, at most [`Instant::MAX`].
+    /// The instant `duration` later, at most [`Instant::MAX`].
     #[must_use]
     pub const fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(saturating_nanos(duration)))
     }
 
-    /// The moment `duration` earlier, at least the epoch.
+    /// The instant `duration` earlier, at least the epoch.
     #[must_use]
     pub const fn saturating_sub(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(saturating_nanos(duration)))
     }
 
-    /// The time from `earlier` to this moment, or zero if `earlier` is the later one.
+    /// The time from `earlier` to this instant, or zero if `earlier` is later.
     #[must_use]
     pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -54,11 +56,11 @@ impl Instant {
 }
 
 /// `duration` in nanoseconds, at most `u64::MAX` (584 years).
-// Where 64 bits are two registers, copies of it add up.
+// Where 64 bits take two registers, inlined copies add up.
 #[cfg_attr(target_pointer_width = "32", inline(never))]
 #[cfg_attr(not(target_pointer_width = "32"), inline)]
 pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
-    // Not `as_nanos`, and no multiplication that is checked: most processors have no arithmetic of 128 bits.
+    // Not `as_nanos`, and no checked multiplication: most processors have no 128-bit arithmetic.
     const SECOND: u64 = 1_000_000_000;
     if duration.as_secs() > u64::MAX / SECOND {
         return u64::MAX;
@@ -66,23 +68,22 @@ pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
     (duration.as_secs() * SECOND).saturating_add(duration.subsec_nanos() as u64)
 }
 
-/// Tells the time and waits for it.
+/// Tells the time and waits for a point in time.
 ///
-/// All time that middleware knows comes from its timer, `now` included, so a timer that is moved by
-/// hand moves the whole stack.
+/// Middleware takes all time from its timer, including `now`, so a timer that is moved by hand moves the whole stack.
 ///
 /// # Contract
 ///
-/// - Making a timer, and asking it for `now`, works anywhere. A sleep may need the runtime's context;
-///   it may panic for want of it, at the caller's line, when it is made or first polled, not before.
-/// - A sleep or alarm may be late, never early: when it is ready, `now() >= deadline`. One whose deadline has
-///   passed is ready soon, though not at its first poll on every runtime: tokio rounds up to the
-///   millisecond, and futures-timer's thread has to see it first.
-/// - A deadline beyond what the runtime can represent is one that never comes.
+/// - Making a timer and calling `now` work anywhere. A sleep may need the runtime's context. Without it, the sleep
+///   may panic at the caller's line, when it is made or first polled, but not earlier.
+/// - A sleep or alarm may be late, but never early: when it is ready, `now() >= deadline`. One whose deadline has
+///   passed becomes ready soon, but not on every runtime at its first poll: tokio rounds up to the millisecond, and
+///   futures-timer's thread has to see it first.
+/// - A deadline beyond what the runtime can represent never comes.
 /// - A sleep that is dropped leaves nothing behind.
-/// - A waker may use the timer: while one is woken, by the runtime or within a poll, no lock is held that is needed to
-///   ask for `now`, or to make, reset, poll or drop a wait. `SharedTimer` depends on that. All adapters here keep it but
-///   embassy's.
+/// - A waker may use the timer: while the runtime or a poll wakes one, it holds no lock that is needed to call `now`,
+///   or to make, reset, poll or drop a wait. `SharedTimer` depends on this. All adapters here except embassy's
+///   guarantee it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no timer, and this middleware needs one",
     label = "a timer is needed, and `{Self}` is not one",
@@ -90,34 +91,34 @@ pub(crate) const fn saturating_nanos(duration: Duration) -> u64 {
     note = "or name a timer yourself: `ServiceBuilder::with_runtime(..)`, `TimeoutLayer::with_timer(..)`"
 )]
 pub trait Timer {
-    /// A wait inside a response future. It is pinned there, and making one does not allocate.
+    /// A wait inside a response future, where it is pinned. Making one does not allocate.
     type Sleep: Future<Output = ()>;
 
     /// A wait inside a service, polled from `poll_ready(&mut self)`.
     type Alarm: Future<Output = ()> + Unpin;
 
-    /// The moment it is.
+    /// Returns the current instant.
     fn now(&self) -> Instant;
 
     /// Waits until `deadline`.
     fn sleep_until(&self, deadline: Instant) -> Self::Sleep;
 
-    /// Waits until `deadline`, movable.
+    /// Waits until `deadline`, and can be reset.
     fn alarm_until(&self, deadline: Instant) -> Self::Alarm;
 
-    /// Waits for `duration`. [`Duration::MAX`] is for ever.
+    /// Waits for `duration`. [`Duration::MAX`] means forever.
     fn sleep(&self, duration: Duration) -> Self::Sleep {
         self.sleep_until(self.now().saturating_add(duration))
     }
 
-    /// Sets `alarm` to another deadline, in place where the runtime can. It has to be polled again, or it wakes nobody:
+    /// Sets `alarm` to another deadline, in place if the runtime can. Poll it again afterwards, or it wakes no task:
     /// async-io forgets the waker.
     fn reset(&self, alarm: &mut Self::Alarm, deadline: Instant) {
         *alarm = self.alarm_until(deadline);
     }
 }
 
-/// The methods of a [`Timer`] that hands everything on to `$inner`.
+/// The methods of a [`Timer`] that forwards everything to `$inner`.
 macro_rules! forward_timer {
     ($self:ident => $inner:expr, $timer:ty) => {
         type Sleep = <$timer as $crate::Timer>::Sleep;

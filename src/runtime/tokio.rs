@@ -1,20 +1,20 @@
 //! tokio: this crate's tree with [`Tokio`] as the runtime.
 //!
-//! `use campanile::tokio as tower;` makes tower's code compile.
+//! Code written for tower compiles on tokio with `use campanile::tokio as tower;`.
 //!
 //! | what | runs a task | time |
 //! |---|---|---|
 //! | [`Tokio`] | [`tokio::spawn`], on the runtime of the calling context | tokio's, paused or not |
-//! | [`TokioLocal`] | [`tokio::task::spawn_local`]; `!Send` tasks too; the tree is mirrored in [`local`] | the same |
+//! | [`TokioLocal`] | [`tokio::task::spawn_local`], also for `!Send` tasks; mirrored in [`local`] | the same |
 //! | [`Handle`] | its `spawn`, from anywhere | the same, from anywhere |
 //! | [`LocalSet`], behind `&` or `Rc` | its `spawn_local` | the same |
 //!
-//! [`Tokio`] and [`TokioLocal`] are values of no size that ask for the context when they are used:
-//! when a buffer is made, or when a timeout's future is first pending. Outside of a runtime tokio
-//! panics then, at the caller's line. A [`Handle`] needs no context.
+//! [`Tokio`] and [`TokioLocal`] are zero-sized, and look for the context when they are used: when a buffer is made,
+//! or when a timeout's future is first pending. Outside a runtime, tokio panics at that point, at the caller's line.
+//! A [`Handle`] needs no context.
 //!
-//! A concurrency limit can share a [`tokio::sync::Semaphore`] with the rest of an
-//! application: see [`SemaphorePermit`].
+//! A concurrency limit can share a [`tokio::sync::Semaphore`] with the rest of an application: see
+//! [`SemaphorePermit`].
 //!
 //! [`tokio::spawn`]: ::tokio::spawn
 //! [`tokio::sync::Semaphore`]: ::tokio::sync::Semaphore
@@ -54,10 +54,10 @@ fn to_tokio(moment: Instant) -> time::Instant {
 
 impl Timer for Tokio {
     type Sleep = Sleep;
-    // The one box is kept and set again for the whole life of the service.
+    // One box, reset again and again for the whole life of the service.
     type Alarm = Pin<Box<Sleep>>;
 
-    // tokio's clock and not std's: the one that `tokio::time::pause` stops.
+    // tokio's clock, not std's: it is the one that `tokio::time::pause` stops.
     #[inline]
     fn now(&self) -> Instant {
         std_clock::from_std(time::Instant::now().into_std())
@@ -83,7 +83,7 @@ impl Timer for Tokio {
     }
 }
 
-/// The [`LocalSet`] of the calling context, whose tasks need not be `Send`.
+/// The [`LocalSet`] of the calling context. Its tasks need not be `Send`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokioLocal;
 
@@ -156,7 +156,7 @@ shared_executor!(LocalSet, Tokio);
 
 mirror!(Tokio);
 
-/// This crate's tree once more, for [`TokioLocal`]: services and futures need not be `Send`.
+/// This crate's tree again, for [`TokioLocal`]: services and futures need not be `Send`.
 pub mod local {
     use super::TokioLocal;
 

@@ -1,7 +1,7 @@
 //! WebAssembly in a JavaScript host (a browser, Node, Deno): this crate's tree with [`Wasm`] as the runtime.
 //!
-//! Tasks run on the host's event loop, by wasm-bindgen-futures, and may be `!Send`. Time is the host's monotonic
-//! clock, by web-time, and its `setTimeout`, by gloo-timers, whose waits are whole milliseconds.
+//! Tasks run on the host's event loop through wasm-bindgen-futures, and may be `!Send`. The clock is the host's
+//! monotonic clock, through web-time. Waits use the host's `setTimeout`, through gloo-timers, in whole milliseconds.
 
 use core::fmt;
 use core::pin::Pin;
@@ -61,12 +61,12 @@ impl Future for Sleep {
             if let Some(timeout) = &mut self.timeout {
                 ready!(Pin::new(timeout).poll(cx));
             }
-            // The host rounds, and may be early; and its longest wait is shorter than many a deadline.
+            // The host rounds and may be early, and its longest wait is shorter than many deadlines.
             let left = self.deadline.saturating_duration_since(Wasm.now());
             if left.is_zero() {
                 return Poll::Ready(());
             }
-            // `setTimeout` takes a signed number of 32 bits.
+            // `setTimeout` takes a signed 32-bit number.
             let millis = left.as_nanos().div_ceil(1_000_000).min(0x7fff_ffff);
             self.timeout = Some(TimeoutFuture::new(millis as u32));
         }

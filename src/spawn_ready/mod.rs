@@ -9,6 +9,24 @@
 //! first pending, and then stays for the next time, so nothing is allocated from then on. It ends when the `SpawnReady`
 //! is dropped; if the service is with the task then, the task drops it.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::smol::{ServiceBuilder, reconnect::Reconnect};
+//! use campanile::{Service, ServiceExt, make::Shared, service_fn};
+//!
+//! let connector = Shared::new(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
+//! let mut service = ServiceBuilder::new()
+//!     .spawn_ready()
+//!     .service(Reconnect::new(connector, "localhost:4000"));
+//!
+//! // The connection is made even if this is no longer polled.
+//! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
+//! # });
+//! ```
+//!
 //! # Without a waiting caller
 //!
 //! A service whose readiness is only tried, as by a [`LoadShed`](crate::load_shed), is handed to the task too;
@@ -31,24 +49,6 @@
 //!   polled again after its task has failed, and when it is called while that task runs.
 //! - The error is an enum, [`Error`]. The request type is a parameter of the service and the layer, as for a buffer. It
 //!   is inferred.
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")]
-//! # smol::block_on(async {
-//! use campanile::smol::{ServiceBuilder, reconnect::Reconnect};
-//! use campanile::{Service, ServiceExt, make::Shared, service_fn};
-//!
-//! let connector = Shared::new(service_fn(async |n: u32| Ok::<_, core::fmt::Error>(n)));
-//! let mut service = ServiceBuilder::new()
-//!     .spawn_ready()
-//!     .service(Reconnect::new(connector, "localhost:4000"));
-//!
-//! // The connection is made even if this is no longer polled.
-//! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
-//! # });
-//! ```
 
 mod slot;
 

@@ -1,14 +1,15 @@
-//! Permits that are taken without the lock under which they were put there.
+//! Permits that are taken without the lock under which they were added.
 //!
-//! Those of a [`Gate`](super::gate::Gate) that nobody is in line for are handed over in one go: who comes then takes
-//! one out of a word. Given back they are under the lock, to the gate, so that whoever is in line there is seen. Where
-//! there is a line there are no credits: they are put there only while there is none, and who joins it has looked.
+//! While no task waits at a [`Gate`](super::gate::Gate), its free permits are moved here all at once, and later tasks
+//! each take one from a word. They are returned to the gate, under the lock, so that waiters there are seen. There
+//! are no credits while a task waits: they are added only while the wait queue is empty, and a task looks for one
+//! under the lock before it joins the queue.
 
 #[cfg(feature = "std")]
 mod imp {
     use crate::sync::primitives::atomic::{AtomicUsize, Ordering::Relaxed};
 
-    // It orders no other memory: what a permit is for is seen to under the lock.
+    // It orders no other memory: what a permit protects is synchronized by the lock.
     #[derive(Debug)]
     pub struct Credits(AtomicUsize);
 
@@ -30,19 +31,19 @@ mod imp {
             false
         }
 
-        /// Under the lock: hands over `permits`, which with those that are out there are no more than a `usize` holds.
+        /// Under the lock: adds `permits`, which together with those that are taken fit into a `usize`.
         pub(crate) fn add(&self, permits: usize) {
             self.0.fetch_add(permits, Relaxed);
         }
 
-        /// Under the lock: there are none any more.
+        /// Under the lock: removes all credits.
         pub(crate) fn revoke(&self) {
             self.0.store(0, Relaxed);
         }
     }
 }
 
-// Without std there is no lock that blocks, and nothing to take past it.
+// Without std there is no blocking lock, and nothing to take without it.
 #[cfg(not(feature = "std"))]
 mod imp {
     #[derive(Debug)]

@@ -1,6 +1,6 @@
-//! Where handles share something on the heap.
+//! State that handles share on the heap.
 //!
-//! Type parameters default to these, so that they have names without a heap, too; there is then no value of them.
+//! Type parameters default to these types, so they need names even without a heap; then they have no values.
 
 #[cfg(feature = "std")]
 mod place {
@@ -10,7 +10,7 @@ mod place {
     use crate::sync::lock::Lock;
     use crate::sync::primitives::Mutex;
 
-    /// A state on the heap, under a lock, and what is to be had of it without.
+    /// A state on the heap under a lock, and the part of it that is used without the lock.
     pub(crate) struct Heap<T>(Arc<Parts<T>>);
     /// A value on the heap.
     pub(crate) type Shared<T> = Arc<T>;
@@ -46,7 +46,7 @@ mod place {
         }
     }
 
-    /// Shares a value among those who share `_state`.
+    /// Shares a value like `_state`.
     pub(crate) fn shared<T, S>(_state: &Heap<S>, value: T) -> Shared<T> {
         Arc::new(value)
     }
@@ -66,8 +66,8 @@ mod place {
     /// A value on the heap, where there is no heap.
     pub(crate) type Shared<T> = Nowhere<T>;
 
-    /// A pointer that nobody has. It promises no more than one to the heap would: neither `Send` nor `Sync`, so that
-    /// nothing relies on what std takes away.
+    /// A pointer without values. Like one to the heap it is neither `Send` nor `Sync` by itself, so that nothing
+    /// relies on what std takes away.
     #[derive(Debug)]
     pub struct Nowhere<T>(Infallible, PhantomData<*const T>);
 

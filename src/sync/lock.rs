@@ -9,13 +9,13 @@ use std::sync::TryLockError;
 #[cfg(feature = "std")]
 use super::primitives::{Mutex, MutexGuard};
 
-/// A state that one at a time may use.
+/// A state with exclusive access.
 ///
-/// What runs inside is this crate's code alone: it neither comes back here nor panics. So a `RefCell` is never borrowed
-/// twice. That it would panic is better than a state that is not lent, for which no `R` could be given but one by which a
-/// permit or a wake-up is lost in silence.
+/// Only this crate's code runs inside, and it neither locks again nor panics. So a `RefCell` is never borrowed twice.
+/// A panic would still be better than refusing access: then the only `R` to return would be one that silently loses a
+/// permit or a wake-up.
 pub trait Lock<T> {
-    /// Lends the state to `f`.
+    /// Calls `f` with the state.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
 }
 
@@ -65,9 +65,9 @@ impl<T> Lock<T> for Mutex<T> {
     }
 }
 
-// Nothing panics under a lock of this crate's, so that one which is poisoned all the same guards a state that is whole.
+// Nothing panics under a lock of this crate, so the state behind a poisoned lock is still consistent.
 
-/// Locks, and waits for whoever has it.
+/// Locks, and waits while the lock is held.
 #[cfg(all(feature = "std", not(loom)))]
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,15 +78,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     }
 }
 
-/// So many turns are spent before the second look at a lock that is held, as an exponent of two, and before the last one
-/// that does not let the thread sleep: some microseconds in all.
+/// Spins before each further look at a held lock, as exponents of two, from the second look to the last one before
+/// the thread may sleep: some microseconds in all.
 #[cfg(all(feature = "std", not(loom)))]
 const BACK_OFF: core::ops::RangeInclusive<u32> = 4..=7;
 
-/// Stays away from a lock that is held, for longer each time. Who holds it is done in less time than a thread takes to
-/// sleep and to wake, and is held up by everybody who looks: exponential back-off, after T. E. Anderson, "The Performance
-/// of Spin Lock Alternatives for Shared-Memory Multiprocessors" (IEEE Transactions on Parallel and Distributed Systems,
-/// 1990). With std's own way to wait two threads on one buffer take up to twice as long.
+/// Looks at a held lock again, at growing intervals. The holder needs less time than a thread takes to sleep and
+/// wake, and every look slows it down: exponential backoff, after T. E. Anderson, "The Performance of Spin Lock
+/// Alternatives for Shared-Memory Multiprocessors" (IEEE Transactions on Parallel and Distributed Systems, 1990).
+/// With std's own way of waiting, two threads on one buffer take up to twice as long.
 #[cfg(all(feature = "std", not(loom)))]
 #[cold]
 fn back_off<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,7 +101,7 @@ fn back_off<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As loom has it: a model has no time to spend.
+/// With loom: a model has no time to spend.
 #[cfg(all(feature = "std", loom))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,7 +114,7 @@ impl<T, L: Lock<T>> Lock<T> for alloc::sync::Arc<L> {
     }
 }
 
-/// Between tasks and interrupts, by whatever critical section the application brings.
+/// Between tasks and interrupts, with the application's critical section.
 #[cfg(feature = "critical-section")]
 impl<T> Lock<T> for critical_section::Mutex<RefCell<T>> {
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {

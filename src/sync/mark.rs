@@ -45,6 +45,13 @@ pub(crate) fn mark(cx: &Context<'_>) -> Option<Mark> {
     Marked::of(cx.waker())?.mark
 }
 
+/// Whether this is anything but a poll that waits for readiness on behalf of a request.
+#[cfg(feature = "std")]
+#[inline]
+pub(crate) fn is_marked(cx: &Context<'_>) -> bool {
+    Marked::of(cx.waker()).is_some()
+}
+
 /// Whether there is a request that this poll is for. If there is none, no clock of a request starts, and no error of a
 /// request's own counts as readiness.
 #[inline]

@@ -31,6 +31,8 @@ use core::task::{Context, Waker};
 #[cfg(feature = "std")]
 use std::panic::{catch_unwind, resume_unwind};
 
+#[cfg(feature = "std")]
+pub(crate) use self::mark::is_marked;
 pub(crate) use self::mark::{
     Mark, drive, has_request, is_drive, is_try, mark, own_work, prepare, try_poll, withdraw,
 };

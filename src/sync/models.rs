@@ -1,8 +1,8 @@
-//! Models of what threads share: loom runs each in all the orders in which its threads may take turns, and with all the
-//! values that a relaxed load may see. `ci/loom` runs them.
+//! Models of shared state: loom runs each in all the orders in which its threads can take turns, and with all the
+//! values that a relaxed load can see. `ci/loom` runs them.
 //!
-//! What must be found at the end is asserted, and a wake-up that is lost leaves a thread that waits for ever, which
-//! loom reports as a deadlock. What a model only counts by is core's, so that loom does not try its orders.
+//! The final state is asserted. A lost wake-up leaves a thread waiting forever, which loom reports as a deadlock.
+//! Counters that are not part of a model are core's, so that loom does not try their orders.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -40,7 +40,7 @@ impl Wake for Bell {
     }
 }
 
-/// Polls to the end. It waits for nothing but its waker; loom also tries a poll that nobody asked for.
+/// Polls to completion. It waits only for its waker; loom also tries a spurious poll.
 fn block_on<F: Future>(future: F) -> F::Output {
     let bell = Arc::new(Bell::default());
     let waker = Waker::from(bell.clone());
@@ -53,7 +53,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Polls once, with a waker that others wake in vain.
+/// Polls once, with a waker that does nothing.
 fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     let waker = Waker::from(Arc::new(Bell::default()));
     pin!(future).poll(&mut Context::from_waker(&waker))
@@ -72,7 +72,7 @@ async fn acquire(permit: &mut Permit) {
     poll_fn(|cx| permit.poll_acquire(cx)).await.unwrap();
 }
 
-/// Whoever has the permit counts on from where the one before has stopped, and sees that.
+/// The holder of the permit continues the count of the previous holder, and so sees its writes.
 fn count_on(semaphore: &Semaphore, count: &Word) {
     let mut permit = Permit::new(semaphore.clone());
     block_on(acquire(&mut permit));
@@ -182,7 +182,7 @@ impl Drop for Request {
     }
 }
 
-// With the request, so that an answer that stays behind counts.
+// Together with the request, so that an answer that is left behind counts.
 type Answer = Ready<Result<Request, Infallible>>;
 type Handle = Buffer<Request, Answer>;
 type Sent = Result<(), Error<Infallible>>;
@@ -192,7 +192,7 @@ fn pair(bound: usize) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     buffer::pair(service_fn(|request| ready(Ok(request))), bound)
 }
 
-/// The same, with its worker on a thread of its own.
+/// The same, with its worker on its own thread.
 fn answering(bound: usize) -> (Handle, JoinHandle<()>) {
     let (buffer, worker) = pair(bound);
     (buffer, thread::spawn(|| block_on(worker)))
@@ -203,7 +203,7 @@ fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Sent {
     block_on(buffer.call(Request::new(alive))).map(drop)
 }
 
-/// Sends one from another thread, which finds that it `ends` as it should.
+/// Sends a request from another thread, and checks how it `ends`.
 fn send_elsewhere(
     buffer: &Handle,
     alive: &Arc<AtomicUsize>,
@@ -253,14 +253,14 @@ fn senders_that_wait_for_room_get_it() {
     });
 }
 
-/// Two who come at once have the room that there is, and no other has it.
+/// Two tasks that come at once get the room that there is, and no other task has it.
 fn room_for_two(is_on_credit: bool) {
     loom::model(move || {
         let (mut other, worker) = pair(2 + usize::from(is_on_credit));
         let is_ready =
             |handle: &mut Handle| poll_once(poll_fn(|cx| handle.poll_ready(cx))).is_ready();
         let mut first = is_on_credit.then(|| other.clone());
-        // From here on the rest is to be had without the lock.
+        // From here on, the rest of the room can be taken without the lock.
         assert!(first.iter_mut().all(is_ready));
         let threads = [(); 2].map(|()| {
             let mut handle = other.clone();
@@ -292,12 +292,12 @@ fn room_that_is_taken_while_the_queue_closes_is_for_nothing() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = pair(2);
-        // The rest is to be had without the lock from here on.
+        // From here on, the rest of the room can be taken without the lock.
         assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
         let sender = send_elsewhere(&buffer, &alive, is_closed);
         buffer.close();
         assert!(is_closed(&send(&mut buffer, &alive)));
-        // What was sent before that would be served.
+        // A request sent before that would be served.
         drop(worker);
         join([sender]);
         assert_eq!(alive.load(SeqCst), 0);
@@ -322,7 +322,7 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
 #[test]
 fn a_request_given_up_behind_another_costs_that_nothing() {
     let mut model = loom::model::Builder::new();
-    // With one more it takes minutes.
+    // With one more preemption it takes minutes.
     model.preemption_bound = Some(2);
     model.check(|| {
         let alive = Arc::default();
@@ -330,7 +330,7 @@ fn a_request_given_up_behind_another_costs_that_nothing() {
         let first = buffer.call(Request::new(&alive));
         let second = buffer.call(Request::new(&alive));
         drop(buffer);
-        // Given up before, while or after the first is answered, which is handed over with the taking of the second.
+        // Given up before, while or after the first is answered, at which point the worker takes the second.
         let second = thread::spawn(move || {
             let _ = poll_once(second);
         });
@@ -476,7 +476,8 @@ fn permit_of_a_request_given_up_goes_to_others() {
         let given_up = buffer.call(Request::new(&alive));
         let gives_up = thread::spawn(move || drop(given_up));
         held.release();
-        // In line before the service, or behind it: the idle worker keeps neither the permit nor the place.
+        // Ahead of the service in the wait queue, or behind it: the idle worker keeps neither the permit nor the
+        // place.
         block_on(acquire(&mut held));
         join([gives_up]);
         drop(buffer);
@@ -494,7 +495,7 @@ fn room_of_a_request_given_up_while_its_service_is_asked_goes_to_who_waits() {
         assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
         let given_up = buffer.call(Request::new(&alive));
         let worker = thread::spawn(|| block_on(worker));
-        // In line, in the worker's hand, or back in line.
+        // Queued, with the worker, or put back.
         let gives_up = thread::spawn(move || {
             drop(given_up);
             gate.open();
@@ -525,7 +526,7 @@ fn a_service_comes_back_from_its_task_and_the_task_ends() {
         block_on(poll_fn(|cx| service.poll_ready(cx))).unwrap();
         drop(service.call(Request::new(&Arc::default())));
         join([opens]);
-        // And loom waits for the task.
+        // loom also waits for the task.
     });
 }
 
@@ -567,7 +568,7 @@ fn a_handle_that_goes_takes_its_task_with_it() {
 
 // Wakers of parts.
 
-/// Two threads tell of something and wake `nodes`; the task goes by what was told before.
+/// Two threads report something and wake `nodes`; the task acts on what was reported before.
 fn all_wakes_are_heard(parts: usize) {
     let mut wakes = Wakes::new();
     let nodes: Vec<_> = (0..parts).map(|id| wakes.node(id)).collect();
@@ -615,7 +616,7 @@ fn two_parts_that_are_woken_are_polled_both() {
     loom::model(|| all_wakes_are_heard(2));
 }
 
-// Words. Each is used first by the thread that made it, as `primitives` asks for.
+// Words. Each is used first by the thread that created it, as `primitives` requires.
 
 #[test]
 fn no_update_of_a_word_is_lost() {
@@ -655,7 +656,7 @@ impl Timer for Still {
     }
 }
 
-/// Takes a token, if there is one, and gives it back where it is not to be spent.
+/// Takes a token, if there is one, and gives it back unless it is to be spent.
 fn take_token(limiter: &Arc<Limiter>, spend: bool) -> bool {
     let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
     let mut limit = RateLimit::with_limiter(inner, limiter.clone(), Still);
@@ -666,7 +667,7 @@ fn take_token(limiter: &Arc<Limiter>, spend: bool) -> bool {
     is_ready
 }
 
-/// Two threads run `take`, and then it is run until it has nothing more: says how often it had.
+/// Two threads run `take`, and then it is run until nothing is left. Returns how often it succeeded.
 fn taken_by_all(take: impl Fn() -> bool + Clone + Send + 'static) -> usize {
     let threads: Vec<_> = (0..2)
         .map(|_| {
@@ -725,7 +726,8 @@ fn a_fixed_window_gets_a_token_back_once() {
     loom::model(|| a_token_comes_back_once(TWO.fixed_window()));
 }
 
-/// One waits, one gives up waiting, and the token that comes back is the first one's, whoever was granted it before.
+/// One task waits, one gives up waiting, and the returned token goes to the one that waits, whichever it was granted
+/// to.
 fn a_token_comes_to_who_waits(rate: Rate) {
     let limit = |limiter: &Arc<Limiter>| {
         let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
@@ -733,7 +735,7 @@ fn a_token_comes_to_who_waits(rate: Rate) {
     };
     let limiter = Arc::new(Limiter::new(rate));
     assert!(take_token(&limiter, true));
-    // What loom watches is made by the thread that uses it first, which is to be this one.
+    // What loom watches is created by the thread that uses it first, which has to be this one.
     assert!(take_token(&limiter, false));
     let mut held = limit(&limiter);
     assert!(poll_once(poll_fn(|cx| held.poll_ready(cx))).is_ready());

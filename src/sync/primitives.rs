@@ -1,4 +1,4 @@
-//! Locks and atomics: those of std and core, or under `--cfg loom`, for `ci/loom`, those that loom watches.
+//! Locks and atomics: those of std and core, or with `--cfg loom` (`ci/loom`) those that loom watches.
 
 #[cfg(not(loom))]
 #[allow(unused_imports, reason = "not every set of features has atomics")]
@@ -15,7 +15,7 @@ mod modelled {
 
     pub(crate) use loom::sync::MutexGuard;
 
-    /// Made when it is first used, since loom's own has no `const fn new`.
+    /// Created at its first use, since loom's has no `const fn new`.
     pub(crate) struct Mutex<T> {
         first: std::sync::Mutex<Option<T>>,
         mutex: OnceLock<loom::sync::Mutex<T>>,
@@ -45,8 +45,8 @@ mod modelled {
         pub(crate) use core::sync::atomic::Ordering;
         pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize};
 
-        /// Made when it is first used, since loom's own has no `const fn new`: so the thread that made what it is a
-        /// part of has to be the first to use it.
+        /// Created at its first use, since loom's has no `const fn new`. So the thread that created the value around
+        /// it has to use it first.
         #[derive(Debug)]
         pub(crate) struct AtomicU64 {
             first: u64,

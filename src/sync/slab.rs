@@ -6,19 +6,19 @@ const NIL: u32 = u32::MAX;
 
 /// Values at stable indices, which [`List`]s are threaded through.
 ///
-/// A slot that was freed is used again: once a slab has reached its working size nothing allocates. Its value stays
-/// where it is, vacant, so that large ones are moved no more than need be.
+/// Freed slots are reused: once a slab has reached its working size, nothing allocates. The value of a free slot
+/// stays in place, vacant, so that large values are not moved more than necessary.
 pub(crate) struct Slab<N: ?Sized> {
-    /// So many nodes have been used; behind them all are new.
+    /// How many nodes have been used; the rest are new.
     used: u32,
-    /// The first of those that are free again.
+    /// The first node in the list of freed ones.
     free: u32,
     nodes: N,
 }
 
-/// A value that can be nothing.
+/// A value that can be vacant.
 pub trait Vacant {
-    /// Nothing.
+    /// The vacant value.
     const VACANT: Self;
 }
 
@@ -32,13 +32,13 @@ impl<T> Vacant for Option<T> {
     reason = "it is reached by way of `Storage`, which Rust 1.85 does not see"
 )]
 pub trait Nodes {
-    /// What is in a node.
+    /// The value in a node.
     type Value: Vacant;
-    /// There will never be more nodes than there are.
+    /// Whether the number of nodes never changes.
     const FIXED: bool;
-    /// As many as there are.
+    /// All nodes.
     fn as_mut_slice(&mut self) -> &mut [Node<Self::Value>];
-    /// Adds one, where that can be done.
+    /// Adds a node, if possible.
     fn grow(&mut self);
 }
 
@@ -94,7 +94,7 @@ impl<T: Vacant> Node<T> {
     };
 }
 
-/// Where a value is in its [`Slab`].
+/// The position of a value in its [`Slab`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index(u32);
 
@@ -127,7 +127,7 @@ impl<T: Vacant, const N: usize> Slab<[Node<T>; N]> {
 }
 
 impl<N: Nodes + ?Sized> Slab<N> {
-    /// A vacant value, for as long as it is not [released](Self::release), or `None` where there is no room.
+    /// Returns a vacant value, reserved until it is [released](Self::release), or `None` if there is no room.
     pub(crate) fn claim(&mut self) -> Option<(Index, &mut N::Value)> {
         let is_new = self.free == NIL;
         let index = if is_new { self.used } else { self.free };
@@ -144,7 +144,7 @@ impl<N: Nodes + ?Sized> Slab<N> {
         Some((Index(index), &mut node.value))
     }
 
-    /// Lets go of a value; it must be vacant again, and in no list.
+    /// Frees a value; it must be vacant again, and in no list.
     pub(crate) fn release(&mut self, Index(index): Index) {
         let free = self.free;
         if let Some(node) = self.nodes().get_mut(index as usize) {
@@ -153,7 +153,7 @@ impl<N: Nodes + ?Sized> Slab<N> {
         }
     }
 
-    /// A value that was [claimed](Self::claim).
+    /// Returns a value that was [claimed](Self::claim).
     pub(crate) fn get_mut(&mut self, Index(index): Index) -> Option<&mut N::Value> {
         Some(&mut self.nodes().get_mut(index as usize)?.value)
     }
@@ -163,7 +163,7 @@ impl<N: Nodes + ?Sized> Slab<N> {
     }
 }
 
-/// A queue of values of one [`Slab`]. A value is in one list at the most. Every operation is O(1).
+/// A queue of values of one [`Slab`]. A value is in at most one list. Every operation is O(1).
 #[derive(Debug)]
 pub(crate) struct List {
     head: u32,
@@ -182,7 +182,7 @@ impl List {
         self.head == NIL
     }
 
-    /// The first.
+    /// The first value.
     #[cfg_attr(
         not(any(target_has_atomic = "64", feature = "critical-section")),
         allow(dead_code, reason = "of use to rate limits")
@@ -191,7 +191,7 @@ impl List {
         (!self.is_empty()).then_some(Index(self.head))
     }
 
-    /// Who comes after `index`, which is in this list.
+    /// The value after `index`, which must be in this list.
     #[cfg_attr(
         not(any(target_has_atomic = "64", feature = "critical-section")),
         allow(dead_code, reason = "of use to rate limits")
@@ -241,8 +241,8 @@ impl List {
         Some(first)
     }
 
-    /// Takes a value out of the middle; it must be in this list.
-    // `NIL` is the index of no node, so that an end of the list is where `get_mut` finds none.
+    /// Removes a value from anywhere in the list; it must be in this list.
+    // `NIL` is the index of no node, so at an end of the list `get_mut` returns `None`.
     pub(crate) fn unlink<N: Nodes + ?Sized>(&mut self, slab: &mut Slab<N>, Index(index): Index) {
         let nodes = slab.nodes();
         let Some(&mut Node { previous, next, .. }) = nodes.get_mut(index as usize) else {

@@ -1,4 +1,4 @@
-//! What the doubles make of a driven poll, whose mark is private.
+//! How the test doubles respond to a driven poll, whose mark is private.
 
 use core::future::poll_fn;
 use core::panic::AssertUnwindSafe;
@@ -36,7 +36,7 @@ fn a_driven_mock_is_not_ready() {
     let (mut mock, _handle) = mock::pair::<u32, u32>();
     assert!(matches!(driven(&mut mock), Poll::Ready(Ok(()))));
     assert!(panics(|| mock.call(1)));
-    // And what it was before is taken back.
+    // And the earlier readiness is given up.
     assert!(poll(&mut mock).is_ready());
     assert!(driven(&mut mock).is_ready());
     assert!(panics(|| mock.call(1)));
@@ -82,7 +82,7 @@ fn a_driven_request_takes_its_fault_along() {
         assert!(poll(&mut service).is_pending());
         sleep(SECOND).await;
         assert!(driven(&mut service).is_ready());
-        // The next request has a pause of its own, and is paused by nothing before it is asked for.
+        // The next request has its own pause, and a driven poll does not start it before there is such a request.
         assert!(driven(&mut service).is_ready());
         assert!(poll(&mut service).is_pending());
         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
@@ -135,13 +135,13 @@ fn readiness_may_be_given_up_when_driven() {
     assert_eq!(probe.reserved(), 1);
     assert!(driven(&mut service).is_ready());
     assert_eq!(probe.reserved(), 0);
-    // Somebody else takes it.
+    // Another task takes it.
     assert!(poll(&mut mock).is_ready());
     drop(mock.call(1));
     assert!(poll(&mut service).is_pending());
     assert!(try_poll(|cx| Service::<u32>::poll_ready(&mut service, cx)).is_pending());
     probe.assert_kept();
-    // A failure is one, driven or not.
+    // A failure is a failure, driven or not.
     handle.send_error("broken");
     assert!(matches!(driven(&mut service), Poll::Ready(Err(_))));
     let _ = driven(&mut service);

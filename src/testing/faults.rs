@@ -1,21 +1,21 @@
-//! Injects faults, by a seed: delays, errors, panics, and services that never answer or are never ready.
+//! Injects faults from a seed: delays, errors, panics, and services that never answer or are never ready.
 //!
-//! [`Faults`] is a layer. Each fault has a chance of its own, which is 0 at first, and is drawn for each request: the
-//! same seed and the same order of requests give the same faults. All services of a layer, and their clones, draw
-//! from one generator.
+//! [`Faults`] is a layer. Each fault has its own chance, initially 0, and is drawn for each request: the same seed
+//! and the same order of requests give the same faults. All services of a layer, and their clones, share one
+//! generator.
 //!
 //! | method | what happens to a request |
 //! |---|---|
-//! | [`delays`](Faults::delays) | its response comes later, or any of the following does |
+//! | [`delays`](Faults::delays) | its response, or any of the following faults, comes later |
 //! | [`errors`](Faults::errors) | it fails with [`Injected`], and does not reach the inner service |
 //! | [`panics`](Faults::panics) | its response future panics, and it does not reach the inner service |
 //! | [`call_panics`](Faults::call_panics) | its `call` panics |
 //! | [`never_answers`](Faults::never_answers) | its response never comes, and it does not reach the inner service |
-//! | [`forgets_wakers`](Faults::forgets_wakers) | its response future is pending once, and wakes nobody: a bug, which a [`Runtime`](super::Runtime) reports as a deadlock |
+//! | [`forgets_wakers`](Faults::forgets_wakers) | its response future is pending once without waking the task: a bug, which a [`Runtime`](super::Runtime) reports as a deadlock |
 //! | [`pauses`](Faults::pauses) | the service is not ready for some time before it |
-//! | [`never_ready`](Faults::never_ready) | the service is not ready for it, ever: a clone may be |
+//! | [`never_ready`](Faults::never_ready) | the service never becomes ready for it; a clone may |
 //!
-//! A request that does not reach the inner service leaves that service ready, for the next one.
+//! If a request does not reach the inner service, that service remains ready for the next one.
 //!
 //! # Examples
 //!
@@ -77,7 +77,7 @@ struct Plan {
 }
 
 impl Faults {
-    /// No faults yet; they are drawn from `seed`, and delays are in the virtual time of [`Sim`].
+    /// A layer without faults yet. They are drawn from `seed`, and delays use the virtual time of [`Sim`].
     pub fn new(seed: u64) -> Self {
         Self::with_timer(seed, Sim)
     }
@@ -95,7 +95,7 @@ macro_rules! chances {
             valid(self.$try(chance))
         }
 
-        #[doc = concat!("As [`", stringify!($method), "`](Self::", stringify!($method), "), with a typed error.")]
+        #[doc = concat!("Like [`", stringify!($method), "`](Self::", stringify!($method), "), with a typed error.")]
         ///
         /// # Errors
         ///
@@ -108,7 +108,7 @@ macro_rules! chances {
 }
 
 impl<T> Faults<T> {
-    /// No faults yet; they are drawn from `seed`, and delays are on `timer`.
+    /// A layer without faults yet. They are drawn from `seed`, and delays use `timer`.
     pub fn with_timer(seed: u64, timer: T) -> Self {
         Self {
             plan: Plan::default(),
@@ -117,7 +117,7 @@ impl<T> Faults<T> {
         }
     }
 
-    /// Holds a request up for a time of `range` before anything else happens to it.
+    /// Delays a request by a time in `range`, before anything else happens to it.
     ///
     /// # Panics
     ///
@@ -127,7 +127,7 @@ impl<T> Faults<T> {
         valid(self.try_delays(chance, range))
     }
 
-    /// As [`delays`](Self::delays), with a typed error.
+    /// Like [`delays`](Self::delays), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl<T> Faults<T> {
         Ok(self)
     }
 
-    /// Is not ready for a time of `range` before a request.
+    /// Is not ready for a time in `range` before a request.
     ///
     /// # Panics
     ///
@@ -151,7 +151,7 @@ impl<T> Faults<T> {
         valid(self.try_pauses(chance, range))
     }
 
-    /// As [`pauses`](Self::pauses), with a typed error.
+    /// Like [`pauses`](Self::pauses), but returns a typed error.
     ///
     /// # Errors
     ///
@@ -174,9 +174,9 @@ impl<T> Faults<T> {
         call_panics, try_call_panics: call_panic;
         /// Never answers a request.
         never_answers, try_never_answers: never_answer;
-        /// Is not ready, ever.
+        /// Never becomes ready.
         never_ready, try_never_ready: never_ready;
-        /// Is pending once when the response future is polled, without waking anybody later.
+        /// Is pending once when the response future is polled, without waking the task later.
         forgets_wakers, try_forgets_wakers: forget;
     }
 }
@@ -190,7 +190,7 @@ fn valid<T>(faults: Result<Faults<T>, InvalidChance>) -> Faults<T> {
 }
 
 fn check(chance: f64) -> Result<f64, InvalidChance> {
-    // False for a NaN, too.
+    // False for a NaN as well.
     match (0.0..=1.0).contains(&chance) {
         true => Ok(chance),
         false => Err(InvalidChance(chance)),
@@ -224,7 +224,7 @@ enum Readiness<A> {
         until: Instant,
     },
     Never,
-    /// As the inner service is.
+    /// As ready as the inner service.
     Open,
 }
 
@@ -243,7 +243,7 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         if is_drive(cx) {
-            // What was drawn goes with the request it was drawn for.
+            // Drop the draw, together with the request it was for.
             self.readiness = Readiness::Fresh;
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
@@ -284,7 +284,7 @@ where
     }
 }
 
-// A clone was never polled ready.
+// A clone starts out unpolled.
 impl<S: Clone, T: Timer + Clone> Clone for Faulty<S, T> {
     fn clone(&self) -> Self {
         Self {
@@ -304,7 +304,7 @@ impl<S: fmt::Debug, T: Timer> fmt::Debug for Faulty<S, T> {
     }
 }
 
-/// What becomes of a request, after its delay.
+/// What happens to a request after its delay.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Pass,
@@ -323,7 +323,7 @@ impl<T: Timer> Faults<T> {
 
     fn time((chance, range): &(f64, Range<Duration>), drawn: [f64; 2]) -> Option<Duration> {
         let span = range.end.saturating_sub(range.start);
-        // A draw is below 1, and so the time is within the range.
+        // A draw is below 1, so the time is within the range.
         (drawn[0] < *chance).then(|| range.start.saturating_add(span.mul_f64(drawn[1])))
     }
 
@@ -342,7 +342,7 @@ impl<T: Timer> Faults<T> {
         }
     }
 
-    /// As many draws for each request, so that a fault that is added does not change the others.
+    /// The number of draws per request is fixed, so that adding a fault does not change the others.
     fn draw_fate(&self) -> (Option<Duration>, Fate) {
         let [delay, time, call_panic, panic, error, never, forget] = self.draw();
         let plan = &self.plan;
@@ -373,7 +373,7 @@ pin_project! {
         #[pin]
         inner: Option<F>,
         fate: Fate,
-        // Until it is first polled, then in `sleep`.
+        // Set until the first poll; then `sleep` has it.
         delay: Option<Duration>,
         #[pin]
         sleep: Option<T::Sleep>,
@@ -426,7 +426,7 @@ impl<F: fmt::Debug, T: Timer> fmt::Debug for ResponseFuture<F, T> {
 /// How a [`Faulty`] fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error<E> {
-    /// As it was drawn.
+    /// The fault was drawn.
     Injected(Injected),
     /// The inner service failed.
     Service(E),
@@ -435,7 +435,7 @@ pub enum Error<E> {
 flatten!(Error: Injected);
 
 leaf_error! {
-    /// An error that was injected.
+    /// An injected error.
     Injected, "injected fault"
 }
 

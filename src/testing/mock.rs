@@ -1,17 +1,10 @@
-//! A service whose requests come out at a handle, where the test answers them.
+//! A service whose requests arrive at a handle, where the test answers them.
 //!
-//! [`pair`] gives the service and its [`Handle`], [`spawn_layer`] puts a layer around it and gives it in a [`Spawn`],
-//! which polls it by hand. They need no runtime, and work on any.
+//! [`pair`] makes the service and its [`Handle`]. [`spawn_layer`] wraps the service in a layer and in a [`Spawn`],
+//! with which the test polls it by hand. They need no runtime, and work on any.
 //!
-//! A mock is ready until the handle says otherwise ([`Handle::allow`], [`Handle::send_error`]). It panics when it is
-//! called without having been ready, since that is a mistake of the middleware around it.
-//!
-//! # Differences from tower-test
-//!
-//! - The error is a parameter, a `BoxError` by default. Another type needs a `From<Closed>`, for when the handle
-//!   is gone.
-//! - A readiness that is only tried, as by [`LoadShed`](crate::load_shed), registers no waiter. When nobody waits for it any
-//!   more, as in an idle [`Buffer`](crate::buffer), it is taken back.
+//! A mock is ready unless the handle says otherwise ([`Handle::allow`], [`Handle::send_error`]). It panics if it is
+//! called without being ready, since that is a bug of the middleware around it.
 //!
 //! # Examples
 //!
@@ -35,6 +28,13 @@
 //! assert!(service.is_woken());
 //! assert!(matches!(service.poll_ready(), Poll::Ready(Ok(()))));
 //! ```
+//!
+//! # Differences from tower-test
+//!
+//! - The error is a parameter, a `BoxError` by default. Another type needs a `From<Closed>`, for when the handle is
+//!   gone.
+//! - A poll that only tries whether the mock is ready, like that of [`LoadShed`](crate::load_shed), registers no
+//!   waiter. If no task waits for the readiness any longer, as in an idle [`Buffer`](crate::buffer), it is given up.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -53,12 +53,12 @@ use futures_core::Stream;
 use crate::sync::{Mark, mark, try_poll};
 use crate::{BoxError, Layer, Service};
 
-/// A mock in a [`Spawn`], and its handle.
+/// Makes a mock in a [`Spawn`], and its handle.
 pub fn spawn<T, U>() -> (Spawn<Mock<T, U>>, Handle<T, U>) {
     spawn_with(|mock| mock)
 }
 
-/// What `wrap` makes of a mock in a [`Spawn`], and the mock's handle.
+/// Makes a mock wrapped by `wrap` in a [`Spawn`], and the mock's handle.
 pub fn spawn_with<T, U, F, S>(wrap: F) -> (Spawn<S>, Handle<T, U>)
 where
     F: FnOnce(Mock<T, U>) -> S,
@@ -67,7 +67,7 @@ where
     (Spawn::new(wrap(mock)), handle)
 }
 
-/// A mock with `layer` around it in a [`Spawn`], and the mock's handle.
+/// Makes a mock wrapped by `layer` in a [`Spawn`], and the mock's handle.
 pub fn spawn_layer<T, U, L>(layer: L) -> (Spawn<L::Service>, Handle<T, U>)
 where
     L: Layer<Mock<T, U>>,
@@ -75,18 +75,18 @@ where
     spawn_with(|mock| layer.layer(mock))
 }
 
-/// A mock and its handle. See [`Mock::pair`] for one with another error.
+/// Makes a mock and its handle. See [`Mock::pair`] for another error type.
 pub fn pair<T, U>() -> (Mock<T, U>, Handle<T, U>) {
     Mock::pair()
 }
 
-/// A service whose requests come out at a [`Handle`].
+/// A service whose requests arrive at a [`Handle`].
 ///
-/// A clone has a readiness of its own, and the same handle. See the [module](self) for an example.
+/// A clone has its own readiness, and the same handle. See the [module](self) for an example.
 pub struct Mock<T, U, E = BoxError> {
     requests: mpsc::UnboundedSender<Request<T, U, E>>,
     shared: Arc<Shared<E>>,
-    // By which its waker is known.
+    // Identifies its waker.
     id: u64,
     is_ready: bool,
 }
@@ -94,7 +94,9 @@ pub struct Mock<T, U, E = BoxError> {
 type Request<T, U, E> = (T, SendResponse<U, E>);
 
 impl<T, U, E> Mock<T, U, E> {
-    /// A mock that fails with an `E`, and its handle.
+    /// Makes a mock with the error type `E`, and its handle.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::testing::mock::{Closed, Mock};
@@ -189,7 +191,7 @@ impl<T, U, E: From<Closed>> Service<T> for Mock<T, U, E> {
     }
 }
 
-// A clone was never polled ready.
+// A clone starts out unpolled.
 impl<T, U, E> Clone for Mock<T, U, E> {
     fn clone(&self) -> Self {
         let id = {
@@ -252,7 +254,7 @@ leaf_error! {
     Closed, "mock closed"
 }
 
-/// Where the requests of a [`Mock`] come out.
+/// Receives the requests of a [`Mock`].
 ///
 /// When it is dropped, the mock fails with [`Closed`].
 pub struct Handle<T, U, E = BoxError> {
@@ -261,24 +263,24 @@ pub struct Handle<T, U, E = BoxError> {
 }
 
 impl<T, U, E> Handle<T, U, E> {
-    /// Waits for the next request. `None` when all clones of the mock are gone.
+    /// Waits for the next request. `None` if all clones of the mock are gone.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no request.
+    /// Dropping the future does not lose a request.
     pub async fn next_request(&mut self) -> Option<(T, SendResponse<U, E>)> {
         poll_fn(|cx| Pin::new(&mut self.requests).poll_next(cx)).await
     }
 
-    /// The next request, if it is there. Nobody is woken when one comes.
+    /// Returns the next request, if there is one. No task is woken when one arrives.
     pub fn poll_request(&mut self) -> Poll<Option<(T, SendResponse<U, E>)>> {
         try_poll(|cx| Pin::new(&mut self.requests).poll_next(cx))
     }
 
-    /// Is ready for `num` requests more, and for no other until this is called again. At first there is no
-    /// limit.
+    /// Makes the mock ready for `num` more requests, and for no others until this is called again. Initially there is
+    /// no limit.
     ///
-    /// A mock that was ready stays so.
+    /// A mock that was ready remains ready.
     pub fn allow(&mut self, num: u64) {
         let woken = {
             let mut state = self.shared.lock();
@@ -292,7 +294,7 @@ impl<T, U, E> Handle<T, U, E> {
         wake(woken);
     }
 
-    /// Fails the next `poll_ready`, of whichever clone.
+    /// Fails the next `poll_ready` of any clone.
     pub fn send_error(&mut self, error: impl Into<E>) {
         let error = Some(error.into());
         let (woken, replaced) = {
@@ -324,17 +326,17 @@ impl<T, U, E> fmt::Debug for Handle<T, U, E> {
     }
 }
 
-/// Answers one request. Dropped, it fails the request with [`Closed`].
+/// Answers one request. If it is dropped, the request fails with [`Closed`].
 #[must_use = "a request is not answered unless something is sent"]
 pub struct SendResponse<U, E = BoxError>(oneshot::Sender<Result<U, E>>);
 
 impl<U, E> SendResponse<U, E> {
-    /// Answers with `response`. If the response future is gone, this does nothing.
+    /// Answers with `response`. Does nothing if the response future is gone.
     pub fn send_response(self, response: U) {
         let _ = self.0.send(Ok(response));
     }
 
-    /// Answers with `error`. If the response future is gone, this does nothing.
+    /// Answers with `error`. Does nothing if the response future is gone.
     pub fn send_error(self, error: impl Into<E>) {
         let _ = self.0.send(Err(error.into()));
     }
@@ -353,7 +355,9 @@ impl<U, E> fmt::Debug for SendResponse<U, E> {
     }
 }
 
-/// A service, or a future, that is polled by hand, and knows whether it was woken.
+/// A service or future that is polled by hand, and knows whether it was woken.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::testing::mock::Spawn;
@@ -384,7 +388,7 @@ impl Wake for Woken {
 }
 
 impl<S> Spawn<S> {
-    /// Puts `inner` into the test's hands.
+    /// Wraps `inner`, to be polled by hand.
     pub fn new(inner: S) -> Self {
         Self {
             inner,
@@ -392,17 +396,17 @@ impl<S> Spawn<S> {
         }
     }
 
-    /// Whether it was woken since it was last polled.
+    /// Whether it was woken since the last poll.
     pub fn is_woken(&self) -> bool {
         self.woken.0.load(Ordering::SeqCst)
     }
 
-    /// How many hold its waker, itself included: never 0.
+    /// How many references to its waker there are, including its own: never 0.
     pub fn waker_ref_count(&self) -> usize {
         Arc::strong_count(&self.woken)
     }
 
-    /// Asks the service once whether it is ready.
+    /// Polls the service once for readiness.
     #[track_caller]
     pub fn poll_ready<Request>(&mut self) -> Poll<Result<(), S::Error>>
     where
@@ -442,14 +446,14 @@ impl<S: Clone> Clone for Spawn<S> {
     }
 }
 
-/// What a mock and its handle share. Wakers are neither cloned, woken nor dropped under the lock.
+/// The shared state of a mock and its handle. Wakers are neither cloned, woken nor dropped under the lock.
 struct Shared<E>(Mutex<State<E>>);
 
 struct State<E> {
     allowed: u64,
     error: Option<E>,
     is_closed: bool,
-    // At most one for each clone.
+    // At most one per clone.
     waiting: Vec<(u64, Waker)>,
     next_id: u64,
 }

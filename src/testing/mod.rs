@@ -1,18 +1,13 @@
-//! For tests of services and middleware: a runtime with virtual time, a mock service, a probe, faults.
+//! Tools to test services and middleware: a runtime with virtual time, a mock service, a probe, fault injection.
 //!
-//! - [`Runtime`] runs a test in virtual time, in an order that is drawn from a seed. A lost wake-up is a
-//!   [`Deadlock`] that names the tasks which wait. [`Sim`] is the runtime for middleware: this module mirrors
-//!   the tree of this crate, so that `campanile::testing::ServiceBuilder` builds stacks that run in it.
-//! - [`mock`] is a service whose requests the test answers, on any runtime or on none, as tower-test's.
-//! - [`Probe`] watches whether middleware keeps the contract of [`Service`].
-//! - [`Faults`] makes a service slow, flaky or broken, by a seed.
+//! - [`Runtime`] runs a test in virtual time, in an order drawn from a seed. A lost wake-up becomes a [`Deadlock`]
+//!   that names the waiting tasks. [`Sim`] is the runtime for middleware: this module mirrors the tree of this crate,
+//!   so `campanile::testing::ServiceBuilder` builds stacks that run in it.
+//! - [`mock`] is a service whose requests the test answers, on any runtime or without one, like tower-test's.
+//! - [`Probe`] watches whether middleware follows the contract of [`Service`].
+//! - [`Faults`] makes a service slow, flaky or broken, from a seed.
 //!
-//! It needs the feature `testing`, which belongs into `[dev-dependencies]`.
-//!
-//! # Differences from tower-test
-//!
-//! - It needs no tokio.
-//! - A mock's error can be a type of one's own: [`Mock::pair`](mock::Mock::pair).
+//! It needs the feature `testing`, which belongs in `[dev-dependencies]`.
 //!
 //! # Examples
 //!
@@ -40,6 +35,11 @@
 //! // No real time has passed.
 //! assert_eq!(runtime.elapsed(), Duration::from_secs(10));
 //! ```
+//!
+//! # Differences from tower-test
+//!
+//! - It does not need tokio.
+//! - A mock's error can be your own type: [`Mock::pair`](mock::Mock::pair).
 
 #[cfg(test)]
 mod driven;
@@ -58,15 +58,16 @@ pub use sim::{JoinHandle, Sim, Sleep, advance, idle, now, sleep, spawn, spawn_na
 pub use stuck::{Deadlock, Livelock, Stuck, TaskInfo};
 pub use trace::{Event, Trace, What};
 
-/// Asserts that the next request at a mock's [`Handle`](mock::Handle) is equal to a value, and gives what
-/// answers it.
+/// Asserts that the next request at a mock's [`Handle`](mock::Handle) equals a value, and returns the
+/// [`SendResponse`](mock::SendResponse) for it.
 ///
-/// To be used in an `async` block or function: it waits for the request. A message may follow, as in
-/// `assert_eq!`.
+/// Use it in an `async` block or function, since it waits for the request. A message may follow, as in `assert_eq!`.
 ///
 /// # Panics
 ///
 /// If the request is another one, or if there will be none because the mock is gone.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::testing::{assert_request_eq, mock};

@@ -1,17 +1,17 @@
-//! Watches whether middleware keeps the contract of [`Service`].
+//! Watches whether middleware follows the contract of [`Service`].
 //!
-//! A [`Probe`] is a layer to be put beneath the middleware in question, and tells the test what it saw:
+//! A [`Probe`] is a layer to put beneath the middleware in question. It tells the test about:
 //!
 //! - a call without readiness, or after an error of `poll_ready`;
 //! - a `poll_ready` after an error of `poll_ready`;
-//! - a response future polled again after it was complete;
-//! - a `poll_ready` that is pending after it was ready, which is a breach of the service *beneath* the probe;
-//! - readiness that is kept, and neither used nor dropped ([`Probe::reserved`]), at a moment when the test
-//!   knows that there should be none.
+//! - a response future that is polled again after completion;
+//! - a `poll_ready` that is pending after it was ready, which is a breach by the service *beneath* the probe;
+//! - a service that is ready and neither called nor dropped ([`Probe::reserved`]), at a moment when the test knows
+//!   that there should be none.
 //!
-//! A breach is noted with the line of code that did it, and goes on to the inner service; the probe panics
-//! with all of them when it is dropped, in the thread of the test. So one that happens in a background task or in another
-//! thread is not lost, and does not change what the middleware does.
+//! A breach is recorded with the line of code that caused it, and is passed on to the inner service. When the probe
+//! is dropped, in the thread of the test, it panics with all of them. So a breach in a background task or in another
+//! thread is not lost, and recording it does not change what the middleware does.
 //!
 //! # Examples
 //!
@@ -61,33 +61,37 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe that has seen nothing. Its services are made by `layer(&probe)`.
+    /// Makes a probe. `layer(&probe)` makes its services.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The breaches so far, in order, for the test to judge: after this the probe has forgotten them.
+    /// Returns the breaches so far, in order. The probe then forgets them.
     #[must_use = "the breaches are forgotten; `assert_kept` fails if there are any"]
     pub fn take_violations(&self) -> Vec<Violation> {
         take(&mut self.shared.lock().violations)
     }
 
+    /// Checks the contract so far.
+    ///
     /// # Panics
     ///
-    /// If the contract was broken so far. The message has each rule and the line that broke it.
+    /// If it was broken. The message has each rule and the line that broke it.
     #[track_caller]
     pub fn assert_kept(&self) {
         let violations = self.take_violations();
         assert!(violations.is_empty(), "{}", Report(&violations));
     }
 
-    /// How many services are reserved: were polled ready, and neither called nor dropped.
+    /// Returns how many services are reserved: polled ready, and neither called nor dropped since.
     #[must_use]
     pub fn reserved(&self) -> usize {
         self.shared.lock().reserved
     }
 
+    /// Checks that no service is reserved.
+    ///
     /// # Panics
     ///
     /// If a service is [reserved](Self::reserved).
@@ -100,25 +104,25 @@ impl Probe {
         );
     }
 
-    /// How many calls were made.
+    /// Returns how many calls were made.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.shared.lock().calls
     }
 
-    /// How many responses are under way: neither complete nor dropped.
+    /// Returns how many responses are in flight: neither complete nor dropped.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.lock().in_flight
     }
 
-    /// How many responses were under way at once, at the most.
+    /// Returns the largest number of responses in flight at once.
     #[must_use]
     pub fn max_in_flight(&self) -> usize {
         self.shared.lock().max_in_flight
     }
 
-    /// How many services and clones of them there are.
+    /// Returns how many services there are, clones included.
     #[must_use]
     pub fn alive(&self) -> usize {
         self.shared.lock().alive
@@ -175,7 +179,7 @@ where
             // It has given up what it had reserved.
             _ if is_drive(cx) => self.link.set(Asked::Nothing),
             Poll::Pending => {
-                // What was ready only to fail its request is no longer so when there is no request yet.
+                // A service that was ready only to fail a request may be pending again before there is one.
                 if self.link.asked == Asked::Ready && has_request(cx) {
                     self.link.note(Rule::ReadinessLost);
                 }
@@ -202,7 +206,7 @@ where
     }
 }
 
-// A clone was never polled ready.
+// A clone starts out unpolled.
 impl<S: Clone> Clone for Probed<S> {
     fn clone(&self) -> Self {
         let inner = self.inner.clone();
@@ -247,19 +251,19 @@ impl<F: Future> Future for ResponseFuture<F> {
     }
 }
 
-/// A part of the contract.
+/// A rule of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rule {
-    /// A call is made after `poll_ready` was ready, and one only.
+    /// Call a service only after `poll_ready` was ready, and only once.
     CalledUnready,
-    /// A service whose `poll_ready` failed is not called.
+    /// Do not call a service whose `poll_ready` failed.
     CalledAfterError,
-    /// A service whose `poll_ready` failed is not polled again.
+    /// Do not poll a service whose `poll_ready` failed.
     PolledAfterError,
-    /// A response future that was ready is not polled again.
+    /// Do not poll a response future again after completion.
     PolledAfterCompletion,
-    /// A service that was ready stays so until it is called. Here it is the inner service that broke it.
+    /// A ready service stays ready until it is called. This rule is for the inner service.
     ReadinessLost,
 }
 
@@ -279,9 +283,9 @@ impl fmt::Display for Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Violation {
-    /// What was broken.
+    /// The broken rule.
     pub rule: Rule,
-    /// Where the call or the poll was made.
+    /// The line that made the call or the poll.
     pub caller: &'static Location<'static>,
 }
 
@@ -341,7 +345,7 @@ enum Asked {
     Failed,
 }
 
-/// One service's connection to its probe.
+/// The connection of one service to its probe.
 struct Link {
     shared: Arc<Shared>,
     asked: Asked,
@@ -354,7 +358,7 @@ impl Link {
     }
 
     fn set(&mut self, asked: Asked) {
-        // A service that failed has failed.
+        // A failed service remains failed.
         if self.asked == Asked::Failed {
             return;
         }
@@ -381,7 +385,7 @@ impl fmt::Debug for Link {
     }
 }
 
-/// A response that is under way.
+/// A response in flight.
 struct Flight {
     shared: Arc<Shared>,
     is_over: bool,

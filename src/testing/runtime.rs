@@ -23,23 +23,22 @@ use crate::Instant;
 use crate::sync::wake_all;
 use crate::util::rng::{Rng, SplitMix64};
 
-/// So many polls without time moving are a livelock, unless [`Runtime::polls_per_moment`] says otherwise.
+/// This many polls without time moving are a livelock, unless [`Runtime::polls_per_moment`] sets another number.
 const POLLS_PER_MOMENT: u64 = 1_000_000;
 
-/// A runtime on one thread, with virtual time, in which everything happens in an order drawn from a seed.
+/// A single-threaded runtime with virtual time, in which everything happens in an order drawn from a seed.
 ///
-/// Time starts at 0 and stands still while any task is awake. When all wait it jumps to the next deadline, so
-/// an hour's sleep takes no time. Deadlines of the same moment fire together, in the order in which they were
-/// first waited for; which of the tasks that are awake is polled next is drawn from the seed. The same seed and the
-/// same program give the same [trace](Self::trace), as long as nothing else in the program is random: a
-/// std `HashMap` is, and so is the jitter of a [`backoff`](crate::retry::backoff) unless it is given a
-/// [`SplitMix64`].
+/// Time starts at 0 and stands still while any task is awake. When all tasks wait, it jumps to the next deadline, so
+/// an hour's sleep takes no time. Equal deadlines fire together, in the order in which they were first waited for.
+/// Which of the awake tasks is polled next is drawn from the seed. The same seed and the same program give the same
+/// [trace](Self::trace), provided nothing else in the program is random. A std `HashMap` is, and so is the jitter of
+/// a [`backoff`](crate::retry::backoff) unless it uses a [`SplitMix64`].
 ///
-/// What waits for another thread, a socket or a real clock is not seen: when all tasks wait and no deadline is
-/// set, that is a deadlock, and [`block_on`](Self::block_on) says which tasks wait. Wakers may be used in any
-/// thread all the same. A poll that does not return hangs here as everywhere.
+/// The runtime does not see waits for another thread, a socket or a real clock: if all tasks wait and there is no
+/// deadline, that is a deadlock, and [`block_on`](Self::block_on) says which tasks wait. Nevertheless, wakers may be
+/// used in any thread. A poll that does not return hangs here as everywhere.
 ///
-/// Dropping it drops its tasks, inside of its context.
+/// Dropping the runtime drops its tasks, inside its context.
 ///
 /// # Examples
 ///
@@ -66,7 +65,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// A runtime whose order of events is drawn from `seed`.
+    /// Makes a runtime whose order of events is drawn from `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -82,35 +81,35 @@ impl Runtime {
         }
     }
 
-    /// Counts it as a livelock when `polls` polls are made without time moving; 0 counts as 1. At first it is a
-    /// million.
+    /// Sets how many polls without time moving are a livelock; 0 counts as 1. The default is a million.
     #[must_use]
     pub fn polls_per_moment(self, polls: u64) -> Self {
         self.world.polls_per_moment.set(polls.max(1));
         self
     }
 
-    /// Keeps every event from now on for [`trace`](Self::trace): 24 bytes for each.
+    /// Keeps every event from now on for [`trace`](Self::trace), at 24 bytes each.
     #[must_use]
     pub fn recorded(self) -> Self {
         self.world.shared.lock().trace.record();
         self
     }
 
-    /// Runs `future`, and with it the tasks it starts, until `future` ends.
+    /// Runs `future`, and the tasks that it starts, until `future` completes.
     ///
-    /// Tasks that have not ended then go on at the next `block_on`.
+    /// The remaining tasks continue at the next `block_on`.
     ///
     /// # Errors
     ///
-    /// [`Stuck::Deadlock`] when every task waits and no deadline is set: mostly a wake-up was lost.
-    /// [`Stuck::Livelock`] when tasks keep waking one another and time never moves. `future` is dropped then.
+    /// Returns [`Stuck::Deadlock`] if every task waits and there is no deadline: usually a wake-up was lost. Returns
+    /// [`Stuck::Livelock`] if tasks keep waking each other and time never moves. `future` is then dropped.
     ///
     /// # Panics
     ///
-    /// When a task panics that was started by a `spawn`, the panic goes on here. That task is gone; the others go
-    /// on at the next `block_on`. (A panic in a task of middleware, started through [`Sim`](super::Sim) as an [`Executor`](crate::Executor), stays
-    /// in that task, as it does on every runtime.) It panics also when it is called inside of itself.
+    /// If a task started by `spawn` panics, the panic continues here. That task is gone; the others continue at the
+    /// next `block_on`. (A panic in a task of middleware, started through [`Sim`](super::Sim) as an
+    /// [`Executor`](crate::Executor), stays in that task, as on every runtime.) It also panics if it is called inside
+    /// itself.
     #[track_caller]
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, Stuck> {
         assert!(
@@ -123,14 +122,14 @@ impl Runtime {
         self.world.run(pin!(future), &main)
     }
 
-    /// Runs `f` inside of this runtime's context, where `Sim` works: to make a service or to poll by hand. No
-    /// task runs meanwhile.
+    /// Runs `f` inside this runtime's context, where `Sim` works: to make a service or to poll by hand. No task runs
+    /// meanwhile.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
         let _context = Inside::enter(&self.world);
         f()
     }
 
-    /// Starts a task, which runs during the next [`block_on`](Self::block_on).
+    /// Starts a task, which runs in the next [`block_on`](Self::block_on).
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
@@ -139,31 +138,31 @@ impl Runtime {
         JoinHandle::spawn(&self.world, None, future, Location::caller())
     }
 
-    /// The moment it is: nanoseconds since the start.
+    /// Returns the current time: nanoseconds since the start.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.world.shared.lock().now
     }
 
-    /// How much time has passed since the start.
+    /// Returns the time since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.now().saturating_duration_since(Instant::from_nanos(0))
     }
 
-    /// How many tasks have neither ended nor panicked.
+    /// Returns how many tasks have neither completed nor panicked.
     #[must_use]
     pub fn tasks(&self) -> usize {
         self.world.tasks.borrow().live()
     }
 
-    /// How many deadlines are waited for. What is dropped leaves none behind.
+    /// Returns how many deadlines are set. Waits that are dropped leave none behind.
     #[must_use]
     pub fn deadlines(&self) -> usize {
         self.world.shared.lock().timers.len()
     }
 
-    /// What has happened so far.
+    /// Returns what has happened so far.
     #[must_use]
     pub fn trace(&self) -> Trace {
         self.world.shared.lock().trace.clone()
@@ -175,7 +174,7 @@ impl Drop for Runtime {
         let world = &self.world;
         let _context = Inside::enter(world);
         world.closed.set(true);
-        // One at a time: dropping a task may run anything, that it asks for its runtime too.
+        // One at a time: dropping a task may run any code, which may use the runtime.
         let mut index = 0;
         loop {
             let task = {
@@ -205,34 +204,34 @@ impl fmt::Debug for Runtime {
     }
 }
 
-/// What belongs to the thread.
+/// The state of the thread.
 pub(super) struct World {
     pub(super) shared: Arc<Shared>,
     tasks: RefCell<Tasks>,
     rng: RefCell<SplitMix64>,
     polls_per_moment: Cell<u64>,
-    // How many tasks were made so far, each `block_on` included.
+    // The number of tasks made so far, including each `block_on`.
     made: Cell<u64>,
     running: Cell<bool>,
     closed: Cell<bool>,
 }
 
-/// What wakers and sleeps reach from any thread. Nothing of the user's is called or dropped under the lock.
+/// The state that wakers and sleeps use from any thread. No user code is called or dropped under the lock.
 pub(super) struct Shared(Mutex<State>);
 
 pub(super) struct State {
     pub(super) now: Instant,
     next: u64,
-    // By deadline, then in the order of arming.
+    // By deadline, then in the order in which they were armed.
     pub(super) timers: BTreeMap<(Instant, u64), Waker>,
     awake: Vec<Awake>,
-    // How often all waited, and those who wait for that.
+    // How often all tasks waited, and the tasks that wait for that.
     pub(super) idles: u64,
     pub(super) idle: Vec<Waker>,
     trace: Trace,
 }
 
-/// A task that was woken. It may have ended since: `id` tells.
+/// A task that was woken. It may have completed since, as `id` shows.
 #[derive(Clone, Copy)]
 struct Awake {
     slot: Slot,
@@ -256,7 +255,7 @@ struct Task {
     header: Arc<Header>,
     waker: Waker,
     since: Instant,
-    // Whether a panic goes no further, as an `Executor` promises.
+    // Whether a panic stays in the task, as an `Executor` promises.
     contained: bool,
     future: Pin<Box<dyn Future<Output = ()>>>,
 }
@@ -308,7 +307,7 @@ impl State {
         }
     }
 
-    /// What tells deadlines of the same moment apart, and orders them.
+    /// Returns a number that distinguishes and orders equal deadlines.
     pub(super) fn number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -319,7 +318,7 @@ impl State {
         self.trace.push(Event { at: self.now, what });
     }
 
-    /// Moves time to `moment`, and takes out what is due then.
+    /// Moves time to `moment`, and takes out the timers that are due then.
     fn jump(&mut self, moment: Instant) -> BTreeMap<(Instant, u64), Waker> {
         self.now = self.now.max(moment);
         let later = self.timers.split_off(&(self.now, u64::MAX));
@@ -345,8 +344,7 @@ impl Shared {
         wake_all(due.into_values());
     }
 
-    /// Everybody waits: wakes those who waited for that, or else jumps to the next deadline. `false` if there
-    /// is none.
+    /// All tasks wait: wakes those that wait for that, or else jumps to the next deadline. `false` if there is none.
     fn go_on(&self) -> bool {
         let idle = {
             let mut state = self.lock();
@@ -381,7 +379,7 @@ impl Tasks {
         })
     }
 
-    /// Takes the task out to poll it, if it has not ended.
+    /// Takes the task out to poll it, unless it has completed.
     fn take(&mut self, index: usize, id: u64) -> Option<Task> {
         self.slots
             .get_mut(index)?
@@ -434,7 +432,7 @@ impl World {
         contained: bool,
     ) {
         if self.closed.get() {
-            // The runtime is being dropped, and so is the task.
+            // The runtime is being dropped, and the task with it.
             return;
         }
         let index = self.tasks.borrow_mut().reserve();
@@ -479,7 +477,7 @@ impl World {
                 (moment, polls) = (now, 0);
             }
             if polls == self.polls_per_moment.get() {
-                // Back in line: it was not polled.
+                // Put back, since it was not polled.
                 self.shared.lock().awake.push(awake);
                 let tasks = self.waiting(header, since, |task| task.queued.load(Ordering::Acquire));
                 return Err(Stuck::Livelock(Livelock::new(now, polls, tasks)));
@@ -501,7 +499,7 @@ impl World {
         }
     }
 
-    /// One of those that are awake.
+    /// Draws one of the awake tasks.
     fn draw(&self) -> Option<Awake> {
         let mut state = self.shared.lock();
         let len = state.awake.len() as u64;
@@ -517,18 +515,18 @@ impl World {
         self.shared.lock().event(what);
     }
 
-    /// From here on a wake is one for the next poll.
+    /// From here on, a wake-up leads to another poll.
     fn begin(&self, header: &Header) {
         header.queued.store(false, Ordering::Release);
         self.event(What::Poll(header.id));
     }
 
-    /// Polls a task; `false` if it had ended.
+    /// Polls a task; `false` if it had completed.
     fn poll_task(&self, index: usize, id: u64) -> bool {
         let Some(mut task) = self.tasks.borrow_mut().take(index, id) else {
             return false;
         };
-        // If dropping the task panics, its place is free all the same.
+        // If dropping the task panics, its slot is freed nevertheless.
         let mut polled = Polled {
             world: self,
             index,
@@ -546,7 +544,7 @@ impl World {
             Ok(_) => What::End(id),
             Err(_) => What::Panic(id),
         });
-        // It is woken no more.
+        // It must not be woken any more.
         task.header.queued.store(true, Ordering::Release);
         let contained = task.contained;
         drop(task);
@@ -574,7 +572,7 @@ impl World {
     }
 }
 
-/// Puts a task back that was polled, or gives its place away.
+/// Puts a polled task back, or frees its slot.
 struct Polled<'a> {
     world: &'a World,
     index: usize,
@@ -591,7 +589,7 @@ impl Drop for Polled<'_> {
     }
 }
 
-/// The thread is inside of a runtime while this lives.
+/// The thread is inside a runtime while this lives.
 struct Inside {
     outer: Option<Rc<World>>,
 }
@@ -599,7 +597,7 @@ struct Inside {
 impl Inside {
     fn enter(world: &Rc<World>) -> Self {
         let world = Rc::clone(world);
-        // A runtime may be dropped with the thread's locals.
+        // A runtime may be dropped together with the thread's locals.
         let outer = CURRENT.try_with(|current| current.borrow_mut().replace(world));
         Self {
             outer: outer.ok().flatten(),

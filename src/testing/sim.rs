@@ -14,10 +14,10 @@ use futures_channel::oneshot;
 use super::runtime::{Shared, World};
 use crate::{Executor, Instant, Timer};
 
-/// The [`Runtime`](super::Runtime) that the thread is inside of, as an executor and as a timer.
+/// The [`Runtime`](super::Runtime) that the thread is inside of, as an executor and a timer.
 ///
-/// Its tasks need not be `Send`. Outside of a runtime its time is 0, and it panics, at the caller's line,
-/// when it is to start a task or to sleep for a duration.
+/// Its tasks need not be `Send`. Outside a runtime, its time is 0, and starting a task or sleeping for a duration
+/// panics at the caller's line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sim;
 
@@ -27,7 +27,7 @@ where
 {
     #[track_caller]
     fn execute(&self, future: F) {
-        // Without what the type is generic over, which would fill lines.
+        // Without generic arguments, which would fill lines.
         let name = type_name::<F>().split('<').next().map(Cow::Borrowed);
         World::current().spawn(name, Box::pin(future), Location::caller(), true);
     }
@@ -71,16 +71,16 @@ impl Timer for Sim {
 ///
 /// # Panics
 ///
-/// When it is polled outside of a [`Runtime`](super::Runtime).
+/// If it is polled outside a [`Runtime`](super::Runtime).
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Sleep {
     deadline: Instant,
-    // Where it is in the queue of a runtime, and of which.
+    // Its key in the queue of a runtime, and that runtime.
     armed: Option<(Arc<Shared>, u64)>,
 }
 
 impl Sleep {
-    /// The moment at which it is over. [`Instant::MAX`] is never.
+    /// Returns the deadline. [`Instant::MAX`] means never.
     #[must_use]
     pub const fn deadline(&self) -> Instant {
         self.deadline
@@ -102,7 +102,7 @@ impl Future for Sleep {
         if self.deadline == Instant::MAX {
             return Poll::Pending;
         }
-        // A queue of another runtime is left.
+        // Leave the queue of another runtime.
         if self
             .armed
             .as_ref()
@@ -145,27 +145,27 @@ impl fmt::Debug for Sleep {
     }
 }
 
-/// The moment it is in the [`Runtime`](super::Runtime) the thread is inside of; outside of one, 0.
+/// Returns the time in the [`Runtime`](super::Runtime) that the thread is inside of; outside, 0.
 #[must_use]
 pub fn now() -> Instant {
     Sim.now()
 }
 
-/// Waits for `duration` of virtual time. What is due earlier happens earlier.
+/// Waits for `duration` of virtual time. Earlier deadlines fire first.
 ///
 /// # Panics
 ///
-/// Outside of a [`Runtime`](super::Runtime).
+/// Outside a [`Runtime`](super::Runtime).
 #[track_caller]
 pub fn sleep(duration: Duration) -> Sleep {
     Sim.sleep(duration)
 }
 
-/// Starts a task in the [`Runtime`](super::Runtime) the thread is inside of.
+/// Starts a task in the [`Runtime`](super::Runtime) that the thread is inside of.
 ///
 /// # Panics
 ///
-/// Outside of a [`Runtime`](super::Runtime).
+/// Outside a [`Runtime`](super::Runtime).
 #[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -174,11 +174,11 @@ where
     JoinHandle::spawn(&World::current(), None, future, Location::caller())
 }
 
-/// Like [`spawn`], with a name by which a [`Deadlock`](super::Deadlock) reports the task.
+/// Like [`spawn`], with a name that a [`Deadlock`](super::Deadlock) shows for the task.
 ///
 /// # Panics
 ///
-/// Outside of a [`Runtime`](super::Runtime).
+/// Outside a [`Runtime`](super::Runtime).
 #[track_caller]
 pub fn spawn_named<F>(name: impl Into<Cow<'static, str>>, future: F) -> JoinHandle<F::Output>
 where
@@ -188,7 +188,7 @@ where
     JoinHandle::spawn(&World::current(), name, future, Location::caller())
 }
 
-/// Lets tasks that are awake run first. Whether they do is drawn from the seed.
+/// Lets awake tasks run first. Whether they do is drawn from the seed.
 pub fn yield_now() -> impl Future<Output = ()> + Send + Unpin {
     let mut yielded = false;
     core::future::poll_fn(move |cx| {
@@ -200,11 +200,11 @@ pub fn yield_now() -> impl Future<Output = ()> + Send + Unpin {
     })
 }
 
-/// Waits until every other task waits; no time passes.
+/// Waits until every other task waits. No time passes.
 ///
 /// # Panics
 ///
-/// When it is polled outside of a [`Runtime`](super::Runtime).
+/// If it is polled outside a [`Runtime`](super::Runtime).
 pub fn idle() -> impl Future<Output = ()> + Send + Unpin {
     let mut asked = None;
     core::future::poll_fn(move |cx| {
@@ -220,19 +220,19 @@ pub fn idle() -> impl Future<Output = ()> + Send + Unpin {
     })
 }
 
-/// Moves time on by `duration` at once, as if the machine had been asleep, and waits until every other task waits.
+/// Advances time by `duration` at once, as if the machine had been asleep, and waits until every other task waits.
 ///
-/// Whatever is due within it sees only the later time. To let it happen in its time, [`sleep`].
+/// Whatever is due in between sees only the later time. To let it happen at its time, use [`sleep`].
 ///
 /// # Panics
 ///
-/// When it is polled outside of a [`Runtime`](super::Runtime).
+/// If it is polled outside a [`Runtime`](super::Runtime).
 pub async fn advance(duration: Duration) {
     World::current().shared.jump_by(duration);
     idle().await;
 }
 
-/// The result of a task. Dropped, it leaves the task running.
+/// The result of a task. Dropping it leaves the task running.
 #[must_use = "the task runs on without it; drop it to say that the result does not matter"]
 pub struct JoinHandle<T> {
     result: oneshot::Receiver<T>,
@@ -247,7 +247,7 @@ impl<T: 'static> JoinHandle<T> {
     ) -> Self {
         let (send, result) = oneshot::channel();
         let task = async move {
-            // Nobody may want to know.
+            // The result may not be wanted.
             let _ = send.send(future.await);
         };
         world.spawn(name, Box::pin(task), location, false);
@@ -261,7 +261,7 @@ impl<T> Future for JoinHandle<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         match Pin::new(&mut self.result).poll(cx) {
             Poll::Ready(Ok(result)) => Poll::Ready(result),
-            // It panicked, or its runtime is gone.
+            // The task panicked, or its runtime is gone.
             Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
         }
     }

@@ -7,15 +7,15 @@ use core::panic::Location;
 use super::trace::Since;
 use crate::Instant;
 
-/// Why a [`Runtime`](super::Runtime) cannot go on.
+/// Why a [`Runtime`](super::Runtime) cannot continue.
 ///
-/// Its `Debug`, and so the message of an `unwrap`, is its `Display`.
+/// Its `Debug` output, and so the message of an `unwrap`, is the same as its `Display` output.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stuck {
-    /// Every task waits, and no deadline is set.
+    /// Every task waits, and there is no deadline.
     Deadlock(Deadlock),
-    /// Tasks keep waking one another, and time does not move.
+    /// Tasks keep waking each other, and time does not move.
     Livelock(Livelock),
 }
 
@@ -43,7 +43,9 @@ impl Error for Stuck {
     }
 }
 
-/// Every task waits, and no deadline is set: a wake-up was lost, or tasks wait for each other.
+/// Every task waits, and there is no deadline: a wake-up was lost, or tasks wait for each other.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::testing::{self, Runtime, Stuck};
@@ -65,13 +67,13 @@ impl Deadlock {
         Self { at, tasks }
     }
 
-    /// When it came to that.
+    /// Returns the time of the deadlock.
     #[must_use]
     pub const fn at(&self) -> Instant {
         self.at
     }
 
-    /// Those who wait, in the order in which they were started.
+    /// Returns the waiting tasks, in the order in which they were started.
     #[must_use]
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
@@ -93,7 +95,7 @@ impl fmt::Display for Deadlock {
 
 impl Error for Deadlock {}
 
-/// So many polls were made without time moving that it never will.
+/// Too many polls were made without time moving.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Livelock {
     at: Instant,
@@ -106,20 +108,20 @@ impl Livelock {
         Self { at, polls, tasks }
     }
 
-    /// The moment at which time stands still.
+    /// Returns the time at which it stands still.
     #[must_use]
     pub const fn at(&self) -> Instant {
         self.at
     }
 
-    /// How many polls were made at that moment: the bound, see
+    /// Returns how many polls were made at that time: the limit, see
     /// [`polls_per_moment`](super::Runtime::polls_per_moment).
     #[must_use]
     pub const fn polls(&self) -> u64 {
         self.polls
     }
 
-    /// Those who are awake, in the order in which they were started.
+    /// Returns the awake tasks, in the order in which they were started.
     #[must_use]
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
@@ -138,7 +140,7 @@ impl fmt::Display for Livelock {
 
 impl Error for Livelock {}
 
-/// A task that has not ended.
+/// A task that has not completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskInfo {
     id: u64,
@@ -162,26 +164,27 @@ impl TaskInfo {
         }
     }
 
-    /// The number of the task, as in a [`Trace`](super::Trace): they count from 0, and each `block_on` is one too.
+    /// Returns the number of the task, as in a [`Trace`](super::Trace): tasks count from 0, and each `block_on` is
+    /// one too.
     #[must_use]
     pub const fn id(&self) -> u64 {
         self.id
     }
 
-    /// The name it was given by [`spawn_named`](super::spawn_named), or of a task that middleware started, its type.
+    /// Returns the name given to [`spawn_named`](super::spawn_named), or for a task of middleware, its type.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Where it was started. For a task of middleware that is the line that made it, or if a layer did, that of
-    /// the layer's stack.
+    /// Returns where it was started. For a task of middleware, this is the line that made the middleware; if a layer
+    /// did, that of the layer's stack.
     #[must_use]
     pub const fn location(&self) -> &'static Location<'static> {
         self.location
     }
 
-    /// When it was last polled, or if it never was, when it was started.
+    /// Returns when it was last polled, or if never, when it was started.
     #[must_use]
     pub const fn since(&self) -> Instant {
         self.since

@@ -7,9 +7,11 @@ use crate::util::rng::{Rng, SplitMix64};
 
 /// What happened in a [`Runtime`](super::Runtime), in order.
 ///
-/// Two runs are the same if their traces are equal: that compares how many events there were, and a
-/// [fingerprint](Self::fingerprint) of them. The [events](Self::events) themselves are kept only by a runtime that is
-/// [recorded](super::Runtime::recorded). `Display` shows them, a line for each.
+/// Two runs are the same if their traces are equal. The comparison uses the number of events and their
+/// [fingerprint](Self::fingerprint). The [events](Self::events) themselves are kept only by a runtime that is
+/// [recorded](super::Runtime::recorded). `Display` prints one event per line.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::testing::{self, Runtime};
@@ -60,7 +62,7 @@ impl Trace {
         }
     }
 
-    /// How many events there were, kept or not.
+    /// Returns the number of events, kept or not.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.len
@@ -72,13 +74,13 @@ impl Trace {
         self.len == 0
     }
 
-    /// A hash of all events and their order.
+    /// Returns a hash of all events and their order.
     #[must_use]
     pub const fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
-    /// The events since recording began.
+    /// Returns the events since recording began.
     #[must_use]
     pub fn events(&self) -> &[Event] {
         self.events.as_deref().unwrap_or_default()
@@ -102,16 +104,16 @@ impl fmt::Display for Trace {
     }
 }
 
-/// Something that happened at a moment of virtual time.
+/// An event at a point in virtual time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When.
+    /// When it happened.
     pub at: Instant,
-    /// What.
+    /// What happened.
     pub what: What,
 }
 
-/// What happened. Tasks are known by their number.
+/// What happened. Tasks are identified by their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum What {
@@ -121,15 +123,15 @@ pub enum What {
     Wake(u64),
     /// A task was polled.
     Poll(u64),
-    /// A task was done.
+    /// A task completed.
     End(u64),
     /// A task panicked.
     Panic(u64),
-    /// This deadline was reached, and who waits for it is woken next.
+    /// This deadline was reached; its waiter is woken next.
     Fire(Instant),
 }
 
-/// As a duration since the start.
+/// Shown as a duration since the start.
 pub(super) struct Since(pub(super) Instant);
 
 impl fmt::Display for Since {

@@ -9,7 +9,7 @@ use crate::Service;
 combinator! {
     /// A layer of [`AndThen`].
     AndThenLayer;
-    /// A service that goes on with a future after a good response.
+    /// A service that runs an asynchronous function on every response.
     ///
     /// See [`ServiceExt::and_then`](crate::ServiceExt::and_then).
     AndThen;

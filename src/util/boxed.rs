@@ -2,7 +2,7 @@
 //!
 //! | type | service and futures are | the box is |
 //! |---|---|---|
-//! | [`BoxService`] | `Send` | `Send`; with the feature `std` `Sync` |
+//! | [`BoxService`] | `Send` | `Send`, and `Sync` with the feature `std` |
 //! | [`BoxCloneService`] | `Send`, `Clone` | `Send`, `Clone` |
 //! | [`BoxCloneSyncService`] | `Send`, `Sync`, `Clone` (futures: `Send`) | `Send`, `Sync`, `Clone` |
 //! | [`UnsyncBoxService`] | anything | |
@@ -10,14 +10,14 @@
 //!
 //! # Allocations
 //!
-//! One to make the box, one per clone, and one per call: the box of the response future, which is
-//! none for a future of no size. Readiness allocates nothing. Applying a [`BoxLayer`] allocates the box
-//! of the service.
+//! One allocation to make the box, one per clone, and one per call: the box of the response future, which does not
+//! allocate if the future is zero-sized. Readiness allocates nothing. Applying a [`BoxLayer`] allocates the box of
+//! the service.
 //!
 //! # Differences from tower
 //!
-//! [`UnsyncBoxCloneService`] is new, for services of a single-threaded runtime. Without the feature
-//! `std`, a [`BoxService`] is not `Sync`.
+//! [`UnsyncBoxCloneService`] is new, for services of a single-threaded runtime. Without the feature `std`, a
+//! [`BoxService`] is not `Sync`.
 
 use alloc::boxed::Box;
 #[cfg(target_has_atomic = "ptr")]
@@ -34,7 +34,7 @@ use crate::service::Service;
 type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type UnsyncBoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>>>>;
 
-/// Defines a box. In brackets: the box's type, the futures' type, and what the inner service must be.
+/// Defines a box. In brackets: the type of the box, the type of the futures, and the bounds on the inner service.
 macro_rules! boxed {
     (
         $(#[$meta:meta])*
@@ -58,7 +58,7 @@ macro_rules! boxed {
                 }
             }
 
-            /// A layer that boxes the service it is given.
+            /// A layer that boxes a service.
             pub fn layer<S>() -> LayerFn<fn(S) -> Self>
             where
                 S: Service<$request, Response = $response, Error = $error> + $($bound)+,
@@ -92,7 +92,7 @@ macro_rules! boxed {
     };
 }
 
-/// `Clone` for a box that [`boxed`] defined, by way of [`CloneBox`] for what is in it.
+/// `Clone` for a box defined by [`boxed`], through [`CloneBox`] of its content.
 macro_rules! boxed_clone {
     ($name:ident: $wrapper:ident [$($bound:tt)+] [$($future_bound:tt)+]) => {
         impl<T, U, E> Clone for $name<T, U, E> {
@@ -113,7 +113,7 @@ macro_rules! boxed_clone {
     };
 }
 
-/// Defines a layer behind an `Arc` whose services are boxes.
+/// Defines a layer behind an `Arc` that boxes its services.
 macro_rules! boxed_layer {
     ($(#[$meta:meta])* $name:ident: $boxed:ident [$($bound:tt)+]) => {
         $(#[$meta])*
@@ -124,7 +124,7 @@ macro_rules! boxed_layer {
 
         #[cfg(target_has_atomic = "ptr")]
         impl<In, T, U, E> $name<In, T, U, E> {
-            /// Shares `layer`, and boxes the services which it makes.
+            /// Shares `layer`, and boxes the services that it makes.
             pub fn new<L>(layer: L) -> Self
             where
                 L: $crate::Layer<In> + Send + Sync + 'static,
@@ -172,7 +172,7 @@ type Exclusively<T, U, E> =
     dyn Service<T, Response = U, Error = E, Future = BoxFuture<U, E>> + Send;
 
 boxed! {
-    /// A boxed service that is [`Send`], with futures that are.
+    /// A boxed [`Send`] service with `Send` futures.
     ///
     /// See [`ServiceExt::boxed`](crate::ServiceExt::boxed).
     BoxService<T, U, E>:
@@ -181,7 +181,7 @@ boxed! {
 }
 
 boxed! {
-    /// A boxed service that is `Clone` and [`Send`], with futures that are `Send`.
+    /// A boxed service that is `Clone` and [`Send`], with `Send` futures.
     ///
     /// See [`ServiceExt::boxed_clone`](crate::ServiceExt::boxed_clone).
     BoxCloneService<T, U, E>:
@@ -192,7 +192,7 @@ boxed! {
 boxed_clone!(BoxCloneService: Boxed [Clone + Send + 'static] [Send + 'static]);
 
 boxed! {
-    /// A boxed service that is `Clone`, [`Send`] and [`Sync`], with futures that are `Send`.
+    /// A boxed service that is `Clone`, [`Send`] and [`Sync`], with `Send` futures.
     ///
     /// See [`ServiceExt::boxed_clone_sync`](crate::ServiceExt::boxed_clone_sync).
     BoxCloneSyncService<T, U, E>:
@@ -203,7 +203,7 @@ boxed! {
 boxed_clone!(BoxCloneSyncService: Boxed [Clone + Send + Sync + 'static] [Send + 'static]);
 
 boxed! {
-    /// A boxed service that need not be [`Send`], nor its futures.
+    /// A boxed service. Neither it nor its futures need to be [`Send`].
     UnsyncBoxService<T, U, E>:
     [dyn Service<T, Response = U, Error = E, Future = UnsyncBoxFuture<U, E>>]
     [UnsyncBoxFuture<U, E>]
@@ -211,7 +211,7 @@ boxed! {
 }
 
 boxed! {
-    /// A boxed service that is `Clone` and need not be [`Send`], nor its futures.
+    /// A boxed service that is `Clone`. Neither it nor its futures need to be [`Send`].
     UnsyncBoxCloneService<T, U, E>:
     [dyn CloneBox<T, Self, Response = U, Error = E, Future = UnsyncBoxFuture<U, E>>]
     [UnsyncBoxFuture<U, E>]
@@ -220,8 +220,10 @@ boxed! {
 boxed_clone!(UnsyncBoxCloneService: UnsyncBoxed [Clone + 'static] ['static]);
 
 boxed_layer! {
-    /// A shared layer whose services are [`BoxService`]s: one type for all layers that
-    /// take the same service and make services with the same requests, responses and errors.
+    /// A shared layer whose services are [`BoxService`]s: one type for all layers that wrap the same service and make
+    /// services with the same requests, responses and errors.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{ServiceExt, Layer, service_fn};
@@ -250,7 +252,7 @@ boxed_layer! {
     BoxCloneSyncServiceLayer: BoxCloneSyncService [Clone + Send + Sync + 'static]
 }
 
-/// A service that can be cloned into the box `B`, from behind a `dyn`.
+/// A service that can be cloned into the box `B` through a `dyn`.
 trait CloneBox<Request, B>: Service<Request> {
     fn clone_box(&self) -> B;
 }
@@ -297,9 +299,9 @@ where
     }
 }
 
-/// Makes `Sync` of what is `Send`: it is reached by `&mut` only.
+/// Makes a `Send` service `Sync`, since it is only accessed through `&mut`.
 ///
-/// The mutex is never locked; it is std's one safe type that says so to the compiler.
+/// The mutex is never locked; it is std's only safe type that tells this to the compiler.
 struct Exclusive<S> {
     #[cfg(feature = "std")]
     inner: Mutex<S>,

@@ -1,30 +1,8 @@
-//! A stream of requests, and the stream of their responses.
+//! Calls a service with each request of a stream.
 //!
-//! [`CallAll`] takes requests from a stream, calls a service with each, and is itself the stream of the
-//! responses, in the order of the requests; [`unordered`](CallAll::unordered) gives them as they come. At most
-//! [1024](DEFAULT_CONCURRENCY) requests are under way at once, so that a list of any length fits into memory; see
-//! [`concurrency`](CallAll::concurrency) for another bound, and
-//! [`ServiceExt::call_all`](crate::ServiceExt::call_all) for how to make one.
-//!
-//! A request is taken when there is room for it, and when the responses that are there have been given
-//! out; the service is polled ready for it then. A response that waits for its turn takes up room too.
-//!
-//! When the service fails to become ready, the request it was for is lost and no other is taken. The responses
-//! of the requests under way still come, then the error comes ([`CallAllUnordered`] gives it at once),
-//! and then the stream ends.
-//!
-//! A response whose future panics is lost with that; the others go on.
-//!
-//! # Differences from tower
-//!
-//! - At most [`DEFAULT_CONCURRENCY`] requests are under way at once, or as
-//!   [`concurrency`](CallAll::concurrency) says; in tower there is no bound, and an endless stream of requests takes up
-//!   memory without end.
-//! - It lets others run: after 128 polls of responses in one go it wakes its task and is pending.
-//! - In order, the error of a readiness comes after the responses, and not before.
-//! - [`into_inner`](CallAll::into_inner) and [`take_service`](CallAll::take_service) give `None`, where tower's
-//!   panic, when the service was taken before. [`unordered`](CallAll::unordered) may come at any time.
-//! - Room is allocated when it is first needed and used again, so a request allocates nothing.
+//! [`CallAll`] takes requests from a stream, calls a service with each, and is itself the stream of the responses, in
+//! the order of the requests. [`unordered`](CallAll::unordered) returns them as they arrive. Make one with
+//! [`ServiceExt::call_all`](crate::ServiceExt::call_all).
 //!
 //! # Examples
 //!
@@ -37,6 +15,33 @@
 //! let doubled: Vec<_> = block_on(responses.collect());
 //! assert_eq!(doubled, [Ok(2), Ok(4), Ok(6)]);
 //! ```
+//!
+//! # Concurrency
+//!
+//! At most [1024](DEFAULT_CONCURRENCY) requests are in flight at once, so that a list of any length fits into memory;
+//! [`concurrency`](CallAll::concurrency) sets another limit. A response that waits for its turn counts as well.
+//!
+//! A request is taken when there is room for it and all available responses have been returned; the service is then
+//! polled ready for it.
+//!
+//! # Failures
+//!
+//! If the service fails to become ready, the request that it was for is lost, and no other is taken. The responses of
+//! the requests in flight still arrive, then the error ([`CallAllUnordered`] returns it at once), and then the stream
+//! ends.
+//!
+//! A response future that panics is lost; the others continue.
+//!
+//! # Differences from tower
+//!
+//! - At most [`DEFAULT_CONCURRENCY`] requests are in flight at once, or as many as set by
+//!   [`concurrency`](CallAll::concurrency). tower has no limit, so an endless stream of requests takes unlimited
+//!   memory.
+//! - It lets other tasks run: after 128 polls of responses without a pause it wakes its task and is pending.
+//! - In ordered mode, an error of readiness comes after the responses, and not before.
+//! - [`into_inner`](CallAll::into_inner) and [`take_service`](CallAll::take_service) return `None` if the service was
+//!   taken before; tower's panic. [`unordered`](CallAll::unordered) can be called at any time.
+//! - Room is allocated when it is first needed, and reused, so a request allocates nothing.
 
 use core::fmt;
 use core::pin::Pin;
@@ -49,14 +54,14 @@ use pin_project_lite::pin_project;
 use super::in_flight::InFlight;
 use crate::Service;
 
-/// How many requests are under way at once unless something else is said: 1024.
+/// The default limit on requests in flight: 1024.
 ///
-/// More than a service over a network usually bears, so that the bound is not what makes a list slow; and few enough that
-/// the futures of an endless stream, and the responses that wait for their turn, take up little memory. What a
-/// service takes less of, it limits by its readiness.
+/// More than a service behind a network usually bears, so that the limit does not make a list slow; and few enough
+/// that the futures of an endless stream, and the responses that wait for their turn, take little memory. A service
+/// that bears less limits the requests by its readiness.
 pub const DEFAULT_CONCURRENCY: usize = 1024;
 
-/// So many polls of responses without a pause: as much as tokio lets a task do at a time.
+/// Polls of responses without a pause: as many as tokio allows a task at a time.
 const POLLS: u32 = 128;
 
 macro_rules! call_all {
@@ -86,8 +91,7 @@ macro_rules! call_all {
                 }
             }
 
-            /// Lets at most `requests` of them be under way at once, those included whose response is there and
-            /// was not given out.
+            /// Limits the requests in flight to `requests`, including those whose response has not been returned yet.
             ///
             /// # Panics
             ///
@@ -100,7 +104,7 @@ macro_rules! call_all {
                 }
             }
 
-            /// As [`concurrency`](Self::concurrency), with a typed error.
+            /// Like [`concurrency`](Self::concurrency), but returns a typed error.
             ///
             /// # Errors
             ///
@@ -113,13 +117,13 @@ macro_rules! call_all {
                 Ok(self)
             }
 
-            /// Gives the service back; requests that are under way are dropped. `None` if it was taken before.
+            /// Returns the service, and drops the requests in flight. `None` if the service was taken before.
             pub fn into_inner(self) -> Option<S> {
                 self.inner.service
             }
 
-            /// Gives the service back, and takes no further request. The responses of those under way still
-            /// come. `None` if it was taken before.
+            /// Returns the service, and takes no further requests. The responses of the requests in flight still
+            /// arrive. `None` if the service was taken before.
             pub fn take_service(self: Pin<&mut Self>) -> Option<S> {
                 self.project().inner.take_service()
             }
@@ -178,12 +182,14 @@ call_all! {
     ///
     /// # Cancel safety
     ///
-    /// A `next` that is dropped loses nothing. Dropping the stream drops the requests under way.
+    /// Dropping a `next` loses nothing. Dropping the stream drops the requests in flight.
     CallAll, true
 }
 
 call_all! {
-    /// The responses of a service to a stream of requests, as they come.
+    /// The responses of a service to a stream of requests, as they arrive.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use campanile::{ServiceExt, service_fn};
@@ -202,7 +208,7 @@ call_all! {
     ///
     /// # Cancel safety
     ///
-    /// A `next` that is dropped loses nothing. Dropping the stream drops the requests under way.
+    /// Dropping a `next` loses nothing. Dropping the stream drops the requests in flight.
     CallAllUnordered, false
 }
 
@@ -211,7 +217,7 @@ where
     S: Service<St::Item>,
     St: Stream,
 {
-    /// Gives the responses as they come, those first that were waiting for their turn.
+    /// Returns the responses as they arrive, starting with those that were waiting for their turn.
     pub fn unordered(mut self) -> CallAllUnordered<S, St> {
         self.inner.in_flight.unordered();
         CallAllUnordered { inner: self.inner }
@@ -219,7 +225,7 @@ where
 }
 
 leaf_error! {
-    /// No request at all was to be under way at once.
+    /// The limit on requests in flight is 0.
     InvalidConcurrency, "the concurrency is 0, and must be at least 1"
 }
 
@@ -231,14 +237,14 @@ pin_project! {
         service: Option<S>,
         #[pin]
         requests: St,
-        // Taken, and the service is not ready for it yet.
+        // Taken, but the service is not ready for it yet.
         request: Option<Request>,
-        // No more requests: there are none, or the service has failed or was taken.
+        // No more requests: the stream has ended, or the service has failed or was taken.
         ended: bool,
         failure: Option<E>,
         in_flight: InFlight<F>,
         most: usize,
-        // Of responses, since this was last pending.
+        // Polls of responses since this was last pending.
         polls: u32,
     }
 }

@@ -1,4 +1,4 @@
-//! What all combinators have in common.
+//! The common parts of all combinators.
 
 /// Defines a layer and a service that hold a function: the types, their constructors, and `Debug`.
 macro_rules! combinator {
@@ -67,7 +67,7 @@ macro_rules! combinator {
     };
 }
 
-/// `Debug` for a response future, whose insides are the user's and rarely `Debug`.
+/// `Debug` for a response future, whose contents are the user's and rarely `Debug`.
 macro_rules! opaque_debug {
     ($name:ident<$($param:ident),+>) => {
         impl<$($param),+> core::fmt::Debug for $name<$($param),+> {

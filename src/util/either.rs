@@ -8,8 +8,10 @@ use crate::service::Service;
 
 /// One of two services with the same responses, or one of two layers.
 ///
-/// The error is that of the left one, and errors of the right one are converted into it: so a layer that
-/// adds a failure can be optional, since every middleware's error is made [`From`] its service's.
+/// The error is that of the left service, and errors of the right service are converted into it. So a layer that adds
+/// a failure can be optional, since every middleware's error is [`From`] the error of its service.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{Layer, ServiceExt, service_fn, util::Either, util::MapRequestLayer};
@@ -28,9 +30,9 @@ use crate::service::Service;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Either<A, B> {
-    /// The one.
+    /// The first.
     Left(A),
-    /// The other.
+    /// The second.
     Right(B),
 }
 
@@ -113,10 +115,12 @@ where
 
 opaque_debug!(EitherResponseFuture<A, B>);
 
-/// `layer`, if there is one; otherwise a layer that changes nothing.
+/// Returns a layer that applies `layer` if it is `Some`, and changes nothing otherwise.
 ///
-/// A layer that adds a failure of its own can be optional too: without it there is no such failure, and the
-/// error type is the same.
+/// A layer that adds its own failure can be optional too: without it the failure does not occur, and the error type
+/// is the same.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::{Layer, ServiceExt, service_fn, util::MapRequestLayer, util::option_layer};

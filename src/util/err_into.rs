@@ -28,7 +28,7 @@ impl<S, E> Layer<S> for ErrIntoLayer<E> {
     }
 }
 
-// Not derived: that would ask for the same of `E`.
+// Not derived, since that would require `E` to implement the trait.
 impl<E> Clone for ErrIntoLayer<E> {
     fn clone(&self) -> Self {
         *self
@@ -51,9 +51,9 @@ impl<E> fmt::Debug for ErrIntoLayer<E> {
     }
 }
 
-/// A service whose errors are converted into `E` by [`Into`], those of its readiness too.
+/// A service that converts errors into `E` with [`Into`], including those of readiness.
 ///
-/// What [`map_err(Into::into)`](crate::ServiceExt::map_err) does, with a type that can be named.
+/// Like [`map_err(Into::into)`](crate::ServiceExt::map_err), but with a type that can be named.
 ///
 /// See [`ServiceExt::err_into`](crate::ServiceExt::err_into).
 pub struct ErrInto<S, E> {

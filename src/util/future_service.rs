@@ -1,9 +1,4 @@
-//! A service that a future still has to make.
-//!
-//! # Differences from tower
-//!
-//! A call before the service is there does not panic: it fails with [`NotReady`]. The error is
-//! an enum, [`Error`], for that.
+//! A service that is still to be made by a future.
 //!
 //! # Examples
 //!
@@ -18,6 +13,11 @@
 //! assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! Calling it before the inner service exists does not panic, but fails with [`NotReady`]. For that, the error is an
+//! enum, [`Error`].
 
 use core::any::type_name;
 use core::fmt;
@@ -28,7 +28,7 @@ use pin_project_lite::pin_project;
 
 use crate::{Service, sync::own_work};
 
-/// The service that `future` gives; it is ready once the future is complete and that service is ready.
+/// Returns a service made by `future`. It is ready once the future has completed and the inner service is ready.
 ///
 /// See the [module](self) for an example.
 pub const fn future_service<F, S, Request, E>(future: F) -> FutureService<F, S>
@@ -39,7 +39,7 @@ where
     FutureService::new(future)
 }
 
-/// A service that a future still has to make; see [`future_service`].
+/// A service that is still to be made by a future; see [`future_service`].
 #[derive(Clone)]
 pub struct FutureService<F, S> {
     state: State<F, S>,
@@ -49,12 +49,12 @@ pub struct FutureService<F, S> {
 enum State<F, S> {
     Future(F),
     Service(S),
-    // The future gave an error; it must not be polled again.
+    // The future returned an error, and must not be polled again.
     Failed,
 }
 
 impl<F, S> FutureService<F, S> {
-    /// The service that `future` gives.
+    /// Makes a service from the one that `future` returns.
     pub const fn new(future: F) -> Self {
         Self {
             state: State::Future(future),
@@ -138,16 +138,16 @@ where
 /// How a [`FutureService`] fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error<E> {
-    /// The service was used before its future had made it, or after the future had failed.
+    /// The service was called before its future had made it, or after the future had failed.
     NotReady(NotReady),
-    /// The future failed, or the service which it made.
+    /// The future or the service that it made failed.
     Service(E),
 }
 
 flatten!(Error: NotReady);
 
 leaf_error! {
-    /// There was no service: its future was not complete, or had failed.
+    /// There was no service: its future had not completed, or had failed.
     NotReady, "the service is not there"
 }
 
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::sync::{Mark, drive, mark, try_poll};
 
-    /// Is to be driven, and nothing else.
+    /// Only to be driven.
     struct Driven;
 
     impl Service<()> for Driven {

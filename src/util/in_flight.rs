@@ -8,17 +8,17 @@ use core::task::{Context, Poll, Waker};
 
 use crate::sync::wakes::{Node, Wakes};
 
-/// Futures under way together, of which those are polled that were woken.
+/// Futures in flight together. Only those that were woken are polled.
 ///
-/// A future has a slot: a box, and a waker that notes which slot to poll. Slots are made when they are
-/// needed and used again, so that nothing allocates once there are enough. A waker that outlives its future
-/// gets the next one in the slot polled once too often, or nothing at all.
+/// Each future has a slot: a box, and a waker that notes which slot to poll. Slots are made as needed and reused, so
+/// nothing allocates once there are enough. A waker that outlives its future causes at most one needless poll of the
+/// slot's next future.
 pub(super) struct InFlight<F: Future> {
     slots: Vec<Slot<F>>,
     free: Vec<usize>,
-    // To be polled.
+    // The slots to be polled.
     woken: VecDeque<usize>,
-    // The slots in use, in the order in which outputs go out; `None`: as they come.
+    // The slots in use, in the order in which outputs are returned; `None`: as they arrive.
     order: Option<VecDeque<usize>>,
     len: usize,
     wakes: Wakes<usize>,
@@ -26,7 +26,7 @@ pub(super) struct InFlight<F: Future> {
 
 struct Slot<F: Future> {
     future: Pin<Box<Option<F>>>,
-    // There, and not yet its turn.
+    // Complete, but not yet its turn.
     output: Option<F::Output>,
     node: Arc<Node<usize>>,
     waker: Waker,
@@ -44,7 +44,7 @@ impl<F: Future> InFlight<F> {
         }
     }
 
-    /// Lets outputs go out as they come.
+    /// Returns outputs as they arrive.
     pub(super) fn unordered(&mut self) {
         for slot in self.order.take().into_iter().flatten() {
             if self.slots[slot].output.is_some() {
@@ -57,12 +57,12 @@ impl<F: Future> InFlight<F> {
         self.order.is_some()
     }
 
-    /// How many there are, those included whose output has not gone out.
+    /// The number of futures, including those whose output has not been returned yet.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Adds a future, to be polled by the next [`next`](Self::next).
+    /// Adds a future, which is polled by the following [`next`](Self::next).
     pub(super) fn push(&mut self, future: F) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         if index == self.slots.len() {
@@ -78,7 +78,7 @@ impl<F: Future> InFlight<F> {
             let slot = &mut self.slots[index];
             slot.future.set(Some(future));
             if !slot.node.queue() {
-                // A waker of the last future's has put it on the list already.
+                // A waker of the previous future has put it on the list already.
                 return self.count(index);
             }
         }
@@ -93,7 +93,7 @@ impl<F: Future> InFlight<F> {
         }
     }
 
-    /// Wakes `task` from now on, and looks who was woken.
+    /// Registers `task` to be woken from now on, and collects the slots that were woken.
     pub(super) fn listen(&mut self, task: &Waker) {
         while !self.wakes.register(task) {
             let mut woken = self.wakes.collect();
@@ -102,7 +102,7 @@ impl<F: Future> InFlight<F> {
         }
     }
 
-    /// The next output whose turn it is. Adds its polls to `polls`, up to `most`.
+    /// Returns the next output. Adds its polls to `polls`, up to `most`.
     pub(super) fn next(&mut self, polls: &mut u32, most: u32) -> Option<F::Output> {
         loop {
             if let Some(output) = self.take_first() {
@@ -114,8 +114,8 @@ impl<F: Future> InFlight<F> {
             let index = self.woken.pop_front()?;
             let guard = Polling { all: self, index };
             let slot = &mut guard.all.slots[index];
-            // Before the poll: what happens from here on puts it on the list again. What has happened
-            // before is seen, by the ordering.
+            // Before the poll: a later wake-up puts the future on the list again, and the poll sees what led to
+            // earlier ones.
             slot.node.unqueue();
             if let Some(future) = slot.future.as_mut().as_pin_mut() {
                 *polls += 1;
@@ -140,7 +140,7 @@ impl<F: Future> InFlight<F> {
         Some(output)
     }
 
-    /// Takes an output out, which frees its slot.
+    /// Takes an output, and frees its slot.
     fn take(&mut self, index: usize) -> Option<F::Output> {
         let output = self.slots[index].output.take()?;
         self.free.push(index);
@@ -149,7 +149,7 @@ impl<F: Future> InFlight<F> {
     }
 }
 
-/// While a future is polled: if it panics, it is no longer under way. To be forgotten when it has been polled.
+/// While a future is polled: if it panics, it is removed. To be forgotten after the poll.
 struct Polling<'a, F: Future> {
     all: &'a mut InFlight<F>,
     index: usize,

@@ -9,7 +9,7 @@ use crate::Service;
 combinator! {
     /// A layer of [`MapErr`].
     MapErrLayer;
-    /// A service whose errors `f` changes, those of its readiness too.
+    /// A service that transforms errors with `f`, including those of readiness.
     ///
     /// See [`ServiceExt::map_err`](crate::ServiceExt::map_err).
     MapErr;

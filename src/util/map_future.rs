@@ -5,9 +5,9 @@ use crate::Service;
 combinator! {
     /// A layer of [`MapFuture`].
     MapFutureLayer;
-    /// A service whose response futures `f` changes.
+    /// A service that transforms response futures with `f`.
     ///
-    /// An error of its readiness does not go through `f`; it is converted by `From`.
+    /// Errors of readiness do not pass through `f`; they are converted with `From`.
     ///
     /// See [`ServiceExt::map_future`](crate::ServiceExt::map_future).
     MapFuture;

@@ -6,7 +6,7 @@ use crate::Service;
 combinator! {
     /// A layer of [`MapRequest`].
     MapRequestLayer;
-    /// A service whose requests `f` makes.
+    /// A service that makes its requests from others with `f`.
     ///
     /// See [`ServiceExt::map_request`](crate::ServiceExt::map_request).
     MapRequest;

@@ -9,7 +9,7 @@ use crate::Service;
 combinator! {
     /// A layer of [`MapResponse`].
     MapResponseLayer;
-    /// A service whose responses `f` changes.
+    /// A service that transforms responses with `f`.
     ///
     /// See [`ServiceExt::map_response`](crate::ServiceExt::map_response).
     MapResponse;

@@ -9,9 +9,9 @@ use crate::Service;
 combinator! {
     /// A layer of [`MapResult`].
     MapResultLayer;
-    /// A service whose responses and errors `f` changes.
+    /// A service that transforms responses and errors with `f`.
     ///
-    /// An error of its readiness does not go through `f`; it is converted by `From`.
+    /// Errors of readiness do not pass through `f`; they are converted with `From`.
     ///
     /// See [`ServiceExt::map_result`](crate::ServiceExt::map_result).
     MapResult;

@@ -1,4 +1,4 @@
-//! Combinators and adaptors: services and futures made of services, functions and options.
+//! Combinators and adaptors: services and futures made from services, functions and options.
 //!
 //! The combinators, as methods of [`ServiceExt`] or as layers:
 //!
@@ -9,15 +9,15 @@
 //! | the error | [`MapErr`], [`ErrInto`] | |
 //! | the result | [`MapResult`] | [`Then`], [`MapFuture`] |
 //!
-//! A response future panics if it is polled again after it was complete, as those of `async` blocks do.
+//! A response future panics if it is polled again after completion, like that of an `async` block.
 //!
 //! # Differences from tower
 //!
 //! - [`ErrInto`] is new: `map_err(Into::into)` with a type that can be named.
-//! - [`Optional`] and [`FutureService`] have typed errors, and a call to a [`FutureService`] that is not
-//!   ready does not panic.
-//! - Every combinator gives its inner service back (`get_ref`, `get_mut`, `into_inner`), and its layer is
-//!   `Debug` whatever its function is.
+//! - [`Optional`] and [`FutureService`] have typed errors, and calling a [`FutureService`] that is not ready does not
+//!   panic.
+//! - Every combinator provides access to its inner service (`get_ref`, `get_mut`, `into_inner`), and its layer is
+//!   `Debug` whatever the function.
 
 #[macro_use]
 mod combinator;
@@ -76,15 +76,15 @@ pub use service_ext::ServiceExt;
 pub use service_fn::{ServiceFn, service_fn};
 pub use then::{Then, ThenLayer};
 
-/// A future was polled after it was complete. One place for all, since each that panics takes room in a program.
+/// A future was polled after completion. One place for all, since each that panics takes room in a program.
 #[cold]
 #[inline(never)]
 pub(crate) fn complete() -> ! {
     panic!("a future was polled after it was complete")
 }
 
-/// Does what is the user's between readiness and the call of `service`. If that panics, the service gives up what it has
-/// reserved: whoever catches the panic may keep it.
+/// Runs user code between readiness and the call of `service`. If it panics, the service gives up what it has
+/// reserved, since the service may be kept by code that catches the panic.
 #[inline]
 pub(crate) fn before_call<S, Request, T>(service: &mut S, act: impl FnOnce() -> T) -> T
 where
@@ -94,7 +94,7 @@ where
 
     impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
         fn drop(&mut self) {
-            // A second panic would end the process.
+            // A second panic would abort the process.
             apart(|| drop(withdraw(|cx| self.0.poll_ready(cx))));
         }
     }
@@ -105,7 +105,7 @@ where
     done
 }
 
-/// The response futures, at the path where tower has them.
+/// The response futures, at tower's path.
 pub mod future {
     pub use super::and_then::AndThenFuture;
     pub use super::either::EitherResponseFuture;
@@ -121,7 +121,7 @@ pub mod future {
     }
 }
 
-/// The failures, at the path where tower has them.
+/// The failures, at tower's path.
 pub mod error {
     pub use super::optional::error as optional;
 }

@@ -14,8 +14,8 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the service was ready, it takes the service and the request along, and the
-    /// call was never made.
+    /// If it is dropped before the service is ready, the service and the request are dropped with it, and no call is
+    /// made.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     pub struct Oneshot<S: Service<Request>, Request> {
         #[pin]
@@ -51,7 +51,7 @@ impl<S: Service<Request>, Request> Future for Oneshot<S, Request> {
         let mut state = self.project().state;
         if let StateProj::NotReady { service, request } = state.as_mut().project() {
             let readiness = ready!(service.poll_ready(cx));
-            // Called where it is: a stack is large, and is not moved for its one call.
+            // Called in place: a stack is large, and is not moved for a single call.
             if let (Ok(()), Some(request)) = (&readiness, request.take()) {
                 let response = service.call(request);
                 state.set(State::Called { response });

@@ -1,9 +1,4 @@
-//! A service that may not be there.
-//!
-//! # Differences from tower
-//!
-//! - The error is an enum, [`Error`], and not a box.
-//! - [`Optional::new`] does not ask which requests the service takes.
+//! A service that may be absent.
 //!
 //! # Examples
 //!
@@ -19,6 +14,11 @@
 //! assert!(matches!(absent.oneshot(1).await, Err(optional::Error::None(_))));
 //! # });
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - The error is an enum, [`Error`], instead of a box.
+//! - [`Optional::new`] does not name the request type.
 
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -27,7 +27,7 @@ use pin_project_lite::pin_project;
 
 use crate::Service;
 
-/// A service that answers with [`Error::None`] if there is none inside; it is ready then.
+/// A service that is ready and fails with [`Error::None`] if there is no inner service.
 ///
 /// See the [module](self) for an example.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ pub enum Error<E> {
 
 flatten!(Error: None);
 
-/// The failures of an [`Optional`], at the path where tower has them.
+/// The failures of an [`Optional`], at tower's path.
 pub mod error {
     leaf_error! {
         /// There is no service.

@@ -6,21 +6,21 @@ use core::task::{Context, Poll, ready};
 use super::complete;
 use crate::Service;
 
-/// Waits until a service is ready, and gives it back.
+/// Waits until a service is ready, and returns it.
 ///
 /// See [`ServiceExt::ready_oneshot`](crate::ServiceExt::ready_oneshot).
 ///
 /// # Cancel safety
 ///
-/// Dropped, it takes the service along, and with it whatever was reserved for its readiness.
+/// Dropping it drops the service, with whatever it has reserved.
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct ReadyOneshot<S, Request> {
-    // `None`: complete.
+    // `None`: completed.
     inner: Option<S>,
     request: PhantomData<fn() -> Request>,
 }
 
-// The service is never pinned: it is given away.
+// The service is never pinned, since it is returned.
 impl<S, Request> Unpin for ReadyOneshot<S, Request> {}
 
 impl<S: Service<Request>, Request> ReadyOneshot<S, Request> {
@@ -56,14 +56,13 @@ impl<S: fmt::Debug, Request> fmt::Debug for ReadyOneshot<S, Request> {
     }
 }
 
-/// Waits until a borrowed service is ready, and gives the borrow back.
+/// Waits until a borrowed service is ready, and returns the borrow.
 ///
 /// See [`ServiceExt::ready`](crate::ServiceExt::ready).
 ///
 /// # Cancel safety
 ///
-/// Dropped before it is complete, it leaves the service as it is, and waiting can start again; the
-/// service keeps its place in a queue.
+/// Dropping it early leaves the service as it is, with its place in a wait queue. Waiting can start again.
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Ready<'a, S, Request>(ReadyOneshot<&'a mut S, Request>);
 

@@ -1,12 +1,7 @@
-//! Random numbers for jitter and for load balancing: fast, not for cryptography.
+//! Random numbers for jitter and load balancing: fast, but not for cryptography.
 //!
-//! [`Rng`] is what middleware asks for. [`SplitMix64`] is a generator for every target, which
-//! wants a seed; [`HasherRng`] is one that seeds itself, and needs std.
-//!
-//! # Differences from tower
-//!
-//! - [`Rng::next_range`] is unbiased, and an empty range is no panic.
-//! - There is a generator for targets without std, which is also one whose numbers can be repeated.
+//! [`Rng`] is the trait that middleware uses. [`SplitMix64`] works on every target and needs a seed. [`HasherRng`]
+//! seeds itself and needs std.
 //!
 //! # Examples
 //!
@@ -17,22 +12,27 @@
 //! assert!((1..7).contains(&rng.next_range(1..7)));
 //! assert!((0.0..1.0).contains(&rng.next_f64()));
 //! ```
+//!
+//! # Differences from tower
+//!
+//! - [`Rng::next_range`] is unbiased, and does not panic on an empty range.
+//! - There is a generator for targets without std, whose numbers can also be reproduced.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// A source of random numbers.
 pub trait Rng {
-    /// A number out of all of them, each as likely as any other.
+    /// Returns a number from the whole range, uniformly distributed.
     fn next_u64(&mut self) -> u64;
 
-    /// A number in `[0, 1)`: a multiple of 2⁻⁵³, each as likely as any other.
+    /// Returns a number in `[0, 1)`: a multiple of 2⁻⁵³, uniformly distributed.
     fn next_f64(&mut self) -> f64 {
         const SCALE: f64 = 1.0 / (1_u64 << 53) as f64;
         (self.next_u64() >> 11) as f64 * SCALE
     }
 
-    /// A number of `range`, each as likely as any other. An empty range gives its start.
+    /// Returns a number in `range`, uniformly distributed. For an empty range, returns its start.
     ///
     /// By multiplication and rejection: Lemire, "Fast Random Integer Generation in an Interval", 2019.
     fn next_range(&mut self, range: Range<u64>) -> u64 {
@@ -40,12 +40,12 @@ pub trait Rng {
         if span == 0 {
             return range.start;
         }
-        // A draw is rejected with a chance below one half. The bound is for a generator that gives the same number
-        // for ever, which must not hang its caller.
+        // A draw is rejected with a probability below one half. The limit is for a generator that repeats one number
+        // forever, which must not make its caller hang.
         let mut left = 64;
         let product = loop {
             let product = u128::from(self.next_u64()) * u128::from(span);
-            // The low half decides whether the draw is one of the few that make some numbers likelier.
+            // The low half decides whether the draw is one of the few that make some numbers more likely.
             let low = product as u64;
             if low >= span || low >= span.wrapping_neg() % span || left == 0 {
                 break product;
@@ -79,10 +79,11 @@ forward!(alloc::boxed::Box<R>);
 
 /// A generator with a seed, for every target: the same seed gives the same numbers.
 ///
-/// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014, with the constants
-/// of Vigna's `splitmix64.c`. It has a period of 2⁶⁴. Devices that start with the same seed draw the
-/// same jitter, so the seed should come from something that tells them apart: a noise source, a
-/// serial number.
+/// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014, with the constants of Vigna's
+/// `splitmix64.c`. Its period is 2⁶⁴. Devices that start with the same seed draw the same jitter, so take the seed
+/// from something that differs between them: a noise source, a serial number.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::util::rng::{Rng, SplitMix64};
@@ -96,14 +97,14 @@ pub struct SplitMix64 {
 }
 
 impl SplitMix64 {
-    /// A generator that starts from `seed`. Every seed is as good as any other.
+    /// A generator that starts from `seed`. All seeds are equally good.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 }
 
-/// 2⁶⁴ divided by the golden ratio: what the state advances by.
+/// 2⁶⁴ divided by the golden ratio: the increment of the state.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 const fn mix(mut z: u64) -> u64 {
@@ -119,7 +120,7 @@ impl Rng for SplitMix64 {
     }
 }
 
-/// A generator each clone of which gives other numbers, repeatably.
+/// A generator whose clones each give other numbers, reproducibly.
 ///
 /// A policy is cloned for each request, and the jitter of two requests must not be the same.
 #[derive(Debug)]
@@ -139,7 +140,7 @@ impl Splitting {
     fn count_clone(&self) -> u32 {
         #[cfg(target_has_atomic = "32")]
         let count = self.clones.fetch_add(1, Ordering::Relaxed);
-        // A core that only loads and stores: a race makes two clones draw the same, and no more.
+        // A core with only loads and stores: in a race two clones draw the same numbers, but nothing worse.
         #[cfg(not(target_has_atomic = "32"))]
         let count = self.clones.load(Ordering::Relaxed);
         #[cfg(not(target_has_atomic = "32"))]
@@ -171,9 +172,9 @@ mod hasher {
 
     use super::Rng;
 
-    /// A generator that hashes a counter: by default with std's hasher, whose keys are random.
+    /// A generator that hashes a counter, by default with std's hasher, whose keys are random.
     ///
-    /// A clone has the keys and the counter of its original, and so gives the same numbers.
+    /// A clone has the keys and the counter of its original, so it gives the same numbers.
     #[derive(Clone, Debug)]
     pub struct HasherRng<H = RandomState> {
         hasher: H,

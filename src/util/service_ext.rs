@@ -15,10 +15,10 @@ use crate::limit::ConcurrencyLimit;
 use crate::load_shed::LoadShed;
 use crate::retry::Retry;
 
-/// What can be done with any [`Service`](crate::Service): waiting for it, and putting middleware around it.
+/// Extension methods for every [`Service`](crate::Service): waiting for it, and wrapping it in middleware.
 ///
-/// A service made by `a.x().y()` has `y` on the outside: requests go through `y` first. A
-/// [`ServiceBuilder`](crate::builder::ServiceBuilder) reads the other way round.
+/// In `a.x().y()`, `y` is the outermost: requests pass through `y` first. A
+/// [`ServiceBuilder`](crate::builder::ServiceBuilder) is written in the opposite order.
 pub trait ServiceExt<Request>: Service<Request> {
     /// Waits until the service is ready for a call.
     ///
@@ -39,7 +39,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         Ready::new(self)
     }
 
-    /// Waits until the service is ready for a call, and gives it back.
+    /// Waits until the service is ready for a call, and returns it.
     ///
     /// # Examples
     ///
@@ -59,7 +59,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         ReadyOneshot::new(self)
     }
 
-    /// Calls the service once, when it is ready.
+    /// Calls the service once, as soon as it is ready.
     ///
     /// # Examples
     ///
@@ -78,11 +78,12 @@ pub trait ServiceExt<Request>: Service<Request> {
         Oneshot::new(self, request)
     }
 
-    /// Calls the service with each request of a stream; the responses are a stream in the same order.
+    /// Calls the service with each request of a stream. The result is the stream of the responses, in the
+    /// same order.
     ///
-    /// At most 1024 requests are under way at once. A service that waits for more before it answers any would
-    /// wait for them in vain: see [`call_all`](crate::util::call_all) for how to change that and how to have
-    /// the responses as they come.
+    /// At most 1024 requests are in flight at once, so a service that answers only after it has received more
+    /// never answers. [`call_all`](crate::util::call_all) says how to change the limit, and how to get the
+    /// responses as they arrive.
     ///
     /// # Examples
     ///
@@ -103,7 +104,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         CallAll::new(self, requests)
     }
 
-    /// Goes on with the future that `f` makes of a good response.
+    /// Runs the asynchronous function `f` on every response.
     ///
     /// # Examples
     ///
@@ -124,7 +125,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         AndThen::new(self, f)
     }
 
-    /// Changes responses by `f`.
+    /// Transforms responses with `f`.
     ///
     /// # Examples
     ///
@@ -145,7 +146,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         MapResponse::new(self, f)
     }
 
-    /// Changes errors by `f`, those of readiness too.
+    /// Transforms errors with `f`, including those of readiness.
     ///
     /// # Examples
     ///
@@ -166,9 +167,9 @@ pub trait ServiceExt<Request>: Service<Request> {
         MapErr::new(self, f)
     }
 
-    /// Changes results by `f`, be they responses or errors.
+    /// Transforms results with `f`, both responses and errors.
     ///
-    /// An error of readiness does not go through `f`; it is converted by `From`.
+    /// Errors of readiness do not pass through `f`; they are converted with `From`.
     ///
     /// # Examples
     ///
@@ -190,7 +191,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         MapResult::new(self, f)
     }
 
-    /// Makes the requests out of others by `f`.
+    /// Makes the requests from others with `f`.
     ///
     /// # Examples
     ///
@@ -211,9 +212,9 @@ pub trait ServiceExt<Request>: Service<Request> {
         MapRequest::new(self, f)
     }
 
-    /// Changes response futures by `f`.
+    /// Transforms response futures with `f`.
     ///
-    /// An error of readiness does not go through `f`; it is converted by `From`.
+    /// Errors of readiness do not pass through `f`; they are converted with `From`.
     ///
     /// # Examples
     ///
@@ -236,7 +237,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         MapFuture::new(self, f)
     }
 
-    /// Lets a request through if `predicate` does, which may change it.
+    /// Lets a request through if `predicate` accepts it; `predicate` may change the request.
     ///
     /// # Examples
     ///
@@ -258,7 +259,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         Filter::new(self, predicate)
     }
 
-    /// Lets a request through if the future that `predicate` makes of it does.
+    /// Lets a request through if the future returned by `predicate` accepts it.
     ///
     /// # Examples
     ///
@@ -280,9 +281,9 @@ pub trait ServiceExt<Request>: Service<Request> {
         AsyncFilter::new(self, predicate)
     }
 
-    /// Goes on with the future that `f` makes of a result, be it a response or an error.
+    /// Runs the asynchronous function `f` on every result, both responses and errors.
     ///
-    /// An error of readiness does not go through `f`; it is converted by `From`.
+    /// Errors of readiness do not pass through `f`; they are converted with `From`.
     ///
     /// # Examples
     ///
@@ -305,7 +306,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         Then::new(self, f)
     }
 
-    /// Converts errors into `E` by [`Into`], those of readiness too; the type can be named.
+    /// Converts errors into `E` with [`Into`], including those of readiness. The type can be named.
     ///
     /// # Examples
     ///
@@ -327,7 +328,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         ErrInto::new(self)
     }
 
-    /// Answers at once with an error when the service is not ready.
+    /// Fails at once when the service is not ready.
     ///
     /// # Examples
     ///
@@ -349,7 +350,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         LoadShed::new(self)
     }
 
-    /// Lets at most `max` requests be under way at once: see [`limit::concurrency`](crate::limit::concurrency).
+    /// Allows at most `max` requests in flight: see [`limit::concurrency`](crate::limit::concurrency).
     ///
     /// # Panics
     ///
@@ -363,7 +364,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         ConcurrencyLimit::new(self, max)
     }
 
-    /// Tries again as `policy` says: see [`retry`](crate::retry).
+    /// Retries requests as `policy` decides: see [`retry`](crate::retry).
     fn retry<P>(self, policy: P) -> Retry<P, Self>
     where
         Self: Sized,
@@ -371,7 +372,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         Retry::new(policy, self)
     }
 
-    /// Boxes the service: one type for all with the same requests, responses and errors.
+    /// Boxes the service: one type for all services with the same requests, responses and errors.
     ///
     /// See [`boxed`](crate::util::boxed) for what it allocates.
     ///
@@ -397,7 +398,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         BoxService::new(self)
     }
 
-    /// Boxes the service; the box can be cloned.
+    /// Boxes the service, in a box that is `Clone`.
     ///
     /// # Examples
     ///
@@ -420,7 +421,7 @@ pub trait ServiceExt<Request>: Service<Request> {
         BoxCloneService::new(self)
     }
 
-    /// Boxes the service; the box can be cloned, and shared between threads.
+    /// Boxes the service, in a box that is `Clone` and can be shared between threads.
     ///
     /// # Examples
     ///

@@ -6,6 +6,8 @@ use crate::Service;
 
 /// A service that is always ready and calls `f`.
 ///
+/// # Examples
+///
 /// ```
 /// use campanile::{ServiceExt, service_fn};
 ///
@@ -18,7 +20,7 @@ pub const fn service_fn<F>(f: F) -> ServiceFn<F> {
     ServiceFn { f }
 }
 
-/// A service made of a function; see [`service_fn`].
+/// A service made from a function; see [`service_fn`].
 #[derive(Clone, Copy)]
 pub struct ServiceFn<F> {
     f: F,

@@ -1,7 +1,7 @@
 //! The two state machines behind the combinators' response futures.
 //!
-//! Enums and not structs of `Option`s: the state then needs no room of its own where the future or
-//! the function has bit patterns to spare.
+//! Enums instead of structs of `Option`s: then the state needs no extra room where the future or the function has
+//! unused bit patterns.
 
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use super::complete;
 
 pin_project! {
-    /// A future, and the function for what it gives.
+    /// A future, and the function for its output.
     #[project = MapProj]
     #[project_replace = MapOwn]
     pub(super) enum Map<Fut, F> {
@@ -25,7 +25,7 @@ pin_project! {
 }
 
 impl<Fut: Future, F> Map<Fut, F> {
-    /// Drops the future before `finish` runs, as an `await` does.
+    /// Drops the future before `finish` runs, like an `await`.
     pub(super) fn poll_with<T>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -42,7 +42,7 @@ impl<Fut: Future, F> Map<Fut, F> {
 }
 
 pin_project! {
-    /// A future, the function for what it gives, and then the future which that function gives.
+    /// A future, the function for its output, and then the future that the function returns.
     #[project = ChainProj]
     #[project_replace = ChainOwn]
     pub(super) enum Chain<F1, F2, F> {
@@ -60,7 +60,7 @@ pin_project! {
 }
 
 impl<F1: Future, F2: Future, F> Chain<F1, F2, F> {
-    /// `next` gives the second future, or the end of it all.
+    /// `next` returns the second future, or the final output.
     pub(super) fn poll_with(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

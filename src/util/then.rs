@@ -9,9 +9,9 @@ use crate::Service;
 combinator! {
     /// A layer of [`Then`].
     ThenLayer;
-    /// A service that goes on with a future, whether the response was good or not.
+    /// A service that runs an asynchronous function on every result.
     ///
-    /// An error of its readiness does not go through `f`; it is converted by `Into`.
+    /// Errors of readiness do not pass through `f`; they are converted with `Into`.
     ///
     /// See [`ServiceExt::then`](crate::ServiceExt::then).
     Then;

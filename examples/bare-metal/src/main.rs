@@ -1,25 +1,26 @@
 //! A sensor on a bus, shared by two tasks, on a microcontroller without a heap.
 //!
-//! There is one sensor and one bus, and the tasks must not talk over each other. So the driver of the sensor
-//! is a service; a buffer in a `static` lets any task send it requests, one at a time and in the order in which
-//! they came; and each task puts around its handle what it needs: the display is in a hurry and has a short
-//! timeout, the logger is patient and tries again when the bus had a hiccup.
+//! There is one sensor and one bus, and the tasks must not interfere with each other. So the driver of the sensor is
+//! a service, and a buffer in a `static` lets every task send it requests, which it handles one at a time in FIFO
+//! order. Each task wraps its handle as it needs: the display is in a hurry and has a short timeout, the logger is
+//! patient and retries when the bus had a hiccup.
 //!
-//! The executor, the tasks and the timers are embassy's. To run it in an emulator, once `qemu-system-arm` is installed:
+//! The executor, the tasks and the timers are embassy's. To run it in an emulator, install `qemu-system-arm` and
+//! then:
 //!
 //! ```sh
 //! rustup target add thumbv7em-none-eabihf
 //! cargo run --release        # in this directory; `.cargo/config.toml` says for what target, and how to run it
 //! ```
 //!
-//! It prints what the two tasks see, and ends with `logged 10 of 10`; now and then the display has no value, as it does
-//! not try again. For a board of your own, change
+//! It prints what the two tasks see, and ends with `logged 10 of 10`. Now and then the display has no value, since it
+//! does not retry. For your own board, change
 //!
 //! - `memory.x`, to the memory of the chip, and `.cargo/config.toml`, to its target and how to flash it;
-//! - `systick.rs`, to the time driver of the chip's HAL: then the three crates of embassy's clock in `Cargo.toml` are the
-//!   HAL's affair, too;
+//! - `systick.rs`, to the time driver of the chip's HAL, which then also brings the three crates of embassy's clock
+//!   in `Cargo.toml`;
 //! - `Sensor`, to a driver that talks to a bus;
-//! - `hprintln!` and `debug::exit`, to a log of the board's, such as defmt: both stop a chip that has no debugger.
+//! - `hprintln!` and `debug::exit`, to the board's log, such as defmt: both stop a chip that has no debugger.
 #![no_std]
 #![no_main]
 
@@ -48,11 +49,11 @@ enum Channel {
     Humidity,
 }
 
-/// The bus did not acknowledge. The errors of a buffer in a `static` are `Copy`: each handle gets one.
+/// The bus did not acknowledge. The error of a buffer in a `static` is `Copy`, since each handle gets one.
 #[derive(Clone, Copy, Debug)]
 struct Nack;
 
-/// A sensor on a bus: here a made-up one, that takes 5 ms and fails in every fourth measurement.
+/// A sensor on a bus: here a simulated one, which takes 5 ms and fails in every fourth measurement.
 struct Sensor {
     measurements: u16,
 }
@@ -60,11 +61,11 @@ struct Sensor {
 impl Service<Channel> for Sensor {
     type Response = u16;
     type Error = Nack;
-    // The future needs a name, since the queue in the `static` has a place for it.
+    // The future needs a name, since the queue in the `static` has room for it.
     type Future = Measurement;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Nack>> {
-        // A real driver would say here whether the last conversion is over.
+        // A real driver would check here whether the last conversion is complete.
         Poll::Ready(Ok(()))
     }
 
@@ -101,14 +102,14 @@ impl Future for Measurement {
 
 // ---- What the tasks share ---------------------------------------------------------------------------
 
-/// Room for four requests, and four more that wait for room: more than there are tasks.
+/// Room for four requests, and four more waiting for room: more than there are tasks.
 type Queue = StaticQueue<Channel, Measurement, 4>;
 static QUEUE: Queue = Queue::new();
 
-/// A task's handle to the sensor. It names no runtime, as the worker is a task of this program's, below.
+/// A task's handle to the sensor. It names no runtime, since the worker is a task of this program, below.
 type SensorHandle = Buffer<Channel, Measurement, NoRuntime, &'static Queue>;
 
-/// Owns the sensor, and hands it one request after the other.
+/// Owns the sensor, and passes it one request after the other.
 #[embassy_executor::task]
 async fn sensor(worker: Worker<Sensor, Channel, &'static Queue>) {
     worker.await;
@@ -116,7 +117,7 @@ async fn sensor(worker: Worker<Sensor, Channel, &'static Queue>) {
 
 // ---- The tasks --------------------------------------------------------------------------------------
 
-/// Shows the humidity; a value that is late is no use to it.
+/// Shows the humidity. A late value is of no use to it.
 #[embassy_executor::task]
 async fn display(sensor: SensorHandle) {
     let sensor = ServiceBuilder::new()
@@ -135,14 +136,14 @@ async fn display(sensor: SensorHandle) {
 #[embassy_executor::task]
 async fn logger(sensor: SensorHandle) {
     let (shortest, longest) = (Duration::from_millis(2), Duration::from_millis(50));
-    // The jitter's. Without a source of chance, a chip's unique number would do.
+    // For the jitter. Without a source of randomness, use the chip's unique number.
     let seed = SplitMix64::new(0x5eed);
     let backoff =
         ExponentialBackoffMaker::with_timer(shortest, longest, Jitter::Full, seed, Embassy)
             .expect("2 ms is shorter than 50 ms");
-    // Every error is worth another try; `classify` could tell them apart.
+    // Every error is worth a retry; `classify` could distinguish them.
     let policy = StandardPolicy::with_backoff(backoff, Embassy).max_retries(5);
-    // From the outside to the inside: each try has a timeout of its own.
+    // From the outside to the inside: each attempt has its own timeout.
     let sensor = ServiceBuilder::new()
         .retry(policy)
         .timeout(Duration::from_millis(100))

@@ -1,4 +1,4 @@
-//! embassy's clock, from the processor's SysTick: a tick is a millisecond. A HAL for a real chip brings a better one.
+//! embassy's clock, driven by the processor's SysTick: a tick is a millisecond. A real chip's HAL has a better one.
 
 use core::cell::RefCell;
 use core::task::Waker;
@@ -31,7 +31,7 @@ impl Driver for SysTickDriver {
     }
 
     fn schedule_wake(&self, at: u64, waker: &Waker) {
-        // Nothing has to be set up for it: every tick looks at the queue.
+        // Nothing to set up: every tick looks at the queue.
         critical_section::with(|cs| {
             self.state.borrow_ref_mut(cs).queue.schedule_wake(at, waker);
         });

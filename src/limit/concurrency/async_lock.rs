@@ -49,7 +49,7 @@ impl Claim for AsyncLockPermit {
         }
         if let AsyncLockState::Waiting(acquire) = &mut self.state {
             if is_try(cx) {
-                // A poll would replace the waiting task's waker with one that wakes nobody.
+                // A poll would replace the waiting task's waker with one that wakes no task.
                 let Some(guard) = self.semaphore.try_acquire_arc() else {
                     return Poll::Pending;
                 };

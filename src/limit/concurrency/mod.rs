@@ -6,6 +6,20 @@
 //! that you provide ([`ConcurrencyLimit::with_semaphore`]); with the feature `async-lock` it can be an
 //! `Arc<async_lock::Semaphore>` that the rest of an application also uses.
 //!
+//! # Examples
+//!
+//! ```
+//! use campanile::{ServiceBuilder, ServiceExt};
+//!
+//! # futures::executor::block_on(async {
+//! let service = ServiceBuilder::new()
+//!     .concurrency_limit(2)
+//!     .service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n + 1));
+//!
+//! assert_eq!(service.oneshot(1).await.unwrap(), 2);
+//! # });
+//! ```
+//!
 //! # Readiness
 //!
 //! By default `poll_ready` takes the permit, as tower's does, but polls the inner service first: a permit is only taken
@@ -51,20 +65,6 @@
 //! - A response can keep the permit for as long as its body lasts: [`with_permit`](ConcurrencyLimit::with_permit).
 //! - A poll that only tries, as [`LoadShed`](crate::load_shed) does, leaves no waiter behind.
 //! - A call without readiness waits, and does not panic.
-//!
-//! # Examples
-//!
-//! ```
-//! use campanile::{ServiceBuilder, ServiceExt};
-//!
-//! # futures::executor::block_on(async {
-//! let service = ServiceBuilder::new()
-//!     .concurrency_limit(2)
-//!     .service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n + 1));
-//!
-//! assert_eq!(service.oneshot(1).await.unwrap(), 2);
-//! # });
-//! ```
 
 use core::mem::replace;
 use core::task::{Context, Poll};

@@ -4,6 +4,29 @@
 //! one [`RateLimitLayer`], share one budget; [`per_service`](RateLimitLayer::per_service) gives each service of a layer
 //! its own.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")] {
+//! use campanile::{Layer, Service, service_fn, smol::Smol};
+//! use campanile::limit::rate::{Error, RateLimitLayer};
+//! use core::{convert::Infallible, future::poll_fn, time::Duration};
+//!
+//! let layer = RateLimitLayer::<Smol>::new(2, Duration::from_secs(60)).reject();
+//! let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+//!
+//! smol::block_on(async {
+//!     for n in 0..2 {
+//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//!         assert_eq!(service.call(n).await, Ok(n));
+//!     }
+//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+//!     let Err(Error::Limited(limited)) = service.call(2).await else { panic!() };
+//!     assert!(limited.retry_after() <= Duration::from_secs(30));
+//! });
+//! # }
+//! ```
+//!
 //! # The bound
 //!
 //! With [`Rate::new(num, per)`](Rate::new) and a burst of `b`, the budget lets through
@@ -64,30 +87,7 @@
 //! - `RateLimit` is `Clone`, and clones share one budget.
 //! - The budget comes back evenly and not all at once at the edge of a window, so two bursts cannot meet there.
 //! - A call without readiness does not panic.
-//! - The error is an enum, [`Error`], since a limit that does not wait for ever can fail by itself.
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")] {
-//! use campanile::{Layer, Service, service_fn, smol::Smol};
-//! use campanile::limit::rate::{Error, RateLimitLayer};
-//! use core::{convert::Infallible, future::poll_fn, time::Duration};
-//!
-//! let layer = RateLimitLayer::<Smol>::new(2, Duration::from_secs(60)).reject();
-//! let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
-//!
-//! smol::block_on(async {
-//!     for n in 0..2 {
-//!         poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
-//!         assert_eq!(service.call(n).await, Ok(n));
-//!     }
-//!     poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
-//!     let Err(Error::Limited(limited)) = service.call(2).await else { panic!() };
-//!     assert!(limited.retry_after() <= Duration::from_secs(30));
-//! });
-//! # }
-//! ```
+//! - The error is an enum, [`Error`], since a limit that does not wait forever can fail by itself.
 
 #[cfg(all(feature = "alloc", target_has_atomic = "ptr"))]
 use alloc::sync::Arc;

@@ -1,19 +1,5 @@
 //! Load as the number of requests in flight.
 //!
-//! # The penalty
-//!
-//! A [penalised](Outcome::Penalised) result continues to count as a request in flight, with decreasing weight:
-//!
-//! > load = requests in flight + Σ e<sup>−(now − tᵢ) / decay</sup>
-//!
-//! where tᵢ are the moments at which results were penalised. The sum counts as nothing once it has fallen to 1/16. So
-//! an endpoint that failed once is as good as new after 2.8 decays ([`DEFAULT_DECAY`] is 5 s, so after 14 s), and is
-//! tried earlier when the others are busy. An endpoint that keeps failing beside others with `n` requests in flight
-//! each is tried about `n` times in a decay.
-//!
-//! The clock is read when a result is penalised, and for the load while there is a penalty. A service that does not
-//! fail reads no clock.
-//!
 //! # Examples
 //!
 //! ```
@@ -37,6 +23,20 @@
 //! assert!(service.load() > idle); // and less from moment to moment
 //! # });
 //! ```
+//!
+//! # The penalty
+//!
+//! A [penalised](Outcome::Penalised) result continues to count as a request in flight, with decreasing weight:
+//!
+//! > load = requests in flight + Σ e<sup>−(now − tᵢ) / decay</sup>
+//!
+//! where tᵢ are the moments at which results were penalised. The sum counts as nothing once it has fallen to 1/16. So
+//! an endpoint that failed once is as good as new after 2.8 decays ([`DEFAULT_DECAY`] is 5 s, so after 14 s), and is
+//! tried earlier when the others are busy. An endpoint that keeps failing beside others with `n` requests in flight
+//! each is tried about `n` times in a decay.
+//!
+//! The clock is read when a result is penalised, and for the load while there is a penalty. A service that does not
+//! fail reads no clock.
 
 use alloc::sync::Arc;
 use core::fmt;

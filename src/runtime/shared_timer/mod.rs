@@ -42,19 +42,6 @@ use self::line::{Line, Turn, UNSET};
 /// Only the waits of requests are shared: for a timeout, a hedge, a backoff. A wait inside a service, such as for a
 /// rate limit, uses the inner timer directly, since it may stay behind in the service when it is no longer polled.
 ///
-/// # Differences from the inner timer
-///
-/// - **Not every timer can be shared.** The timer and its alarm have to be `Send`, which those of `campanile::wasm` and
-///   of a `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which
-///   embassy-time does not.
-/// - **One runtime.** The alarm belongs to the runtime in whose context it was first set. If that does not matter, as
-///   on smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
-///   would wait in vain while the first one is not running. When the first one is shut down, or the inner timer panics
-///   as it rings, all waits are woken, and the first one to be polled sets the alarm where it runs.
-/// - **The alarm stays** when the last wait is gone, and rings once for no wait; so a clock that tokio has paused may
-///   stop there. It is dropped with the last clone.
-///   stop there. It goes with the last clone.
-///
 /// # Examples
 ///
 /// ```
@@ -82,6 +69,18 @@ use self::line::{Line, Turn, UNSET};
 /// assert_eq!(answers.call(1).await.unwrap(), 1);
 /// # });
 /// ```
+///
+/// # Differences from the inner timer
+///
+/// - **Not every timer can be shared.** The timer and its alarm have to be `Send`, which those of `campanile::wasm` and
+///   of a `smol::LocalExecutor` are not. And it has to keep the last point of the [contract](Timer#contract), which
+///   embassy-time does not.
+/// - **One runtime.** The alarm belongs to the runtime in whose context it was first set. If that does not matter, as
+///   on smol and async-std, one `SharedTimer` may be used anywhere. On tokio it is for one runtime: a task of another
+///   would wait in vain while the first one is not running. When the first one is shut down, or the inner timer panics
+///   as it rings, all waits are woken, and the first one to be polled sets the alarm where it runs.
+/// - **The alarm stays** when the last wait is gone, and rings once for no wait; so a clock that tokio has paused may
+///   stop there. It is dropped with the last clone.
 pub struct SharedTimer<T: Timer>(Arc<Shared<T>>);
 
 impl<T> SharedTimer<T>

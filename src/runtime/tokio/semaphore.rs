@@ -1,4 +1,4 @@
-//! tokio's semaphore as the origin of a concurrency limit's permits.
+//! tokio's semaphore as the source of a concurrency limit's permits.
 
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
@@ -21,7 +21,9 @@ impl Permits for Arc<Semaphore> {
     }
 }
 
-/// A claim to a permit of tokio's [`Semaphore`]. Waiting for one allocates; taking one does not.
+/// A claim to a permit of tokio's [`Semaphore`]. Waiting for a permit allocates; taking one does not.
+///
+/// # Examples
 ///
 /// ```
 /// use campanile::limit::ConcurrencyLimit;
@@ -77,12 +79,12 @@ impl Claim for SemaphorePermit {
                     }
                 },
                 State::Waiting { acquire, waker } => {
-                    // A try is made with the waker of the one who waits, whose place the one of nobody would take.
+                    // A try polls with the waiter's waker, since its own would replace that.
                     if !is_try(cx) {
                         waker.clone_from(cx.waker());
                     }
                     let acquired = ready!(acquire.as_mut().poll(&mut Context::from_waker(waker)));
-                    // Closed, it is found so when asked once more.
+                    // If it was closed, the next attempt to acquire finds that out.
                     self.state = acquired.map_or(State::Idle, State::Held);
                 }
                 State::Held(_) => return Poll::Ready(Ok(())),
@@ -103,7 +105,7 @@ impl fmt::Debug for SemaphorePermit {
     }
 }
 
-/// How a concurrency limit over a semaphore of tokio's fails.
+/// How a concurrency limit over tokio's semaphore fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SemaphoreError<E> {
     /// The application has closed the semaphore.
@@ -115,6 +117,6 @@ pub enum SemaphoreError<E> {
 flatten!(SemaphoreError: Closed);
 
 leaf_error! {
-    /// The application has closed the semaphore that a concurrency limit has its permits from.
+    /// The application has closed the semaphore of a concurrency limit.
     SemaphoreClosed, "the semaphore of the concurrency limit is closed"
 }

@@ -1,4 +1,4 @@
-//! The queue of a buffer: its [`State`] behind a lock, and what is done to it through a handle.
+//! The queue of a buffer: its [`State`] behind a lock, and the operations of its handles.
 
 use core::cell::RefCell;
 use core::fmt;
@@ -26,7 +26,7 @@ mod state;
 
 pub(crate) use self::state::{End, Refusal, State, Ticket, Work};
 
-/// The state of a queue that is shared as a `Q`.
+/// The state of a queue shared as a `Q`.
 type StateOf<Q> = State<
     <Q as Channel>::Message,
     <Q as Channel>::Answer,
@@ -34,12 +34,12 @@ type StateOf<Q> = State<
     <Q as Channel>::Storage,
 >;
 
-/// The queue of a buffer on the heap, where all that use it have a pointer to it.
+/// The queue of a buffer on the heap, shared through pointers.
 pub struct HeapQueue<Request, F: TryFuture> {
     state: Heap<State<Request, F, Shared<F::Error>, Growing>>,
 }
 
-/// The queue of a buffer without an allocator, shared by reference: for `N` requests, and `N` more that wait for room.
+/// The queue of a buffer without an allocator, shared by reference: for `N` requests, and `N` more waiting for room.
 ///
 /// See [`buffer`](crate::buffer#without-an-allocator).
 pub struct FixedQueue<L: Sharing, Request, F: TryFuture, const N: usize> {
@@ -62,7 +62,7 @@ impl<Request, F: TryFuture> HeapQueue<Request, F> {
         }
     }
 
-    /// Shares `value` as the state is shared.
+    /// Shares `value` like the state.
     pub(crate) fn shared<T>(&self, value: T) -> Shared<T> {
         super::heap::shared(&self.state, value)
     }
@@ -163,26 +163,26 @@ where
     }
 }
 
-/// A queue, however it is shared.
+/// A handle to a queue, however it is shared.
 ///
-/// What it carries is associated to it, and no parameter of the trait: the compiler could not tell that a future
+/// What it carries are associated types and not parameters of the trait: the compiler could not prove that a future
 /// with a `dyn` in it is `Send` if it had to match one with the other.
 pub trait Channel: Clone {
-    /// What is sent.
+    /// The message that is sent.
     type Message;
-    /// What comes back, and what says how the worker's service fails.
+    /// The answer. Its error type is that of the worker's service.
     type Answer: TryFuture;
-    /// What all see of an error with which the worker's service failed.
+    /// What all senders see of the error of the worker's service.
     ///
     /// It is cloned under the lock: a pointer, or a copy.
     type Failure: Clone;
-    /// What messages are kept in.
+    /// How messages are stored.
     type Storage: Storage;
 
-    /// Lends the state to `f`.
+    /// Calls `f` with the state.
     fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O;
 
-    /// Room that is to be had without the state.
+    /// Room that can be taken without the state.
     fn credits(&self) -> Option<&Credits> {
         None
     }
@@ -192,7 +192,7 @@ pub trait Channel: Clone {
         self.credits().is_some_and(Credits::take)
     }
 
-    /// There is no more room that is to be had without the state.
+    /// Removes all room that could be taken without the state.
     fn revoke_credits(&self) {
         if let Some(credits) = self.credits() {
             credits.revoke();
@@ -214,7 +214,7 @@ pub trait Channel: Clone {
         self.with(|state| state.handles += 1);
     }
 
-    /// Takes a handle away, and gives back the room that it has, or its place in the line for it.
+    /// Removes a handle, and gives back its room or its place in the wait queue.
     fn drop_handle(&self, place: &mut Place) {
         let (worker, farewell) = self.with(|state| {
             let farewell = Self::Storage::view(&mut state.room).leave(place);
@@ -222,7 +222,7 @@ pub trait Channel: Clone {
             if state.handles > 0 {
                 return (None, farewell);
             }
-            // For good: a queue that was opened is not opened again.
+            // For good: a queue is opened only once.
             if let Phase::Open = state.phase {
                 state.phase = Phase::Draining;
             }
@@ -233,7 +233,7 @@ pub trait Channel: Clone {
         drop(left);
     }
 
-    /// Why nothing is accepted any more, if that is so.
+    /// Why the queue accepts no more messages, if it does not.
     fn end(&self) -> Option<End<Self::Failure>> {
         self.with(|state| state.end())
     }
@@ -252,7 +252,7 @@ pub trait Channel: Clone {
         self.poll_room(place, cx)
     }
 
-    /// Takes room for one message, and makes credits of the rest; or joins the line.
+    /// Takes room for one message, and turns the rest into credits; or joins the wait queue.
     #[cold]
     fn poll_room(
         &self,
@@ -264,7 +264,7 @@ pub trait Channel: Clone {
                 if let Some(end) = state.end() {
                     return Some(Poll::Ready(Err(end.into())));
                 }
-                // Somebody may have made some since.
+                // Another task may have made some since.
                 if matches!(place, Place::Outside) && self.take_credit() {
                     *place = Place::Inside;
                 }
@@ -278,7 +278,7 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Gives back room, or the place in the line for it.
+    /// Gives back room, or the place in the wait queue.
     fn unreserve(&self, place: &mut Place) {
         if !matches!(place, Place::Outside) {
             let farewell = self.with(|state| Self::Storage::view(&mut state.room).leave(place));
@@ -286,7 +286,7 @@ pub trait Channel: Clone {
         }
     }
 
-    /// Puts a message in line, in the room that was [reserved](Self::poll_reserve) for it.
+    /// Queues a message, in the room that was [reserved](Self::poll_reserve) for it.
     fn send(
         &self,
         message: Self::Message,
@@ -313,7 +313,8 @@ pub trait Channel: Clone {
         Ok(())
     }
 
-    /// Waits for the answer, which then is in `answer`, and the slot gone; or for the end. Nothing is in `answer` before.
+    /// Waits for the answer, or for the end of the queue. The answer is then in `answer`, which must be empty before,
+    /// and the slot is free.
     fn poll_answer(
         &self,
         ticket: &mut Ticket,
@@ -321,10 +322,10 @@ pub trait Channel: Clone {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End<Self::Failure>>> {
         let (index, mut waker) = match *ticket {
-            // It will be wanted.
+            // The waker will be needed.
             Ticket::New(index) => (index, Some(cx.waker().clone())),
             Ticket::Polled(index) => (index, None),
-            // Polled again after its end.
+            // Polled again after completion.
             Ticket::Void => return Poll::Pending,
         };
         let (removed, end) = loop {
@@ -379,19 +380,19 @@ pub trait Channel: Clone {
                     );
                 }
             }
-            // The worker waits on its behalf, and may have waited for nothing but this.
+            // The worker waits on behalf of this message, and may wait for nothing else.
             let is_awaited = state.put_back == Some(index);
             let removed = state.remove(index);
             let is_over = removed.message.is_some() && state.is_done();
             let worker = (is_awaited || is_over).then(|| state.worker.take());
             (removed, worker.flatten())
         });
-        // Who gets its room finds it gone.
+        // The task that gets the room finds the message already dropped.
         let _wakes = LateAll([removed.next, worker]);
         drop((removed.message, answer, removed.sender));
     }
 
-    /// Has the worker keep its service ready while there is no message.
+    /// Makes the worker keep its service ready while there is no message.
     fn keep_ready(&self) {
         wake(self.with(|state| {
             state.keep_ready = true;
@@ -399,7 +400,7 @@ pub trait Channel: Clone {
         }));
     }
 
-    /// Accepts no more messages; those in line are still served.
+    /// Accepts no more messages; queued ones are still served.
     fn shut_down(&self) {
         let worker = self.with(|state| {
             matches!(state.phase, Phase::Open).then(|| {
@@ -426,7 +427,7 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Gives up waiting for the end.
+    /// Stops waiting for the end.
     fn leave_end(&self, place: &mut Place) {
         let farewell = self.with(|state| state.end.leave(place));
         farewell.finish();
@@ -434,18 +435,18 @@ pub trait Channel: Clone {
 
     // The worker's side.
 
-    /// Takes the first message out of the line. Where there is none the worker is woken when that changes.
+    /// Takes the first message from the queue. If there is none, the worker is woken when that changes.
     ///
-    /// What is taken is to be [answered](Self::answer) or [put back](Self::put_back).
+    /// [Answer](Self::answer) the message or [put it back](Self::put_back).
     fn next(&self, cx: &mut Context<'_>) -> Work<Self::Message> {
         with_waker(cx, |waker| self.with(|state| state.next(cx, waker)))
     }
 
-    /// Puts the message that was taken last back, since the service is not ready for it, and has the worker woken when
-    /// there is nothing left to be ready for; or says that this is so. A message that nobody wants any more stays in
+    /// Puts the message taken last back, since the service is not ready for it. The worker is woken when there is
+    /// nothing left to be ready for; returns `Ready` if that is already so. A message that was given up stays in
     /// `message`.
     fn put_back(&self, message: &mut Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
-        // The worker is not to end by a waker that panics.
+        // A waker that panics must not end the worker.
         let mut next = Apart([None]);
         with_waker(cx, |waker| {
             self.with(|state| {
@@ -459,14 +460,14 @@ pub trait Channel: Clone {
         })
     }
 
-    /// Answers the message that was taken last, and takes the [next](Self::next), if there is one.
+    /// Answers the message taken last, and takes the [next](Self::next), if there is one.
     fn answer(
         &self,
         answer: &mut Option<Self::Answer>,
         is_last: bool,
         cx: &mut Context<'_>,
     ) -> Work<Self::Message> {
-        // It will be wanted.
+        // The waker will be needed.
         let mut waker = is_last.then(|| cx.waker().clone());
         let (answered, work) =
             self.with(|state| (state.answer(answer), state.next(cx, &mut waker)));
@@ -474,7 +475,7 @@ pub trait Channel: Clone {
         work.unwrap_or_else(|| self.next(cx))
     }
 
-    /// Ends the queue: whatever is not answered is dropped, and all who wait learn why.
+    /// Ends the queue: drops whatever is not answered, and tells all waiters why.
     fn close(&self, end: End<Self::Failure>) {
         let ended = self.with(|state| {
             if let Phase::Ended(_) = state.phase {
@@ -482,7 +483,7 @@ pub trait Channel: Clone {
             }
             state.phase = Phase::Ended(end);
             self.revoke_credits();
-            // Of what was given up there is none.
+            // A message that was given up has no sender.
             let taken = state.taken.take();
             let sender = taken.and_then(|index| state.slots.get_mut(index)?.sender.take());
             Some((sender, state.worker.take()))
@@ -490,7 +491,7 @@ pub trait Channel: Clone {
         let Some((sender, worker)) = ended else {
             return;
         };
-        // The slots stay for their senders, who take the reason from them.
+        // The slots stay for their senders, which take the reason from them.
         let mut first = Some(Refused {
             waiter: sender,
             worker,

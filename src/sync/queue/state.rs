@@ -1,4 +1,4 @@
-//! The state of a queue: a plain value, without its lock.
+//! The state of a queue: a plain value, without a lock.
 
 use core::mem::swap;
 use core::task::{Context, Waker};
@@ -8,16 +8,16 @@ use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
 use crate::sync::storage::{Growing, Storage, Waiters};
 use crate::sync::{Apart, apart, register, wake};
 
-/// Requests on their way to a worker, and what the worker made of them on its way back: a queue without its lock.
+/// Requests on their way to a worker, and answers on their way back: a queue without its lock.
 ///
-/// `T` is what is sent, `R` what comes back for it, `P` what all see of the error with which the worker's service
-/// failed. A message has a slot from [`send`](super::Channel::send) until its answer is taken or given up; a slot is
-/// used again, so nothing allocates once the table has its working size.
+/// `T` is the message, `R` the answer, and `P` what all senders see of the error of the worker's service. A message
+/// has a slot from [`send`](super::Channel::send) until its answer is taken or given up. Slots are reused, so nothing
+/// allocates once the table has reached its working size.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct State<T, R, P, S: Storage> {
     pub(super) slots: Slab<S::Nodes<Slot<T, R>>>,
     pub(super) line: List,
-    /// A permit for each message that may be in line or with the worker; where slots are `FIXED`, for each slot.
+    /// A permit for each message that is queued or with the worker; if slots are `FIXED`, for each slot.
     pub(super) room: Gate<Waiters<S>>,
     pub(super) handles: usize,
     pub(super) worker: Option<Waker>,
@@ -25,24 +25,24 @@ pub struct State<T, R, P, S: Storage> {
     pub(super) worker_is_idle: bool,
     /// The worker keeps its service ready while there is no message.
     pub(super) keep_ready: bool,
-    /// What the worker is busy with.
+    /// The message that the worker is busy with.
     pub(super) taken: Option<Index>,
-    /// The first in line, if the worker has put it back: its service waits for readiness on its behalf.
+    /// The first message, if the worker has put it back: the service waits for readiness on its behalf.
     pub(super) put_back: Option<Index>,
     pub(super) phase: Phase<P>,
     /// Closed until the worker has ended.
     pub(super) end: Gate<Waiters<Growing>>,
 }
 
-/// A message, on its way. Message and answer are apart, so that neither is moved with the other.
+/// A message on its way. Message and answer are separate, so that neither moves with the other.
 pub(crate) struct Slot<T, R> {
-    /// There while it is in line; after that the worker has it.
+    /// Present while it is queued; then the worker has it.
     pub(super) message: Option<T>,
-    /// There once the worker has answered.
+    /// Present once the worker has answered.
     pub(super) answer: Option<R>,
-    /// The sender waits with this.
+    /// The waker of the waiting sender.
     pub(super) sender: Option<Waker>,
-    /// The sender went away while the worker had the message.
+    /// The sender gave up while the worker had the message.
     pub(super) is_abandoned: bool,
 }
 
@@ -57,24 +57,25 @@ impl<T, R> Vacant for Slot<T, R> {
 
 pub(super) enum Phase<P> {
     Open,
-    /// No message is accepted any more; those in line are still served.
+    /// No more messages are accepted; queued ones are still served.
     Draining,
     Ended(End<P>),
 }
 
-/// What a message is known by to its sender.
+/// A sender's reference to its message.
 ///
-/// It changes under the lock, with the slot: whatever panics after that, nobody gives up what is another's by then.
+/// It changes under the lock, together with the slot: whatever panics afterwards, no sender gives up a slot that has
+/// become another's.
 #[derive(Clone, Copy, Debug)]
 pub enum Ticket {
-    /// In the queue, and nobody has waited for the answer yet.
+    /// In the queue, and not polled yet.
     New(Index),
     Polled(Index),
-    /// It has no slot, or none any more.
+    /// Without a slot.
     Void,
 }
 
-/// Why a queue accepts nothing any more.
+/// Why a queue accepts no more messages.
 #[derive(Clone, Debug)]
 pub enum End<P> {
     /// It was shut down, or the executor dropped the worker.
@@ -88,9 +89,9 @@ pub enum End<P> {
 /// Why a queue does not accept a message.
 #[derive(Debug)]
 pub enum Refusal<P> {
-    /// The line of those who wait for room is full.
+    /// The queue of tasks that wait for room is full.
     Full,
-    /// It accepts none any more.
+    /// It accepts no more messages.
     Ended(End<P>),
 }
 
@@ -103,18 +104,18 @@ impl<P> From<End<P>> for Refusal<P> {
 /// What a worker finds when it looks for work.
 #[derive(Debug)]
 pub enum Work<T> {
-    /// A message, which the worker has from now on.
+    /// A message, which the worker now has.
     Message {
-        /// What was sent.
+        /// The message.
         message: T,
-        /// There is no other in line.
+        /// No other is queued.
         is_last: bool,
         /// It is the one that was put back last.
         is_same: bool,
     },
     /// There is none. The worker will be woken.
     None {
-        /// The service is to be kept ready all the same.
+        /// The service is to be kept ready nevertheless.
         keep_ready: bool,
     },
     /// There is none, and there will be none.
@@ -157,7 +158,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         self.line.is_empty() && !matches!(self.phase, Phase::Open)
     }
 
-    /// Takes a message away, wherever it is, and makes room. Of an answer the slot is to be rid before.
+    /// Removes a message, wherever it is, and makes room. An answer must be taken out of the slot before.
     pub(super) fn remove(&mut self, index: Index) -> Removed<T> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Removed::default();
@@ -180,15 +181,15 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
-    /// Takes the first message out of the line. It keeps its room until it is answered.
+    /// Takes the first message from the queue. It keeps its room until it is answered.
     fn take(&mut self) -> Option<T> {
         self.taken = self.line.pop_front(&mut self.slots);
         self.slots.get_mut(self.taken?)?.message.take()
     }
 
-    /// Takes the first message, or where there is none registers the worker, to be woken when that changes.
+    /// Takes the first message. If there is none, registers the worker to be woken when that changes.
     ///
-    /// `None`: to be asked again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
+    /// `None`: call again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn next(&mut self, cx: &Context<'_>, waker: &mut Option<Waker>) -> Option<Work<T>> {
         if let Some(message) = self.take() {
             return Some(Work::Message {
@@ -207,8 +208,8 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         })
     }
 
-    /// Puts the message that was taken last back to where it was, unless nobody wants it any more: then it stays in
-    /// `message`, and its slot is gone.
+    /// Puts the message taken last back where it was. If it was given up, it stays in `message`, and its slot is
+    /// free.
     pub(super) fn put_back(&mut self, message: &mut Option<T>) -> Option<Waker> {
         let index = message.as_ref().and(self.taken.take())?;
         let slot = self.slots.get_mut(index)?;
@@ -222,13 +223,13 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         None
     }
 
-    /// Answers the message that was taken last. An answer that nobody wants stays in `answer`.
+    /// Answers the message taken last. An answer that is not wanted stays in `answer`.
     pub(super) fn answer(&mut self, answer: &mut Option<R>) -> Answered {
         let next = self.make_room();
         let taken = self.taken.take();
         match taken.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
             Some((_, slot)) if !slot.is_abandoned => {
-                // Not moved by way of anything else: it may be large.
+                // Not moved through anything else: it may be large.
                 swap(&mut slot.answer, answer);
                 let sender = slot.sender.take();
                 Answered { sender, next }
@@ -241,7 +242,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         }
     }
 
-    /// Takes out a message that is in line, or somebody who waits for room or for the end: there is none of it any more.
+    /// Removes a queued message, or a task that waits for room or for the end; `None` when none is left.
     pub(super) fn refuse(&mut self) -> Option<Refused<T>> {
         let mut refused = Refused::default();
         if let Some(index) = self.line.pop_front(&mut self.slots) {
@@ -255,7 +256,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         Some(refused)
     }
 
-    /// Gives away the room of a message that was taken, where the slot does not keep it.
+    /// Gives the room of a taken message to the next task, unless the slot keeps it.
     fn make_room(&mut self) -> Option<Waker> {
         (!S::View::FIXED)
             .then(|| S::view(&mut self.room).release())
@@ -263,13 +264,13 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     }
 }
 
-/// What the end of a queue leaves to be done outside the lock.
+/// What is left to do outside the lock when a queue ends.
 #[must_use = "the waiter is to be woken outside the lock"]
 pub(super) struct Refused<T> {
     pub(super) message: Option<T>,
-    /// The worker's waker, which is to be dropped.
+    /// The worker's waker, to be dropped.
     pub(super) worker: Option<Waker>,
-    /// Who is to learn of it.
+    /// The task to notify.
     pub(super) waiter: Option<Waker>,
 }
 
@@ -283,12 +284,12 @@ impl<T> Default for Refused<T> {
     }
 }
 
-/// What [`State::remove`] leaves to be done outside the lock.
+/// What is left to do outside the lock after [`State::remove`].
 #[must_use = "the wakers are to be woken or dropped outside the lock"]
 pub(super) struct Removed<T> {
     pub(super) message: Option<T>,
     pub(super) sender: Option<Waker>,
-    /// Who gets the room.
+    /// The task that gets the room.
     pub(super) next: Option<Waker>,
 }
 
@@ -302,16 +303,16 @@ impl<T> Default for Removed<T> {
     }
 }
 
-/// What [`State::answer`] leaves to be done outside the lock.
+/// What is left to do outside the lock after [`State::answer`].
 #[must_use = "the wakers are to be woken outside the lock"]
 pub(super) struct Answered {
     pub(super) sender: Option<Waker>,
-    /// Who gets the room.
+    /// The task that gets the room.
     pub(super) next: Option<Waker>,
 }
 
 impl Answered {
-    /// Drops the answer if nobody wants it, and wakes who does. The worker is not to end by a waker that panics.
+    /// Drops an unwanted answer, or wakes the sender. A waker that panics must not end the worker.
     #[inline]
     pub(super) fn finish<R>(self, unwanted: &mut Option<R>) {
         if self.next.is_none() && unwanted.is_none() {

@@ -1,5 +1,25 @@
 //! Load as the duration of recent responses, times the requests in flight.
 //!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "smol")]
+//! # smol::block_on(async {
+//! use campanile::load::{CompleteOnResponse, Load};
+//! use campanile::smol::load::PeakEwma;
+//! use campanile::{Service, service_fn};
+//! use core::{future::ready, time::Duration};
+//!
+//! let service = service_fn(|ok: bool| ready(if ok { Ok(()) } else { Err(core::fmt::Error) }));
+//! let (default_rtt, decay_ns) = (Duration::from_millis(50), 10e9);
+//! let mut service = PeakEwma::new(service, default_rtt, decay_ns, CompleteOnResponse);
+//!
+//! assert!(service.estimate() <= default_rtt);
+//! service.call(false).await.unwrap_err();
+//! assert!(service.estimate() > default_rtt); // nearly the ten seconds of the penalty
+//! # });
+//! ```
+//!
 //! # The estimate
 //!
 //! > cost = estimate × (requests in flight + 1)
@@ -59,26 +79,6 @@
 //! - The time comes from a [`Timer`], which is read at most once each for a load, a call and a response; there is no
 //!   lock. [Comparing](Load::is_no_busier_than) two services reads the time once on the runtimes' timers, and not at
 //!   all if the one that looks faster is idle.
-//!
-//! # Examples
-//!
-//! ```
-//! # #[cfg(feature = "smol")]
-//! # smol::block_on(async {
-//! use campanile::load::{CompleteOnResponse, Load};
-//! use campanile::smol::load::PeakEwma;
-//! use campanile::{Service, service_fn};
-//! use core::{future::ready, time::Duration};
-//!
-//! let service = service_fn(|ok: bool| ready(if ok { Ok(()) } else { Err(core::fmt::Error) }));
-//! let (default_rtt, decay_ns) = (Duration::from_millis(50), 10e9);
-//! let mut service = PeakEwma::new(service, default_rtt, decay_ns, CompleteOnResponse);
-//!
-//! assert!(service.estimate() <= default_rtt);
-//! service.call(false).await.unwrap_err();
-//! assert!(service.estimate() > default_rtt); // nearly the ten seconds of the penalty
-//! # });
-//! ```
 //!
 //! [`PeakEwma.scala`]: https://github.com/twitter/finagle/blob/9cc08d15216497bb03a1cafda96b7266cfbbcff1/finagle-core/src/main/scala/com/twitter/finagle/loadbalancer/PeakEwma.scala
 
@@ -143,7 +143,7 @@ impl<S, C, T: Default> PeakEwma<S, C, T> {
 }
 
 impl<S, C, T> PeakEwma<S, C, T> {
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Panics
     ///
@@ -162,7 +162,7 @@ impl<S, C, T> PeakEwma<S, C, T> {
         }
     }
 
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Errors
     ///
@@ -383,7 +383,7 @@ impl<D, C, T: Default> PeakEwmaDiscover<D, C, T> {
 }
 
 impl<D, C, T> PeakEwmaDiscover<D, C, T> {
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Panics
     ///
@@ -402,7 +402,7 @@ impl<D, C, T> PeakEwmaDiscover<D, C, T> {
         }
     }
 
-    /// As [`new`](Self::new), on `timer`.
+    /// Like [`new`](Self::new), but on `timer`.
     ///
     /// # Errors
     ///

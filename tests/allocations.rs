@@ -133,7 +133,7 @@ fn calling_all_allocates_nothing_once_there_is_room() {
 
 /// Rooms on a timer that is there, so that the waiting paths are measured too.
 #[cfg(feature = "smol")]
-mod rooms {
+mod middleware {
     use std::num::NonZeroU32;
     use std::time::Duration;
 

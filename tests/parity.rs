@@ -45,7 +45,7 @@ mod on_tower {
         Arc::new(tokio::sync::Semaphore::new(permits))
     }
 
-    mod rooms;
+    mod middleware;
     mod stack;
     mod util;
 }
@@ -62,7 +62,7 @@ mod on_tokio {
     }
 
     mod additions;
-    mod rooms;
+    mod middleware;
     mod stack;
     mod util;
 }
@@ -79,7 +79,7 @@ mod on_smol {
     }
 
     mod additions;
-    mod rooms;
+    mod middleware;
     mod stack;
     mod util;
 }
@@ -100,7 +100,7 @@ mod on_sim {
     }
 
     mod additions;
-    mod rooms;
+    mod middleware;
     mod stack;
     mod util;
 }
@@ -117,7 +117,7 @@ mod on_async_std {
     }
 
     mod additions;
-    mod rooms;
+    mod middleware;
     mod stack;
     mod util;
 }

@@ -9,8 +9,8 @@ use futures_core::TryFuture;
 use pin_project_lite::pin_project;
 
 use super::Queue;
-use crate::sync::gate::Place;
 use crate::sync::queue::{Channel, HeapQueue, Refusal, Ticket};
+use crate::sync::wait_queue::Acquisition;
 
 pin_project! {
     /// The response of a [`Buffer`](super::Buffer).
@@ -65,14 +65,14 @@ impl<Request, F: TryFuture, Q: Queue<Message = Request>> ResponseFuture<Request,
     }
 
     /// The response to a request without room, which waits from its handle's place.
-    pub(super) fn waiting(queue: &Q, place: Place, request: Request) -> Self {
+    pub(super) fn waiting(queue: &Q, acquisition: Acquisition, request: Request) -> Self {
         queue.add_handle();
         Self {
             state: State::Waiting {
                 request: Some(request),
                 admission: Admission {
                     queue: queue.clone(),
-                    place,
+                    acquisition,
                 },
             },
             types: PhantomData,
@@ -92,10 +92,10 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Waiting { request, admission } => {
-                    let room = ready!(admission.queue.poll_reserve(&mut admission.place, cx));
+                    let room = ready!(admission.queue.poll_reserve(&mut admission.acquisition, cx));
                     match (room, request.take()) {
                         (Ok(()), Some(request)) => {
-                            admission.place = Place::Outside;
+                            admission.acquisition = Acquisition::Idle;
                             State::send(&admission.queue, request)
                         }
                         (Ok(()), None) => State::Refused { refusal: None },
@@ -164,12 +164,12 @@ impl<Q: Queue> State<Q> {
 /// A request that waits for room. It counts as a handle, so that the worker does not end before it.
 struct Admission<Q: Queue> {
     queue: Q,
-    place: Place,
+    acquisition: Acquisition,
 }
 
 impl<Q: Queue> Drop for Admission<Q> {
     fn drop(&mut self) {
-        self.queue.drop_handle(&mut self.place);
+        self.queue.drop_handle(&mut self.acquisition);
     }
 }
 
@@ -192,7 +192,7 @@ impl<Q: Queue> Drop for Message<Q> {
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Shutdown<Request, F: TryFuture> {
     queue: HeapQueue<Request, F>,
-    place: Place,
+    acquisition: Acquisition,
 }
 
 impl<Request, F: TryFuture> Shutdown<Request, F> {
@@ -200,7 +200,7 @@ impl<Request, F: TryFuture> Shutdown<Request, F> {
     pub(super) const fn new(queue: HeapQueue<Request, F>) -> Self {
         Self {
             queue,
-            place: Place::Outside,
+            acquisition: Acquisition::Idle,
         }
     }
 }
@@ -210,13 +210,13 @@ impl<Request, F: TryFuture> Future for Shutdown<Request, F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        this.queue.poll_end(&mut this.place, cx)
+        this.queue.poll_end(&mut this.acquisition, cx)
     }
 }
 
 impl<Request, F: TryFuture> Drop for Shutdown<Request, F> {
     fn drop(&mut self) {
-        self.queue.leave_end(&mut self.place);
+        self.queue.leave_end(&mut self.acquisition);
     }
 }
 

@@ -121,9 +121,9 @@ use core::task::{Context, Poll, ready};
 
 use futures_core::TryFuture;
 
-use crate::sync::gate::Place;
 use crate::sync::is_drive;
 use crate::sync::queue::{Channel, End, Refusal};
+use crate::sync::wait_queue::Acquisition;
 #[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
@@ -260,7 +260,7 @@ where
     Q: Queue,
 {
     queue: Q,
-    place: Place,
+    acquisition: Acquisition,
     unreserved: bool,
     types: PhantomData<fn(X, Request) -> F>,
 }
@@ -381,7 +381,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// sheds nothing.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
-        self.queue.unreserve(&mut self.place);
+        self.queue.unreserve(&mut self.acquisition);
         self.unreserved = true;
         self
     }
@@ -475,7 +475,7 @@ where
 {
     let buffer = Buffer {
         queue: queue.clone(),
-        place: Place::Outside,
+        acquisition: Acquisition::Idle,
         unreserved: false,
         types: PhantomData,
     };
@@ -495,10 +495,10 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let reserved = if self.unreserved || is_drive(cx) {
-            self.queue.unreserve(&mut self.place);
+            self.queue.unreserve(&mut self.acquisition);
             self.queue.end().map_or(Ok(()), |end| Err(end.into()))
         } else {
-            ready!(self.queue.poll_reserve(&mut self.place, cx))
+            ready!(self.queue.poll_reserve(&mut self.acquisition, cx))
         };
         Poll::Ready(match reserved {
             // The response future tries again, and the error is this request's alone.
@@ -508,9 +508,9 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match core::mem::take(&mut self.place) {
-            Place::Inside => ResponseFuture::sent(&self.queue, request),
-            place => ResponseFuture::waiting(&self.queue, place, request),
+        match core::mem::take(&mut self.acquisition) {
+            Acquisition::Acquired => ResponseFuture::sent(&self.queue, request),
+            acquisition => ResponseFuture::waiting(&self.queue, acquisition, request),
         }
     }
 }
@@ -520,7 +520,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Clone for Buffer<Request, F, X, Q> {
         self.queue.add_handle();
         Self {
             queue: self.queue.clone(),
-            place: Place::Outside,
+            acquisition: Acquisition::Idle,
             unreserved: self.unreserved,
             types: PhantomData,
         }
@@ -529,7 +529,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Clone for Buffer<Request, F, X, Q> {
 
 impl<Request, F: TryFuture, X, Q: Queue> Drop for Buffer<Request, F, X, Q> {
     fn drop(&mut self) {
-        self.queue.drop_handle(&mut self.place);
+        self.queue.drop_handle(&mut self.acquisition);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::queue::{End, HeapQueue, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
-use crate::sync::{apart, drive, leaves_rest, prepare};
+use crate::sync::{drive, ignore_panic, leaves_rest, prepare};
 
 /// How many requests one poll serves before the worker yields to other tasks: only tokio would interrupt it. A quarter
 /// of tokio's own budget of 128 operations, since a request takes several.
@@ -102,7 +102,7 @@ where
 /// A worker's service, and what the worker knows about it.
 struct Driven<S> {
     service: S,
-    bell: Bell,
+    service_waker: ServiceWaker,
     held: Held,
     // Calls may have left something reserved: see `leaves_rest`.
     has_rest: bool,
@@ -123,7 +123,7 @@ impl<S> Driven<S> {
     fn new(service: S) -> Self {
         Self {
             service,
-            bell: Bell::new(),
+            service_waker: ServiceWaker::new(),
             held: Held::Nothing,
             has_rest: false,
         }
@@ -136,21 +136,21 @@ impl<S> Driven<S> {
         S: Service<Request>,
         Q: Queue<Message = Request, Answer = S::Future>,
     {
-        let mut has_rung = self.bell.has_rung();
+        let mut is_woken = self.service_waker.is_woken();
         let mut work = queue.next(cx);
         for _ in 0..REQUESTS_PER_POLL {
             let gives_up = match &work {
                 // The request for which the service was polled is gone, and this one must inherit nothing from it.
                 Work::Message { is_same, .. } => self.held == Held::Part && !is_same,
                 Work::None { keep_ready: false } => {
-                    has_rung || self.has_rest || self.held != Held::Nothing
+                    is_woken || self.has_rest || self.held != Held::Nothing
                 }
                 Work::None { keep_ready: true } | Work::Ended => false,
             };
             if gives_up {
                 self.held = Held::Nothing;
                 self.has_rest = false;
-                if let Poll::Ready(Err(error)) = self.bell.drive(&mut self.service, cx) {
+                if let Poll::Ready(Err(error)) = self.service_waker.drive(&mut self.service, cx) {
                     return Poll::Ready(End::Failed(queue.share(error)));
                 }
             }
@@ -158,19 +158,19 @@ impl<S> Driven<S> {
                 Work::Message {
                     message, is_last, ..
                 } => (Some(message), is_last),
-                Work::None { keep_ready: true } if has_rung || self.held != Held::All => {
+                Work::None { keep_ready: true } if is_woken || self.held != Held::All => {
                     (None, true)
                 }
                 Work::None { .. } => {
-                    self.bell.listen(cx);
+                    self.service_waker.register(cx);
                     return Poll::Pending;
                 }
                 Work::Ended => return Poll::Ready(End::Closed),
             };
-            has_rung = false;
+            is_woken = false;
             self.held = Held::Part;
             match self
-                .bell
+                .service_waker
                 .poll_ready(&mut self.service, request.is_some(), cx)
             {
                 // The request waits for the service in the queue, where it can be cancelled.
@@ -210,14 +210,14 @@ impl<S> Driven<S> {
 
 /// The service's waker, separate from the worker's, so that their wake-ups can be told apart.
 #[cfg(feature = "std")]
-struct Bell {
+struct ServiceWaker {
     wakes: Wakes<()>,
     node: Arc<Node<()>>,
     waker: Waker,
 }
 
 #[cfg(feature = "std")]
-impl Bell {
+impl ServiceWaker {
     fn new() -> Self {
         let wakes = Wakes::new();
         let node = wakes.node(());
@@ -230,20 +230,20 @@ impl Bell {
 
     /// Whether the service was woken since the last time this was asked.
     #[inline]
-    fn has_rung(&mut self) -> bool {
-        let has_rung = self.wakes.any();
-        if has_rung {
+    fn is_woken(&mut self) -> bool {
+        let is_woken = self.wakes.any();
+        if is_woken {
             let mut woken = self.wakes.collect();
             woken.clear();
             self.wakes.give_back(woken);
             self.node.unqueue();
         }
-        has_rung
+        is_woken
     }
 
     /// Wakes the worker when the service is woken.
     #[inline]
-    fn listen(&mut self, cx: &mut Context<'_>) {
+    fn register(&mut self, cx: &mut Context<'_>) {
         if !self.wakes.register(cx.waker()) {
             cx.waker().wake_by_ref();
         }
@@ -265,7 +265,7 @@ impl Bell {
             prepare(&self.waker, |cx| service.poll_ready(cx))
         };
         if polled.is_pending() {
-            self.listen(cx);
+            self.register(cx);
         }
         polled
     }
@@ -287,21 +287,21 @@ impl Bell {
 /// Without `std` the worker and the service share one waker: a worker that is woken and finds no request assumes that
 /// the service was woken.
 #[cfg(not(feature = "std"))]
-struct Bell {
+struct ServiceWaker {
     is_used: bool,
 }
 
 #[cfg(not(feature = "std"))]
-impl Bell {
+impl ServiceWaker {
     const fn new() -> Self {
         Self { is_used: false }
     }
 
-    fn has_rung(&self) -> bool {
+    fn is_woken(&self) -> bool {
         self.is_used
     }
 
-    fn listen(&self, _: &mut Context<'_>) {}
+    fn register(&self, _: &mut Context<'_>) {}
 
     /// Polls for readiness, for a request or before there is one.
     fn poll_ready<S, Request>(
@@ -355,6 +355,6 @@ impl<S, Q: Queue> Drop for Panicking<'_, S, Q> {
     fn drop(&mut self) {
         *self.driven = None;
         // A second panic would end the process.
-        apart(|| self.queue.close(End::Panicked));
+        ignore_panic(|| self.queue.close(End::Panicked));
     }
 }

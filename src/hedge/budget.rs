@@ -2,7 +2,7 @@ use core::fmt;
 
 use super::delay::InvalidHedge;
 use crate::retry::budget::Budget;
-use crate::sync::word::Word;
+use crate::sync::atomic_word::AtomicWord;
 
 /// A [`Budget`] of a share of the requests, which needs no clock.
 ///
@@ -27,7 +27,7 @@ use crate::sync::word::Word;
 pub struct ShareBudget {
     // Millionths of a hedge.
     share: u64,
-    saved: Word,
+    saved: AtomicWord,
 }
 
 const HEDGE: u64 = 1_000_000;
@@ -63,7 +63,7 @@ impl ShareBudget {
     pub(super) const fn of_millionths(share: u64) -> Self {
         Self {
             share,
-            saved: Word::new(MOST),
+            saved: AtomicWord::new(MOST),
         }
     }
 }

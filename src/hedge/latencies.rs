@@ -3,11 +3,11 @@ use core::sync::atomic::AtomicU32;
 
 use super::delay::Percentile;
 use crate::Instant;
+use crate::sync::atomic_word::AtomicWord;
 use crate::sync::primitives::atomic::{
     AtomicBool, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
-use crate::sync::word::Word;
 
 /// Computes from the latencies of one period when to hedge in the next.
 ///
@@ -23,11 +23,11 @@ pub(super) struct Latencies {
     // Which half counts.
     current: AtomicUsize,
     // Nanoseconds: the start of the current period; 0 before the first call.
-    started: Word,
+    started: AtomicWord,
     // A thread is swapping the halves or computing the delay.
     rotating: AtomicBool,
     // Nanoseconds, or `NONE`.
-    delay: Word,
+    delay: AtomicWord,
 }
 
 /// There is too little data for a delay.
@@ -71,9 +71,9 @@ impl Latencies {
             settings,
             halves: [const { [const { AtomicU32::new(0) }; BUCKETS] }; 2],
             current: AtomicUsize::new(0),
-            started: Word::new(0),
+            started: AtomicWord::new(0),
             rotating: AtomicBool::new(false),
-            delay: Word::new(NONE),
+            delay: AtomicWord::new(NONE),
         }
     }
 

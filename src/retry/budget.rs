@@ -126,7 +126,7 @@ mod tps {
 
     use super::{Budget, InvalidBudget};
     use crate::Timer;
-    use crate::sync::word::Word;
+    use crate::sync::atomic_word::AtomicWord;
 
     /// A share of the requests, plus a reserve for when there are few.
     ///
@@ -146,10 +146,10 @@ mod tps {
     pub struct TpsBudget<T> {
         limits: Limits,
         // Fractions of a retry from deposits: less than `limits.cost`.
-        fraction: Word,
-        slots: [Word; SLOTS as usize],
+        fraction: AtomicWord,
+        slots: [AtomicWord; SLOTS as usize],
         // The moment, in nanoseconds, at which the reserve will be full again.
-        full_at: Word,
+        full_at: AtomicWord,
         timer: T,
     }
 
@@ -341,9 +341,9 @@ mod tps {
         const fn of(limits: Limits, timer: T) -> Self {
             Self {
                 limits,
-                fraction: Word::new(0),
-                slots: [const { Word::new(0) }; SLOTS as usize],
-                full_at: Word::new(0),
+                fraction: AtomicWord::new(0),
+                slots: [const { AtomicWord::new(0) }; SLOTS as usize],
+                full_at: AtomicWord::new(0),
                 timer,
             }
         }
@@ -353,7 +353,7 @@ mod tps {
             (now / self.limits.slot) as u32
         }
 
-        fn slot(&self, number: u32) -> &Word {
+        fn slot(&self, number: u32) -> &AtomicWord {
             &self.slots[(number % SLOTS) as usize]
         }
 

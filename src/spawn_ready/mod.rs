@@ -126,14 +126,14 @@ impl<Request, X: fmt::Debug> fmt::Debug for SpawnReadyLayer<Request, X> {
 /// A caller that stops waiting for readiness loses nothing: the task continues, and the next poll takes the service
 /// back from it.
 pub struct SpawnReady<S: Service<Request>, Request, X = NoRuntime> {
-    place: Place<S>,
+    place: Location<S>,
     task: Handle<S, S::Error>,
     executor: X,
 }
 
 /// Where the service is.
 #[derive(Debug)]
-enum Place<S> {
+enum Location<S> {
     Here {
         service: S,
         is_ready: bool,
@@ -179,7 +179,7 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
     /// Drives `service` on `executor`.
     pub const fn with_executor(service: S, executor: X) -> Self {
         Self {
-            place: Place::Here {
+            place: Location::Here {
                 service,
                 is_ready: false,
             },
@@ -194,8 +194,8 @@ impl<S: Service<Request>, Request, X> SpawnReady<S, Request, X> {
     where
         X: Executor<BackgroundReady<S, Request>>,
     {
-        let service = match replace(&mut self.place, Place::WithTask { was_lost }) {
-            Place::Here { service, .. } => service,
+        let service = match replace(&mut self.place, Location::WithTask { was_lost }) {
+            Location::Here { service, .. } => service,
             elsewhere => {
                 self.place = elsewhere;
                 return;
@@ -234,13 +234,13 @@ where
         let mut was_ready = false;
         loop {
             match &mut self.place {
-                Place::Here { service, is_ready } => {
+                Location::Here { service, is_ready } => {
                     let polled = service.poll_ready(cx);
                     *is_ready = polled.is_ready() && mark != Some(Mark::Drive);
                     match polled {
                         Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                         Poll::Ready(Err(error)) => {
-                            self.place = Place::Gone(Gone::Failed);
+                            self.place = Location::Gone(Gone::Failed);
                             return Poll::Ready(Err(Error::Service(error)));
                         }
                         // The poll that drives it will come again.
@@ -252,8 +252,8 @@ where
                         Poll::Pending => self.hand_over(Purpose::of(cx), was_ready),
                     }
                 }
-                Place::WithTask { .. } => {}
-                Place::Gone(gone) => return Poll::Ready(Err(gone.error())),
+                Location::WithTask { .. } => {}
+                Location::Gone(gone) => return Poll::Ready(Err(gone.error())),
             }
             let back = match &self.task.0 {
                 Some(slot) => ready!(slot.poll_back(cx)),
@@ -265,19 +265,19 @@ where
                     // the task's next finding is trusted: otherwise a service that is ready only for a moment would
                     // never be called.
                     was_ready = is_ready;
-                    let was_lost = matches!(self.place, Place::WithTask { was_lost: true });
+                    let was_lost = matches!(self.place, Location::WithTask { was_lost: true });
                     let is_ready = is_ready && was_lost && mark != Some(Mark::Drive);
-                    self.place = Place::Here { service, is_ready };
+                    self.place = Location::Here { service, is_ready };
                     if is_ready {
                         return Poll::Ready(Ok(()));
                     }
                 }
                 Err(End::Failed(error)) => {
-                    self.place = Place::Gone(Gone::Failed);
+                    self.place = Location::Gone(Gone::Failed);
                     return Poll::Ready(Err(Error::Service(error)));
                 }
                 Err(End::Gone(gone)) => {
-                    self.place = Place::Gone(gone);
+                    self.place = Location::Gone(gone);
                     return Poll::Ready(Err(gone.error()));
                 }
             }
@@ -286,7 +286,7 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let state = match &mut self.place {
-            Place::Here {
+            Location::Here {
                 service,
                 is_ready: is_ready @ true,
             } => {
@@ -294,8 +294,8 @@ where
                 let inner = service.call(request);
                 State::Called { inner }
             }
-            Place::Here { .. } | Place::WithTask { .. } => State::Refused { gone: None },
-            Place::Gone(gone) => State::Refused { gone: Some(*gone) },
+            Location::Here { .. } | Location::WithTask { .. } => State::Refused { gone: None },
+            Location::Gone(gone) => State::Refused { gone: Some(*gone) },
         };
         ResponseFuture { state }
     }

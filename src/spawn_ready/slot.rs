@@ -5,7 +5,7 @@ use super::Gone;
 use crate::Service;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
-use crate::sync::{Late, drive, has_request, is_drive, is_try, prepare, wake};
+use crate::sync::{WakeOnDrop, drive, has_request, is_drive, is_try, prepare, wake};
 
 /// Transfers a service to the task and back.
 ///
@@ -263,7 +263,7 @@ impl<S, E> Slot<S, E> {
             Step::Idle | Step::ToHandle(_) | Step::Ended(_) | Step::Left => Step::Ended(end),
         };
         let task = state.task.take();
-        let handle = Late(state.handle.take());
+        let handle = WakeOnDrop(state.handle.take());
         drop(state);
         drop((dropped, task));
         drop(handle);
@@ -274,7 +274,7 @@ impl<S, E> Slot<S, E> {
         let mut state = self.lock();
         let given = replace(&mut state.step, Step::Left);
         let handle = state.handle.take();
-        let task = Late(state.task.take());
+        let task = WakeOnDrop(state.task.take());
         drop(state);
         drop((given, handle));
         drop(task);

@@ -1,14 +1,14 @@
-//! Building blocks of the middleware: marks on polls for readiness, a gate with a wait queue, and on top of it the
+//! Building blocks of the middleware: marks on polls for readiness, permits with a wait queue, and on top of them the
 //! semaphore and the queue. No runtime, no allocator, and unsafe code in `mark` alone.
 //!
-//! The state machines know neither lock nor storage. `gate` and `queue` are plain values over a `slab`, whose nodes are
-//! on the heap or in place; a `lock` lends them to one thread at a time. What belongs to the user (wakers, requests,
+//! The state machines know neither lock nor storage. `wait_queue` and `queue` are plain values over a `slab`, whose
+//! nodes are on the heap or in place; a `lock` lends them to one thread at a time. What belongs to the user (wakers, requests,
 //! responses) is always woken and dropped outside of it.
 
+#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
+pub(crate) mod atomic_word;
 pub(crate) mod counter;
-pub(crate) mod credits;
-pub(crate) mod gate;
-pub(crate) mod heap;
+pub(crate) mod fast_permits;
 pub(crate) mod lock;
 mod mark;
 #[cfg(all(test, loom))]
@@ -17,12 +17,12 @@ pub(crate) mod primitives;
 pub(crate) mod queue;
 mod rest;
 pub(crate) mod semaphore;
+pub(crate) mod shared;
 pub(crate) mod slab;
 pub(crate) mod storage;
+pub(crate) mod wait_queue;
 #[cfg(feature = "std")]
 pub(crate) mod wakes;
-#[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
-pub(crate) mod word;
 
 use core::mem::swap;
 #[cfg(feature = "std")]
@@ -71,18 +71,18 @@ pub(crate) fn register(
 }
 
 /// Wakes when it is dropped, and so even if user code panics before.
-pub(crate) struct Late(pub(crate) Option<Waker>);
+pub(crate) struct WakeOnDrop(pub(crate) Option<Waker>);
 
-impl Drop for Late {
+impl Drop for WakeOnDrop {
     fn drop(&mut self) {
         wake(self.0.take());
     }
 }
 
-/// Wakes several tasks when it is dropped, as [`Late`] wakes one.
-pub(crate) struct LateAll<const N: usize>(pub(crate) [Option<Waker>; N]);
+/// Wakes several tasks when it is dropped, as [`WakeOnDrop`] wakes one.
+pub(crate) struct WakeAllOnDrop<const N: usize>(pub(crate) [Option<Waker>; N]);
 
-impl<const N: usize> Drop for LateAll<N> {
+impl<const N: usize> Drop for WakeAllOnDrop<N> {
     fn drop(&mut self) {
         wake_all(self.0.iter_mut().filter_map(Option::take));
     }
@@ -90,18 +90,18 @@ impl<const N: usize> Drop for LateAll<N> {
 
 /// Wakes several tasks when it is dropped, and contains the panics of their wakers: for a task that serves others, and
 /// must not end because of one of them.
-pub(crate) struct Apart<const N: usize>(pub(crate) [Option<Waker>; N]);
+pub(crate) struct WakeAllIgnoringPanics<const N: usize>(pub(crate) [Option<Waker>; N]);
 
-impl<const N: usize> Drop for Apart<N> {
+impl<const N: usize> Drop for WakeAllIgnoringPanics<N> {
     fn drop(&mut self) {
-        apart(|| wake_all(self.0.iter_mut().filter_map(Option::take)));
+        ignore_panic(|| wake_all(self.0.iter_mut().filter_map(Option::take)));
     }
 }
 
 /// Runs code that may panic without any effect on this task.
 #[cfg(feature = "std")]
 #[inline]
-pub(crate) fn apart(f: impl FnOnce()) {
+pub(crate) fn ignore_panic(f: impl FnOnce()) {
     // What panics is not used again. Dropping a panic's payload may panic again.
     core::mem::forget(catch_unwind(AssertUnwindSafe(f)));
 }
@@ -109,7 +109,7 @@ pub(crate) fn apart(f: impl FnOnce()) {
 /// Without `std` no panic is caught.
 #[cfg(not(feature = "std"))]
 #[inline]
-pub(crate) fn apart(f: impl FnOnce()) {
+pub(crate) fn ignore_panic(f: impl FnOnce()) {
     f();
 }
 

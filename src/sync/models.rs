@@ -17,10 +17,10 @@ use core::time::Duration;
 use loom::sync::Notify;
 use loom::thread::{self, JoinHandle};
 
+use super::atomic_word::AtomicWord;
 use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
 use super::semaphore::Permit;
 use super::wakes::Wakes;
-use super::word::Word;
 use super::{try_poll, withdraw};
 use crate::buffer::{self, Buffer, Error};
 use crate::limit::RateLimit;
@@ -32,9 +32,9 @@ use crate::{Executor, Instant, Service, Timer, service_fn};
 
 /// A thread that waits.
 #[derive(Default)]
-struct Bell(Notify);
+struct Notifying(Notify);
 
-impl Wake for Bell {
+impl Wake for Notifying {
     fn wake(self: Arc<Self>) {
         self.0.notify();
     }
@@ -42,20 +42,20 @@ impl Wake for Bell {
 
 /// Polls to completion. It waits only for its waker; loom also tries a spurious poll.
 fn block_on<F: Future>(future: F) -> F::Output {
-    let bell = Arc::new(Bell::default());
-    let waker = Waker::from(bell.clone());
+    let notifying = Arc::new(Notifying::default());
+    let waker = Waker::from(notifying.clone());
     let mut future = pin!(future);
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(output) => return output,
-            Poll::Pending => bell.0.wait(),
+            Poll::Pending => notifying.0.wait(),
         }
     }
 }
 
 /// Polls once, with a waker that does nothing.
 fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
-    let waker = Waker::from(Arc::new(Bell::default()));
+    let waker = Waker::from(Arc::new(Notifying::default()));
     pin!(future).poll(&mut Context::from_waker(&waker))
 }
 
@@ -73,7 +73,7 @@ async fn acquire(permit: &mut Permit) {
 }
 
 /// The holder of the permit continues the count of the previous holder, and so sees its writes.
-fn count_on(semaphore: &Semaphore, count: &Word) {
+fn count_on(semaphore: &Semaphore, count: &AtomicWord) {
     let mut permit = Permit::new(semaphore.clone());
     block_on(acquire(&mut permit));
     count.store(count.load() + 1);
@@ -83,7 +83,7 @@ fn count_on(semaphore: &Semaphore, count: &Word) {
 fn a_permit_goes_from_one_to_the_next() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
-        let count = Arc::new(Word::new(7));
+        let count = Arc::new(AtomicWord::new(7));
         count.store(0);
         let threads = [(); 2].map(|()| {
             let (semaphore, count) = (semaphore.clone(), count.clone());
@@ -101,7 +101,7 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
-        let count = Arc::new(Word::new(7));
+        let count = Arc::new(AtomicWord::new(7));
         count.store(0);
         let cancelled = {
             let semaphore = semaphore.clone();
@@ -127,7 +127,7 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
         assert!(poll_once(acquire(&mut held)).is_ready());
-        let count = Arc::new(Word::new(7));
+        let count = Arc::new(AtomicWord::new(7));
         count.store(0);
         let tries = {
             let semaphore = semaphore.clone();
@@ -254,12 +254,12 @@ fn senders_that_wait_for_room_get_it() {
 }
 
 /// Two tasks that come at once get the room that there is, and no other task has it.
-fn room_for_two(is_on_credit: bool) {
+fn room_for_two(has_fast_permits: bool) {
     loom::model(move || {
-        let (mut other, worker) = pair(2 + usize::from(is_on_credit));
+        let (mut other, worker) = pair(2 + usize::from(has_fast_permits));
         let is_ready =
             |handle: &mut Handle| poll_once(poll_fn(|cx| handle.poll_ready(cx))).is_ready();
-        let mut first = is_on_credit.then(|| other.clone());
+        let mut first = has_fast_permits.then(|| other.clone());
         // From here on, the rest of the room can be taken without the lock.
         assert!(first.iter_mut().all(is_ready));
         let threads = [(); 2].map(|()| {
@@ -283,7 +283,7 @@ fn room_for_two_is_had_by_two_at_once_and_by_no_third() {
 }
 
 #[test]
-fn room_for_two_on_credit_is_had_by_two_at_once_and_by_no_third() {
+fn room_for_two_of_fast_permits_is_had_by_two_at_once_and_by_no_third() {
     room_for_two(true);
 }
 
@@ -621,7 +621,7 @@ fn two_parts_that_are_woken_are_polled_both() {
 #[test]
 fn no_update_of_a_word_is_lost() {
     loom::model(|| {
-        let word = Arc::new(Word::new(7));
+        let word = Arc::new(AtomicWord::new(7));
         word.store(0);
         let threads: Vec<_> = (0..2)
             .map(|_| {

@@ -50,7 +50,7 @@ use core::marker::PhantomData;
 use core::mem::forget;
 
 use crate::Service;
-use crate::sync::{apart, withdraw};
+use crate::sync::{ignore_panic, withdraw};
 
 pub use and_then::{AndThen, AndThenLayer};
 #[cfg(feature = "alloc")]
@@ -95,7 +95,7 @@ where
     impl<S: Service<Request>, Request> Drop for Panicking<'_, S, Request> {
         fn drop(&mut self) {
             // A second panic would abort the process.
-            apart(|| drop(withdraw(|cx| self.0.poll_ready(cx))));
+            ignore_panic(|| drop(withdraw(|cx| self.0.poll_ready(cx))));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The parts of a random stack other than the rooms, and the probes that watch it.
+//! The parts of a random stack other than the middleware, and the probes that watch it.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;

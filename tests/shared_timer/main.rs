@@ -1,6 +1,6 @@
 //! `SharedTimer`: one alarm for all waits, which rings for each of them whatever the others do.
 //!
-//! The scenarios of all rooms also run on it: see `OneAlarm` in `common`.
+//! The scenarios of all middleware also run on it: see `OneAlarm` in `common`.
 #![cfg(feature = "std")]
 
 #[path = "../common/mod.rs"]

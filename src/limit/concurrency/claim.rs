@@ -1,9 +1,9 @@
 use core::task::{Context, Poll, ready};
 
 use super::{Error, Overflow};
-use crate::sync::gate::Full;
 use crate::sync::lock::Sharing;
 use crate::sync::semaphore::{FixedSemaphore, Permit, Semaphore};
+use crate::sync::wait_queue::Full;
 
 /// A source of permits: a [`Semaphore`]; without an allocator a `&StaticSemaphore` or a `&LocalSemaphore`; with the
 /// feature `async-lock` an `Arc<async_lock::Semaphore>`, with `tokio` an `Arc<tokio::sync::Semaphore>`.

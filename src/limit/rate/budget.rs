@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use crate::Instant;
 use crate::runtime::saturating_nanos;
-use crate::sync::word::Word;
+use crate::sync::atomic_word::AtomicWord;
 
 /// A number of requests per period, and how many may pass at once.
 ///
@@ -148,11 +148,11 @@ pub struct Budget {
     others: Width,
     // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the start of the
     // window plus one nanosecond for each request that has passed in it, at most `per`. Or `LINE`.
-    full_at: Word,
+    full_at: AtomicWord,
     // With fixed windows: the start of the latest window in which a token was requested; 0 before the first. Otherwise:
     // the latest `full_at` at which a token was returned that was not the last one taken. A token that led to this
     // moment or an earlier one can no longer be told to be the last.
-    window: Word,
+    window: AtomicWord,
 }
 
 impl Budget {
@@ -173,8 +173,8 @@ impl Budget {
             },
             rest,
             others: Width::of(rate.others(), rate),
-            full_at: Word::new(0),
-            window: Word::new(0),
+            full_at: AtomicWord::new(0),
+            window: AtomicWord::new(0),
         }
     }
 

@@ -3,7 +3,7 @@ use core::fmt;
 use core::task::Context;
 
 use super::budget::{Budget, Rate};
-use super::line::{Ask, Farewell, Line, Place, Turn, Waiter};
+use super::line::{Ask, Deferred, Line, TokenState, Turn, Waiter};
 use crate::Instant;
 #[cfg(feature = "critical-section")]
 use crate::sync::lock::CriticalSection;
@@ -177,35 +177,35 @@ pub trait Sealed {}
 pub(super) fn poll<L: AnyLimiter>(
     limiter: &L,
     ask: Ask,
-    place: &mut Place,
+    place: &mut TokenState,
     cx: &Context<'_>,
 ) -> Turn {
     let budget = limiter.budget();
     let mut next = Instant::MAX;
     // While the line is empty, a handle that does not join it needs no lock.
-    if !matches!(place, Place::InLine(_)) {
+    if !matches!(place, TokenState::InLine(_)) {
         match poll_without_line(budget, ask, place) {
             Some(Turn::At(due)) if ask.waits => next = due,
             Some(turn) => return turn,
             None => {}
         }
     }
-    let mut farewell = Farewell::new();
+    let mut deferred = Deferred::new();
     with_waker(cx, |waker| {
         let polled =
-            limiter.with_line(|line| line.poll(budget, ask, place, cx, waker, &mut farewell));
+            limiter.with_line(|line| line.poll(budget, ask, place, cx, waker, &mut deferred));
         polled.unwrap_or_else(|| {
-            *place = Place::Alone;
+            *place = TokenState::Alone;
             Some(Turn::At(next))
         })
     })
 }
 
 /// Takes a token, or returns when the next one is due; `None` if handles are in line.
-fn poll_without_line(budget: &Budget, ask: Ask, place: &mut Place) -> Option<Turn> {
+fn poll_without_line(budget: &Budget, ask: Ask, place: &mut TokenState) -> Option<Turn> {
     let full_at = match budget.take_any(ask.now) {
         Ok(token) => {
-            *place = Place::Held(token);
+            *place = TokenState::Held(token);
             return Some(Turn::Settled);
         }
         Err(full_at) if Budget::is_line(full_at) => return None,
@@ -213,22 +213,22 @@ fn poll_without_line(budget: &Budget, ask: Ask, place: &mut Place) -> Option<Tur
     };
     let due = budget.turn(full_at, 0, ask.now);
     if ask.waits && due > ask.until {
-        *place = Place::refused(due, ask.now);
+        *place = TokenState::refused(due, ask.now);
         return Some(Turn::Settled);
     }
     Some(Turn::At(due))
 }
 
 /// Leaves `place`, and gives back what the handle had there.
-pub(super) fn leave<L: AnyLimiter>(limiter: &L, place: &mut Place, now: Instant) {
+pub(super) fn leave<L: AnyLimiter>(limiter: &L, place: &mut TokenState, now: Instant) {
     let budget = limiter.budget();
-    let mut farewell = Farewell::new();
+    let mut deferred = Deferred::new();
     match core::mem::take(place) {
-        Place::InLine(index) => {
-            limiter.with_line(|line| line.leave(budget, index, now, &mut farewell));
+        TokenState::InLine(index) => {
+            limiter.with_line(|line| line.leave(budget, index, now, &mut deferred));
         }
-        Place::Held(token) if budget.give_back(token, now).is_err() => {
-            limiter.with_line(|line| line.give_back(budget, token, now, &mut farewell));
+        TokenState::Held(token) if budget.give_back(token, now).is_err() => {
+            limiter.with_line(|line| line.give_back(budget, token, now, &mut deferred));
         }
         _ => {}
     }

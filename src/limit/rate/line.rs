@@ -10,7 +10,7 @@ use crate::sync::{register, wake_all};
 /// The handles that wait for a token, first come, first served.
 ///
 /// This is the state of a limiter behind its lock. It never wakes, clones or drops a waker itself: it puts them into a
-/// [`Farewell`], which the caller drops after releasing the lock.
+/// [`Deferred`], which the caller drops after releasing the lock.
 ///
 /// Each handle sets an alarm for its own turn, so that none depends on another being polled. A handle polled in line
 /// hands out all available tokens in order, even to handles that are not polled.
@@ -54,7 +54,7 @@ pub struct Waits {
 
 /// Where a handle stands.
 #[derive(Debug, Default)]
-pub(super) enum Place {
+pub(super) enum TokenState {
     /// Nowhere.
     #[default]
     Outside,
@@ -77,7 +77,7 @@ pub(super) enum Refusal {
     Overflow,
 }
 
-impl Place {
+impl TokenState {
     pub(super) fn refused(due: Instant, now: Instant) -> Self {
         Self::Refused(Refusal::Limited(Limited::until(due, now)))
     }
@@ -105,7 +105,7 @@ pub(super) enum Turn {
 const GRANTS: usize = 8;
 
 /// What a [`Line`] leaves to do outside the lock. Dropping this does it.
-pub(super) struct Farewell {
+pub(super) struct Deferred {
     // Handles that were granted tokens, and two that have to reset their alarms: the one after a handle that leaves,
     // and the first.
     woken: [Option<Waker>; GRANTS + 2],
@@ -114,7 +114,7 @@ pub(super) struct Farewell {
     discarded: Option<Waker>,
 }
 
-impl Farewell {
+impl Deferred {
     pub(super) const fn new() -> Self {
         Self {
             woken: [const { None }; GRANTS + 2],
@@ -131,7 +131,7 @@ impl Farewell {
     }
 }
 
-impl Drop for Farewell {
+impl Drop for Deferred {
     fn drop(&mut self) {
         wake_all(self.woken.iter_mut().filter_map(Option::take));
     }
@@ -156,18 +156,18 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         &mut self,
         budget: &Budget,
         ask: Ask,
-        place: &mut Place,
+        place: &mut TokenState,
         cx: &Context<'_>,
         waker: &mut Option<Waker>,
-        farewell: &mut Farewell,
+        deferred: &mut Deferred,
     ) -> Option<Turn> {
         let own = match *place {
-            Place::InLine(index) => Some(index),
+            TokenState::InLine(index) => Some(index),
             _ => None,
         };
-        self.grant(budget, ask.now, own, farewell);
+        self.grant(budget, ask.now, own, deferred);
         let turn = match *place {
-            Place::InLine(index) => {
+            TokenState::InLine(index) => {
                 let ahead = self.ahead(index);
                 let due = budget.turn(self.full_at, ahead, ask.now);
                 let next = budget.turn(self.full_at, 0, ask.now);
@@ -177,14 +177,14 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                         if due > ask.now
                             && (ask.until <= ask.now || ahead == 0 && due > ask.until) =>
                     {
-                        *place = Place::refused(due, ask.now);
-                        self.leave(budget, index, ask.now, farewell);
+                        *place = TokenState::refused(due, ask.now);
+                        self.leave(budget, index, ask.now, deferred);
                         Turn::Settled
                     }
                     Some(Waiter::Waits(waits)) => {
                         // The handles just granted tokens were not polled in time; the one that is first now may not be
                         // either.
-                        let looks_at = if farewell.len > 0 { next } else { due };
+                        let looks_at = if deferred.len > 0 { next } else { due };
                         let mut looks_at = looks_at.min(ask.until);
                         // Its number may be too high by now, and its turn earlier.
                         if waits.looks_at > ask.now {
@@ -197,15 +197,15 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                         Turn::At(looks_at)
                     }
                     _ => {
-                        let granted = self.vacate(index, farewell);
-                        *place = granted.map_or(Place::Outside, Place::Held);
+                        let granted = self.vacate(index, deferred);
+                        *place = granted.map_or(TokenState::Outside, TokenState::Held);
                         Turn::Settled
                     }
                 }
             }
             _ => self.join(budget, ask, place, waker)?,
         };
-        self.hasten_first(budget, ask.now, farewell);
+        self.hasten_first(budget, ask.now, deferred);
         Some(turn)
     }
 
@@ -214,16 +214,16 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         &mut self,
         budget: &Budget,
         ask: Ask,
-        place: &mut Place,
+        place: &mut TokenState,
         waker: &mut Option<Waker>,
     ) -> Option<Turn> {
-        let passed = matches!(place, Place::Passed);
+        let passed = matches!(place, TokenState::Passed);
         loop {
             let is_alone = self.queue.is_empty();
             if is_alone {
                 match budget.take_any(ask.now) {
                     Ok(token) => {
-                        *place = Place::Held(token);
+                        *place = TokenState::Held(token);
                         return Some(Turn::Settled);
                     }
                     Err(full_at) => self.full_at = full_at,
@@ -235,13 +235,13 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                 return Some(Turn::At(due));
             }
             if due > ask.until {
-                *place = Place::refused(due, ask.now);
+                *place = TokenState::refused(due, ask.now);
                 return Some(Turn::Settled);
             }
             waker.as_ref()?;
             let first = self.queue.front().map_or(0, |first| self.number(first));
             let Some((index, waiter)) = self.waiters.claim() else {
-                *place = Place::Refused(Refusal::Overflow);
+                *place = TokenState::Refused(Refusal::Overflow);
                 return Some(Turn::Settled);
             };
             if is_alone && !budget.begin_line(self.full_at) {
@@ -265,7 +265,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             } else {
                 self.queue.push_back(&mut self.waiters, index);
             }
-            *place = Place::InLine(index);
+            *place = TokenState::InLine(index);
             return Some(Turn::At(due));
         }
     }
@@ -276,9 +276,9 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         budget: &Budget,
         now: Instant,
         own: Option<Index>,
-        farewell: &mut Farewell,
+        deferred: &mut Deferred,
     ) {
-        while farewell.len < GRANTS && !self.queue.is_empty() {
+        while deferred.len < GRANTS && !self.queue.is_empty() {
             let Some(offer) = budget.offer_after(self.full_at, now) else {
                 return;
             };
@@ -295,9 +295,9 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             if let Some(Waiter::Waits(Waits { waker, number, .. })) = waiter {
                 self.set_number(self.queue.front(), number.wrapping_add(1));
                 if own == Some(first) {
-                    farewell.discarded = waker;
+                    deferred.discarded = waker;
                 } else {
-                    farewell.push(waker);
+                    deferred.push(waker);
                 }
             }
         }
@@ -309,7 +309,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         budget: &Budget,
         token: Taken,
         now: Instant,
-        farewell: &mut Farewell,
+        deferred: &mut Deferred,
     ) {
         if self.queue.is_empty() {
             // This fails only if the budget is full again at the end of time.
@@ -318,8 +318,8 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
         if let Some(full_at) = budget.without(token, self.full_at, now) {
             self.full_at = full_at;
-            self.grant(budget, now, None, farewell);
-            self.hasten_first(budget, now, farewell);
+            self.grant(budget, now, None, deferred);
+            self.hasten_first(budget, now, deferred);
         }
     }
 
@@ -329,19 +329,19 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         budget: &Budget,
         index: Index,
         now: Instant,
-        farewell: &mut Farewell,
+        deferred: &mut Deferred,
     ) {
         if let Some(Waiter::Waits(_)) = self.waiters.get_mut(index) {
-            self.unlink(budget, index, now, farewell);
+            self.unlink(budget, index, now, deferred);
         }
-        if let Some(token) = self.vacate(index, farewell) {
-            self.give_back(budget, token, now, farewell);
+        if let Some(token) = self.vacate(index, deferred) {
+            self.give_back(budget, token, now, deferred);
         }
     }
 
     /// Takes a waiting handle out of the line. The next one moves up, and is woken if its alarm is set later than its
     /// turn.
-    fn unlink(&mut self, budget: &Budget, index: Index, now: Instant, farewell: &mut Farewell) {
+    fn unlink(&mut self, budget: &Budget, index: Index, now: Instant, deferred: &mut Deferred) {
         let (number, ahead) = (self.number(index), self.ahead(index));
         let next = self.queue.after(&mut self.waiters, index);
         if ahead == 0 {
@@ -355,18 +355,18 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             budget.end_line(self.full_at);
         }
         if let Some(next) = next {
-            self.hasten(budget, next, now, farewell);
+            self.hasten(budget, next, now, deferred);
         }
     }
 
     /// Frees the place of a handle no longer in line, and returns the token granted to it, if any.
-    fn vacate(&mut self, index: Index, farewell: &mut Farewell) -> Option<Taken> {
+    fn vacate(&mut self, index: Index, deferred: &mut Deferred) -> Option<Taken> {
         let waiter = self.waiters.get_mut(index).map(take);
         self.waiters.release(index);
         match waiter? {
             Waiter::Vacant => None,
             Waiter::Waits(Waits { waker, .. }) => {
-                farewell.discarded = waker;
+                deferred.discarded = waker;
                 None
             }
             Waiter::Granted(token) => Some(token),
@@ -374,19 +374,19 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
     }
 
     /// Wakes the first in line if its alarm is set later than its turn.
-    fn hasten_first(&mut self, budget: &Budget, now: Instant, farewell: &mut Farewell) {
+    fn hasten_first(&mut self, budget: &Budget, now: Instant, deferred: &mut Deferred) {
         if let Some(first) = self.queue.front() {
-            self.hasten(budget, first, now, farewell);
+            self.hasten(budget, first, now, deferred);
         }
     }
 
     /// Wakes one handle in line if its alarm is set later than its turn.
-    fn hasten(&mut self, budget: &Budget, index: Index, now: Instant, farewell: &mut Farewell) {
+    fn hasten(&mut self, budget: &Budget, index: Index, now: Instant, deferred: &mut Deferred) {
         let due = budget.turn(self.full_at, self.ahead(index), now);
         if let Some(Waiter::Waits(waits)) = self.waiters.get_mut(index) {
             if waits.looks_at > due {
                 waits.looks_at = due;
-                farewell.push(waits.waker.take());
+                deferred.push(waits.waker.take());
             }
         }
     }

@@ -103,7 +103,7 @@ use pin_project_lite::pin_project;
 use super::LetGo;
 use crate::runtime::saturating_nanos;
 #[cfg(not(all(feature = "alloc", target_has_atomic = "ptr")))]
-use crate::sync::heap::Shared as Arc;
+use crate::sync::shared::Shared as Arc;
 use crate::sync::{drive, has_request, is_drive, is_try, try_poll, withdraw};
 use crate::{Instant, Layer, Service, Timer, load::Load};
 
@@ -115,7 +115,7 @@ pub use self::budget::{InvalidRate, Rate};
 #[cfg(feature = "critical-section")]
 pub use self::limiter::StaticLimiter;
 pub use self::limiter::{AnyLimiter, FixedLimiter, Limiter, LocalLimiter};
-use self::line::{Ask, Place, Refusal, Turn};
+use self::line::{Ask, Refusal, TokenState, Turn};
 
 /// The default way to share a [`Limiter`]: on the heap. Without an allocator there is no value of this type.
 #[derive(Clone)]
@@ -283,7 +283,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             token: Token {
                 limiter,
                 timer,
-                place: Place::Outside,
+                place: TokenState::Outside,
                 until: Instant::MAX,
             },
             patience: u64::MAX,
@@ -322,7 +322,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             self.token.release();
             return self.inner.poll_ready(cx).map_err(Error::Service);
         }
-        if let Place::Held(_) = self.token.place {
+        if let TokenState::Held(_) = self.token.place {
             return self.poll_inner(None, cx);
         }
         self.poll_turn(self.token.timer.now(), cx)
@@ -340,7 +340,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     {
         // A handle whose request is to fail is ready, and stays so.
         let refusal = match self.token.place {
-            Place::Refused(refusal) if has_request(cx) => Some(refusal),
+            TokenState::Refused(refusal) if has_request(cx) => Some(refusal),
             _ => None,
         };
         // A request's patience begins with the request.
@@ -352,7 +352,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         let waits = refusal.is_none() && !is_try(cx);
         // A turn is useless before the inner service is ready. Until then, the handle would only take turns that others
         // need and pass them on, again and again.
-        if let Place::Passed = self.token.place {
+        if let TokenState::Passed = self.token.place {
             self.is_asked = true;
             ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
             self.let_go.count();
@@ -362,10 +362,10 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             match (self.token.poll(now, patience, waits, cx), refusal) {
                 (Turn::Settled, _) => {
                     self.disarm(now);
-                    if let Place::Refused(_) = self.token.place {
+                    if let TokenState::Refused(_) = self.token.place {
                         // The refusal of a request that is still to come would be too early.
                         if !has_request(cx) {
-                            self.token.place = Place::Outside;
+                            self.token.place = TokenState::Outside;
                         }
                         return Poll::Ready(self.withdraw(cx));
                     }
@@ -373,8 +373,8 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                 }
                 (Turn::At(due), Some(refusal)) => {
                     self.token.place = match refusal {
-                        Refusal::Limited(_) => Place::refused(due, now),
-                        Refusal::Overflow => Place::Refused(refusal),
+                        Refusal::Limited(_) => TokenState::refused(due, now),
+                        Refusal::Overflow => TokenState::Refused(refusal),
                     };
                     return Poll::Ready(self.withdraw(cx));
                 }
@@ -430,10 +430,10 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         self.is_asked = true;
         self.token.release();
         if let Some(refusal) = refusal.filter(|_| polled.is_pending()) {
-            self.token.place = Place::Refused(refusal);
+            self.token.place = TokenState::Refused(refusal);
             return Poll::Ready(self.withdraw(cx));
         }
-        self.token.place = Place::Passed;
+        self.token.place = TokenState::Passed;
         polled.map_err(Error::Service)
     }
 
@@ -531,7 +531,7 @@ impl<S: fmt::Debug, T: Timer, H: Deref<Target: AnyLimiter>> fmt::Debug for RateL
             .field("inner", &self.inner)
             .field("rate", &self.token.limiter.budget().rate())
             .field("patience", &Duration::from_nanos(self.patience))
-            .field("is_ready", &matches!(self.token.place, Place::Held(_)))
+            .field("is_ready", &matches!(self.token.place, TokenState::Held(_)))
             .finish_non_exhaustive()
     }
 }
@@ -547,7 +547,7 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if !matches!(self.token.place, Place::Outside) || is_drive(cx) {
+        if !matches!(self.token.place, TokenState::Outside) || is_drive(cx) {
             return self.poll_again(cx);
         }
         let now = self.token.timer.now();
@@ -558,7 +558,7 @@ where
                 other => return self.inner_unready(other),
             }
             if let Some(token) = self.token.limiter.budget().take(offer, now) {
-                self.token.place = Place::Held(token);
+                self.token.place = TokenState::Held(token);
                 return Poll::Ready(Ok(()));
             }
             self.is_asked = true;
@@ -567,8 +567,8 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let refusal = if let Place::Held(_) = self.token.place {
-            self.token.place = Place::Outside;
+        let refusal = if let TokenState::Held(_) = self.token.place {
+            self.token.place = TokenState::Outside;
             None
         } else {
             self.call_unready::<Request>()
@@ -685,14 +685,14 @@ impl core::error::Error for Limited {}
 struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
     limiter: H,
     timer: T,
-    place: Place,
+    place: TokenState,
     // When a waiting handle gives up, even if its turn was passed on meanwhile.
     until: Instant,
 }
 
 impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     fn poll(&mut self, now: Instant, patience: u64, waits: bool, cx: &Context<'_>) -> Turn {
-        if !matches!(self.place, Place::InLine(_) | Place::Passed) {
+        if !matches!(self.place, TokenState::InLine(_) | TokenState::Passed) {
             self.until = Instant::from_nanos(now.as_nanos().saturating_add(patience));
         }
         let ask = Ask {
@@ -706,26 +706,26 @@ impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     /// Uses up a token, or returns when one is due.
     #[cold]
     fn spend(&mut self) -> Result<(), Refusal> {
-        if let Place::Refused(refusal) = self.place {
-            self.place = Place::Outside;
+        if let TokenState::Refused(refusal) = self.place {
+            self.place = TokenState::Outside;
             return Err(refusal);
         }
         let now = self.timer.now();
         if let Turn::At(due) = try_poll(|cx| self.poll(now, 0, false, cx)) {
             self.release();
-            self.place = Place::refused(due, now);
+            self.place = TokenState::refused(due, now);
         }
         match take(&mut self.place) {
-            Place::Refused(refusal) => Err(refusal),
+            TokenState::Refused(refusal) => Err(refusal),
             _ => Ok(()),
         }
     }
 
     fn release(&mut self) {
-        if let Place::InLine(_) | Place::Held(_) = self.place {
+        if let TokenState::InLine(_) | TokenState::Held(_) = self.place {
             limiter::leave(&*self.limiter, &mut self.place, self.timer.now());
         }
-        self.place = Place::Outside;
+        self.place = TokenState::Outside;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::f64::consts::{LN_2, LOG2_E, SQRT_2};
 
-use crate::{Instant, sync::word::Word};
+use crate::{Instant, sync::atomic_word::AtomicWord};
 
 /// A number that falls by a factor of e in each span, and counts as nothing once it has fallen to one.
 ///
@@ -12,11 +12,11 @@ use crate::{Instant, sync::word::Word};
 ///
 /// Spans are in nanoseconds.
 #[derive(Debug)]
-pub(super) struct Decaying(Word);
+pub(super) struct Decaying(AtomicWord);
 
 impl Decaying {
     pub(super) const fn new() -> Self {
-        Self(Word::new(0))
+        Self(AtomicWord::new(0))
     }
 
     /// Whether it is nothing, without reading the clock.

@@ -10,14 +10,14 @@ use std::panic::{catch_unwind, resume_unwind};
 
 use crate::sync::lock::Lock;
 use crate::sync::primitives::Mutex;
-use crate::sync::{apart, wake_all};
+use crate::sync::{ignore_panic, wake_all};
 use crate::{Instant, Timer};
 
-mod line;
+mod deadlines;
 #[cfg(all(test, loom))]
 mod models;
 
-use self::line::{Line, Turn, UNSET};
+use self::deadlines::{Deadlines, Turn, UNSET};
 
 /// A timer for many waits that rarely last until their deadline, such as timeouts: they share one alarm of an inner
 /// timer.
@@ -92,8 +92,8 @@ where
     pub fn new(timer: T) -> Self {
         Self(Arc::new_cyclic(|shared| Shared {
             timer,
-            line: Mutex::new(Line::new()),
-            waker: Waker::from(Arc::new(Bell(shared.clone()))),
+            deadlines: Mutex::new(Deadlines::new()),
+            waker: Waker::from(Arc::new(AlarmWaker(shared.clone()))),
         }))
     }
 }
@@ -141,7 +141,7 @@ impl<T: Timer> Timer for SharedTimer<T> {
         SharedSleep {
             shared: self.0.clone(),
             deadline,
-            place: Place::Outside,
+            place: Registration::Outside,
         }
     }
 
@@ -165,12 +165,12 @@ impl<T: Timer> Timer for SharedTimer<T> {
 pub struct SharedSleep<T: Timer> {
     shared: Arc<Shared<T>>,
     deadline: Instant,
-    place: Place,
+    place: Registration,
 }
 
 /// Where a wait is.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Registration {
     /// It has not been polled yet.
     Outside,
     InLine(u32),
@@ -186,12 +186,15 @@ impl<T: Timer> Future for SharedSleep<T> {
         // Dropped at the end: that may panic, and the holder of the turn must have set the alarm by then.
         let mut replaced = None;
         let (index, mut is_due, turn) = match this.place {
-            Place::Over => return Poll::Ready(()),
-            Place::Outside if this.deadline == Instant::MAX => return Poll::Pending,
+            Registration::Over => return Poll::Ready(()),
+            Registration::Outside if this.deadline == Instant::MAX => return Poll::Pending,
             // No need to read the clock: if the deadline has passed, the alarm is set to it or already rings.
-            Place::Outside => {
+            Registration::Outside => {
                 let waker = cx.waker().clone();
-                let (index, turn) = match shared.line.with(|line| line.join(this.deadline, waker)) {
+                let (index, turn) = match shared
+                    .deadlines
+                    .with(|deadlines| deadlines.join(this.deadline, waker))
+                {
                     Ok(joined) => joined,
                     // There are more waits than indices.
                     Err(waker) => {
@@ -199,13 +202,14 @@ impl<T: Timer> Future for SharedSleep<T> {
                         return Poll::Pending;
                     }
                 };
-                this.place = Place::InLine(index);
+                this.place = Registration::InLine(index);
                 (index, false, turn)
             }
-            Place::InLine(index) => {
+            Registration::InLine(index) => {
                 let (is_due, turn) = loop {
-                    let mut stay = |line: &mut Line<_>| line.stay(index, cx, &mut replaced);
-                    match shared.line.with(&mut stay) {
+                    let mut stay =
+                        |deadlines: &mut Deadlines<_>| deadlines.stay(index, cx, &mut replaced);
+                    match shared.deadlines.with(&mut stay) {
                         Some(stays) => break stays,
                         None => replaced = Some(cx.waker().clone()),
                     }
@@ -217,7 +221,7 @@ impl<T: Timer> Future for SharedSleep<T> {
         };
         if let Some(turn) = turn {
             shared.drive(turn);
-            is_due = shared.line.with(|line| line.is_due(index));
+            is_due = shared.deadlines.with(|deadlines| deadlines.is_due(index));
         }
         if !is_due {
             return Poll::Pending;
@@ -230,8 +234,12 @@ impl<T: Timer> Future for SharedSleep<T> {
 impl<T: Timer> SharedSleep<T> {
     /// Leaves the line, if it is in it.
     fn leave(&mut self) {
-        if let Place::InLine(index) = replace(&mut self.place, Place::Over) {
-            drop(self.shared.line.with(|line| line.leave(index)));
+        if let Registration::InLine(index) = replace(&mut self.place, Registration::Over) {
+            drop(
+                self.shared
+                    .deadlines
+                    .with(|deadlines| deadlines.leave(index)),
+            );
         }
     }
 }
@@ -252,15 +260,15 @@ impl<T: Timer> fmt::Debug for SharedSleep<T> {
 
 struct Shared<T: Timer> {
     timer: T,
-    line: Mutex<Line<T::Alarm>>,
-    /// A [`Bell`].
+    deadlines: Mutex<Deadlines<T::Alarm>>,
+    /// A [`AlarmWaker`].
     waker: Waker,
 }
 
 /// Woken by the alarm. It does not keep the alarm alive.
-struct Bell<T: Timer>(Weak<Shared<T>>);
+struct AlarmWaker<T: Timer>(Weak<Shared<T>>);
 
-impl<T> Wake for Bell<T>
+impl<T> Wake for AlarmWaker<T>
 where
     T: Timer<Alarm: Send> + Send + Sync + 'static,
 {
@@ -270,11 +278,11 @@ where
 
     fn wake_by_ref(self: &Arc<Self>) {
         // The runtime's timer, which calls this, has others to wake.
-        apart(|| {
+        ignore_panic(|| {
             let Some(shared) = self.0.upgrade() else {
                 return;
             };
-            if let Some(turn) = shared.line.with(Line::ring) {
+            if let Some(turn) = shared.deadlines.with(Deadlines::ring) {
                 shared.drive(turn);
             }
         });
@@ -290,14 +298,14 @@ impl<T: Timer> Shared<T> {
     fn drive(&self, mut turn: Turn<T::Alarm>) {
         let set = catch_unwind(AssertUnwindSafe(|| self.set_alarm(&mut turn)));
         if !matches!(set, Ok(true)) {
-            self.line.with(Line::give_up);
+            self.deadlines.with(Deadlines::give_up);
         }
         // Last, since a waker may do anything.
-        let wake_due = || wake_all(from_fn(|| self.line.with(Line::next_due)));
+        let wake_due = || wake_all(from_fn(|| self.deadlines.with(Deadlines::next_due)));
         let Err(panic) = set else {
             return wake_due();
         };
-        apart(wake_due);
+        ignore_panic(wake_due);
         resume_unwind(panic);
     }
 
@@ -309,7 +317,7 @@ impl<T: Timer> Shared<T> {
             // Read the clock whatever the alarm says: tokio's is pending for a task that has used up its budget, and a
             // task that does so at each poll would hold up all others.
             let now = self.timer.now().max(reached);
-            let Some(deadline) = self.line.with(|line| line.aim(now, turn)) else {
+            let Some(deadline) = self.deadlines.with(|deadlines| deadlines.aim(now, turn)) else {
                 return true;
             };
             let alarm = match &mut turn.alarm {
@@ -326,7 +334,7 @@ impl<T: Timer> Shared<T> {
                 continue;
             }
             turn.deadline = deadline;
-            if self.line.with(|line| line.is_set(turn)) {
+            if self.deadlines.with(|deadlines| deadlines.is_set(turn)) {
                 return true;
             }
         }

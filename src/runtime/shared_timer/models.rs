@@ -76,7 +76,7 @@ fn waiting(timer: &SharedTimer<Manual>, deadline: u64) -> SharedSleep<Manual> {
 
 /// No wait is left, and no thread has the alarm.
 fn check(timer: &SharedTimer<Manual>) {
-    assert!(timer.0.line.with(|line| line.is_left()));
+    assert!(timer.0.deadlines.with(|deadlines| deadlines.is_left()));
 }
 
 fn all_end(deadlines: &'static [u64]) {

@@ -12,15 +12,17 @@ use critical_section::Mutex;
 use futures_core::TryFuture;
 
 use self::state::{Phase, Refused, Removed};
-use crate::sync::credits::Credits;
-use crate::sync::gate::{Full, Place};
-use crate::sync::heap::{Heap, Shared};
+use crate::sync::fast_permits::FastPermits;
 #[cfg(feature = "critical-section")]
 use crate::sync::lock::CriticalSection;
 use crate::sync::lock::{Lock, Sharing, SingleThread};
+use crate::sync::shared::{Heap, Shared};
 use crate::sync::slab::{Index, Slab};
 use crate::sync::storage::{Growing, Inline, Storage};
-use crate::sync::{Apart, Late, LateAll, for_all, register, wake, wake_all, with_waker};
+use crate::sync::wait_queue::{Acquisition, Full};
+use crate::sync::{
+    WakeAllIgnoringPanics, WakeAllOnDrop, WakeOnDrop, for_all, register, wake, wake_all, with_waker,
+};
 
 mod state;
 
@@ -64,7 +66,7 @@ impl<Request, F: TryFuture> HeapQueue<Request, F> {
 
     /// Shares `value` like the state.
     pub(crate) fn shared<T>(&self, value: T) -> Shared<T> {
-        super::heap::shared(&self.state, value)
+        super::shared::shared(&self.state, value)
     }
 }
 
@@ -135,8 +137,8 @@ impl<T, F: TryFuture> Channel for HeapQueue<T, F> {
         self.state.with(f)
     }
 
-    fn credits(&self) -> Option<&Credits> {
-        Some(self.state.credits())
+    fn fast_permits(&self) -> Option<&FastPermits> {
+        Some(self.state.fast_permits())
     }
 }
 
@@ -183,19 +185,19 @@ pub trait Channel: Clone {
     fn with<O>(&self, f: impl FnOnce(&mut StateOf<Self>) -> O) -> O;
 
     /// Room that can be taken without the state.
-    fn credits(&self) -> Option<&Credits> {
+    fn fast_permits(&self) -> Option<&FastPermits> {
         None
     }
 
     /// Takes room without the state.
-    fn take_credit(&self) -> bool {
-        self.credits().is_some_and(Credits::take)
+    fn take_fast_permit(&self) -> bool {
+        self.fast_permits().is_some_and(FastPermits::take)
     }
 
     /// Removes all room that could be taken without the state.
-    fn revoke_credits(&self) {
-        if let Some(credits) = self.credits() {
-            credits.revoke();
+    fn revoke_fast_permits(&self) {
+        if let Some(fast_permits) = self.fast_permits() {
+            fast_permits.revoke();
         }
     }
 
@@ -215,21 +217,21 @@ pub trait Channel: Clone {
     }
 
     /// Removes a handle, and gives back its room or its place in the wait queue.
-    fn drop_handle(&self, place: &mut Place) {
-        let (worker, farewell) = self.with(|state| {
-            let farewell = Self::Storage::view(&mut state.room).leave(place);
+    fn drop_handle(&self, acquisition: &mut Acquisition) {
+        let (worker, released) = self.with(|state| {
+            let released = Self::Storage::view(&mut state.room).leave(acquisition);
             state.handles -= 1;
             if state.handles > 0 {
-                return (None, farewell);
+                return (None, released);
             }
             // For good: a queue is opened only once.
             if let Phase::Open = state.phase {
                 state.phase = Phase::Draining;
             }
-            (state.worker.take(), farewell)
+            (state.worker.take(), released)
         });
-        let (next, left) = farewell.into_parts();
-        let _wakes = LateAll([next, worker]);
+        let (next, left) = released.into_parts();
+        let _wakes = WakeAllOnDrop([next, worker]);
         drop(left);
     }
 
@@ -242,21 +244,21 @@ pub trait Channel: Clone {
     #[inline]
     fn poll_reserve(
         &self,
-        place: &mut Place,
+        acquisition: &mut Acquisition,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Refusal<Self::Failure>>> {
-        if matches!(place, Place::Outside) && self.take_credit() {
-            *place = Place::Inside;
+        if matches!(acquisition, Acquisition::Idle) && self.take_fast_permit() {
+            *acquisition = Acquisition::Acquired;
             return Poll::Ready(Ok(()));
         }
-        self.poll_room(place, cx)
+        self.poll_room(acquisition, cx)
     }
 
-    /// Takes room for one message, and turns the rest into credits; or joins the wait queue.
+    /// Takes room for one message, and turns the rest into fast permits; or joins the wait queue.
     #[cold]
     fn poll_room(
         &self,
-        place: &mut Place,
+        acquisition: &mut Acquisition,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Refusal<Self::Failure>>> {
         with_waker(cx, |waker| {
@@ -265,13 +267,13 @@ pub trait Channel: Clone {
                     return Some(Poll::Ready(Err(end.into())));
                 }
                 // Another task may have made some since.
-                if matches!(place, Place::Outside) && self.take_credit() {
-                    *place = Place::Inside;
+                if matches!(acquisition, Acquisition::Idle) && self.take_fast_permit() {
+                    *acquisition = Acquisition::Acquired;
                 }
                 let room = Self::Storage::view(&mut state.room);
-                let polled = room.poll(place, cx, waker)?;
-                if let Some(credits) = self.credits().filter(|_| room.permits() > 0) {
-                    credits.add(room.take_permits());
+                let polled = room.poll(acquisition, cx, waker)?;
+                if let Some(fast_permits) = self.fast_permits().filter(|_| room.permits() > 0) {
+                    fast_permits.add(room.take_permits());
                 }
                 Some(polled.map(|room| room.map_err(|Full| Refusal::Full)))
             })
@@ -279,10 +281,11 @@ pub trait Channel: Clone {
     }
 
     /// Gives back room, or the place in the wait queue.
-    fn unreserve(&self, place: &mut Place) {
-        if !matches!(place, Place::Outside) {
-            let farewell = self.with(|state| Self::Storage::view(&mut state.room).leave(place));
-            farewell.finish();
+    fn unreserve(&self, acquisition: &mut Acquisition) {
+        if !matches!(acquisition, Acquisition::Idle) {
+            let released =
+                self.with(|state| Self::Storage::view(&mut state.room).leave(acquisition));
+            released.finish();
         }
     }
 
@@ -388,7 +391,7 @@ pub trait Channel: Clone {
             (removed, worker.flatten())
         });
         // The task that gets the room finds the message already dropped.
-        let _wakes = LateAll([removed.next, worker]);
+        let _wakes = WakeAllOnDrop([removed.next, worker]);
         drop((removed.message, answer, removed.sender));
     }
 
@@ -405,7 +408,7 @@ pub trait Channel: Clone {
         let worker = self.with(|state| {
             matches!(state.phase, Phase::Open).then(|| {
                 state.phase = Phase::Draining;
-                self.revoke_credits();
+                self.revoke_fast_permits();
                 state.worker.take()
             })
         });
@@ -416,21 +419,21 @@ pub trait Channel: Clone {
     }
 
     /// Waits until the worker has ended.
-    fn poll_end(&self, place: &mut Place, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_end(&self, acquisition: &mut Acquisition, cx: &mut Context<'_>) -> Poll<()> {
         with_waker(cx, |waker| {
             self.with(|state| match state.phase {
                 Phase::Ended(_) => Some(Poll::Ready(())),
                 Phase::Open | Phase::Draining => {
-                    Some(state.end.poll(place, cx, waker)?.map(|_| ()))
+                    Some(state.end.poll(acquisition, cx, waker)?.map(|_| ()))
                 }
             })
         })
     }
 
     /// Stops waiting for the end.
-    fn leave_end(&self, place: &mut Place) {
-        let farewell = self.with(|state| state.end.leave(place));
-        farewell.finish();
+    fn leave_end(&self, acquisition: &mut Acquisition) {
+        let released = self.with(|state| state.end.leave(acquisition));
+        released.finish();
     }
 
     // The worker's side.
@@ -447,7 +450,7 @@ pub trait Channel: Clone {
     /// `message`.
     fn put_back(&self, message: &mut Option<Self::Message>, cx: &mut Context<'_>) -> Poll<()> {
         // A waker that panics must not end the worker.
-        let mut next = Apart([None]);
+        let mut next = WakeAllIgnoringPanics([None]);
         with_waker(cx, |waker| {
             self.with(|state| {
                 next.0 = [state.put_back(message).or(next.0[0].take())];
@@ -482,7 +485,7 @@ pub trait Channel: Clone {
                 return None;
             }
             state.phase = Phase::Ended(end);
-            self.revoke_credits();
+            self.revoke_fast_permits();
             // A message that was given up has no sender.
             let taken = state.taken.take();
             let sender = taken.and_then(|index| state.slots.get_mut(index)?.sender.take());
@@ -499,7 +502,7 @@ pub trait Channel: Clone {
         });
         let all = from_fn(|| first.take().or_else(|| self.with(State::refuse)));
         for_all(all, |refused| {
-            let _waiter = Late(refused.waiter);
+            let _waiter = WakeOnDrop(refused.waiter);
             drop((refused.message, refused.worker));
         });
     }

@@ -3,10 +3,10 @@
 use core::mem::swap;
 use core::task::{Context, Waker};
 
-use crate::sync::gate::Gate;
 use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
 use crate::sync::storage::{Growing, Storage, Waiters};
-use crate::sync::{Apart, apart, register, wake};
+use crate::sync::wait_queue::WaitQueue;
+use crate::sync::{WakeAllIgnoringPanics, ignore_panic, register, wake};
 
 /// Requests on their way to a worker, and answers on their way back: a queue without its lock.
 ///
@@ -18,7 +18,7 @@ pub struct State<T, R, P, S: Storage> {
     pub(super) slots: Slab<S::Nodes<Slot<T, R>>>,
     pub(super) line: List,
     /// A permit for each message that is queued or with the worker; if slots are `FIXED`, for each slot.
-    pub(super) room: Gate<Waiters<S>>,
+    pub(super) room: WaitQueue<Waiters<S>>,
     pub(super) handles: usize,
     pub(super) worker: Option<Waker>,
     /// The worker waits for a message, and not for its service.
@@ -31,7 +31,7 @@ pub struct State<T, R, P, S: Storage> {
     pub(super) put_back: Option<Index>,
     pub(super) phase: Phase<P>,
     /// Closed until the worker has ended.
-    pub(super) end: Gate<Waiters<Growing>>,
+    pub(super) end: WaitQueue<Waiters<Growing>>,
 }
 
 /// A message on its way. Message and answer are separate, so that neither moves with the other.
@@ -132,7 +132,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
         Self {
             slots,
             line: List::new(),
-            room: Gate::new(bound, waiters),
+            room: WaitQueue::new(bound, waiters),
             handles,
             worker: None,
             worker_is_idle: false,
@@ -140,7 +140,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             taken: None,
             put_back: None,
             phase: Phase::Open,
-            end: Gate::new(0, Slab::new()),
+            end: WaitQueue::new(0, Slab::new()),
         }
     }
 
@@ -316,13 +316,13 @@ impl Answered {
     #[inline]
     pub(super) fn finish<R>(self, unwanted: &mut Option<R>) {
         if self.next.is_none() && unwanted.is_none() {
-            return apart(|| wake(self.sender));
+            return ignore_panic(|| wake(self.sender));
         }
         self.finish_all(unwanted);
     }
 
     fn finish_all<R>(self, unwanted: &mut Option<R>) {
-        let _wakes = Apart([self.next, self.sender]);
+        let _wakes = WakeAllIgnoringPanics([self.next, self.sender]);
         *unwanted = None;
     }
 }

@@ -8,7 +8,7 @@ use core::time::Duration;
 use super::super::DECAYS;
 use super::super::decay::{Decaying, exp, nanos_between, one_minus_exp_of_minus};
 use super::{Cost, InvalidEwma};
-use crate::sync::word::Word;
+use crate::sync::atomic_word::AtomicWord;
 use crate::{Instant, Timer};
 
 /// All times are in nanoseconds.
@@ -58,9 +58,9 @@ impl<T> Shared<T> {
         Self {
             load: Arc::new(Measured {
                 estimate: Decaying::new(),
-                observed: Word::new(0),
-                second: Word::new(NONE),
-                last: Word::new(0),
+                observed: AtomicWord::new(0),
+                second: AtomicWord::new(NONE),
+                last: AtomicWord::new(0),
                 settings,
                 timer,
             }),
@@ -136,12 +136,12 @@ const ONE: u64 = 1;
 pub(super) struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
-    observed: Word,
+    observed: AtomicWord,
     // When the second request since the last response was sent, not counting those cancelled before it; or `NONE` or
     // `ONE`, if there were fewer.
-    second: Word,
+    second: AtomicWord,
     // When the last request was sent, unless that was before `second`.
-    last: Word,
+    last: AtomicWord,
     pub(super) settings: Settings,
     pub(super) timer: T,
 }

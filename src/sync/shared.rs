@@ -6,7 +6,7 @@
 mod place {
     use alloc::sync::Arc;
 
-    use crate::sync::credits::Credits;
+    use crate::sync::fast_permits::FastPermits;
     use crate::sync::lock::Lock;
     use crate::sync::primitives::Mutex;
 
@@ -16,20 +16,20 @@ mod place {
     pub(crate) type Shared<T> = Arc<T>;
 
     struct Parts<T> {
-        credits: Credits,
+        fast_permits: FastPermits,
         state: Mutex<T>,
     }
 
     impl<T> Heap<T> {
         pub(crate) fn new(state: T) -> Self {
             Self(Arc::new(Parts {
-                credits: Credits::new(),
+                fast_permits: FastPermits::new(),
                 state: Mutex::new(state),
             }))
         }
 
-        pub(crate) fn credits(&self) -> &Credits {
-            &self.0.credits
+        pub(crate) fn fast_permits(&self) -> &FastPermits {
+            &self.0.fast_permits
         }
     }
 
@@ -58,7 +58,7 @@ mod place {
     use core::marker::PhantomData;
     use core::ops::Deref;
 
-    use crate::sync::credits::Credits;
+    use crate::sync::fast_permits::FastPermits;
     use crate::sync::lock::Lock;
 
     /// A state on the heap, where there is no heap.
@@ -72,7 +72,7 @@ mod place {
     pub struct Nowhere<T>(Infallible, PhantomData<*const T>);
 
     impl<T> Nowhere<T> {
-        pub(crate) fn credits(&self) -> &Credits {
+        pub(crate) fn fast_permits(&self) -> &FastPermits {
             match self.0 {}
         }
     }

@@ -1,4 +1,4 @@
-//! The rooms: how to make ours, and how to make tower's.
+//! The cases: how to make ours, and how to make tower's.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::host::{AsyncStd, Smol, TwoThreads};
 use crate::host::{CurrentThread, Host};
 use crate::leaf::{Failed, Leaf, Once, Seeded, Slow, cache};
 
-/// A room: in each setting, functions that send a number of requests through ours and tower's.
-pub(crate) struct Room {
+/// A case: in each setting, functions that send a number of requests through ours and tower's.
+pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) ours: Pair,
     pub(crate) tower: Pair,
@@ -27,7 +27,7 @@ pub(crate) struct Room {
     pub(crate) ours_on_async_std: Pair,
 }
 
-/// A room over a service that answers at once, and over one that is pending once.
+/// A case over a service that answers at once, and over one that is pending once.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair {
     pub(crate) ready: fn(u64) -> Outcome,
@@ -39,32 +39,32 @@ const SECOND: Duration = Duration::from_secs(1);
 /// So many per second that no request waits.
 const MANY: u64 = 1_000_000_000;
 
-macro_rules! room {
+macro_rules! case {
     ($name:expr, |$leaf:ident| $ours:expr, $tower:expr) => {{
-        room!(ours_on_tokio, campanile::tokio, |$leaf| $ours);
+        case!(ours_on_tokio, campanile::tokio, |$leaf| $ours);
         #[cfg(all(feature = "async-std", feature = "smol"))]
-        room!(ours_on_smol, campanile::smol, |$leaf| $ours);
+        case!(ours_on_smol, campanile::smol, |$leaf| $ours);
         #[cfg(all(feature = "async-std", feature = "smol"))]
-        room!(ours_on_async_std, campanile::async_std, |$leaf| $ours);
-        room!(towers, tower, |$leaf| $tower);
-        Room {
+        case!(ours_on_async_std, campanile::async_std, |$leaf| $ours);
+        case!(towers, tower, |$leaf| $tower);
+        Case {
             name: $name,
-            ours: room!(ours_on_tokio, CurrentThread),
-            tower: room!(towers, CurrentThread),
+            ours: case!(ours_on_tokio, CurrentThread),
+            tower: case!(towers, CurrentThread),
             #[cfg(all(feature = "async-std", feature = "smol"))]
-            ours_on_two: room!(ours_on_tokio, TwoThreads),
+            ours_on_two: case!(ours_on_tokio, TwoThreads),
             #[cfg(all(feature = "async-std", feature = "smol"))]
-            tower_on_two: room!(towers, TwoThreads),
+            tower_on_two: case!(towers, TwoThreads),
             #[cfg(all(feature = "async-std", feature = "smol"))]
-            ours_on_smol: room!(ours_on_smol, Smol),
+            ours_on_smol: case!(ours_on_smol, Smol),
             #[cfg(all(feature = "async-std", feature = "smol"))]
-            ours_on_async_std: room!(ours_on_async_std, AsyncStd),
+            ours_on_async_std: case!(ours_on_async_std, AsyncStd),
         }
     }};
     ($function:ident, $runtime:path, |$leaf:ident| $make:expr) => {
         #[allow(clippy::clone_on_copy, reason = "tower's builder wants references")]
         fn $function<H: Host, const PENDING: bool>(count: u64) -> Outcome {
-            #[allow(unused_imports, reason = "not each room depends on the runtime")]
+            #[allow(unused_imports, reason = "not each case depends on the runtime")]
             use $runtime as rt;
             H::block_on(async move {
                 let $leaf = Leaf::<PENDING>;
@@ -111,70 +111,70 @@ where
     SharedTimer::default()
 }
 
-pub(crate) fn rooms() -> Vec<Room> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
-        room!("the service alone", |leaf| leaf, leaf),
-        room!(
+        case!("the service alone", |leaf| leaf, leaf),
+        case!(
             "load_shed",
             |leaf| rt::load_shed::LoadShed::new(leaf),
             rt::load_shed::LoadShed::new(leaf)
         ),
-        room!(
+        case!(
             "map_request",
             |leaf| rt::util::MapRequest::new(leaf, |n: u64| n),
             rt::util::MapRequest::new(leaf, |n: u64| n)
         ),
-        room!(
+        case!(
             "map_response",
             |leaf| rt::util::MapResponse::new(leaf, |n: u64| n),
             rt::util::MapResponse::new(leaf, |n: u64| n)
         ),
-        room!(
+        case!(
             "map_err",
             |leaf| rt::util::MapErr::new(leaf, |e: Failed| e),
             rt::util::MapErr::new(leaf, |e: Failed| e)
         ),
-        room!(
+        case!(
             "map_result",
             |leaf| rt::util::MapResult::new(leaf, |r: Result<u64, Failed>| r),
             rt::util::MapResult::new(leaf, |r: Result<u64, Failed>| r)
         ),
-        room!(
+        case!(
             "then",
             |leaf| rt::util::Then::new(leaf, |r: Result<u64, Failed>| std::future::ready(r)),
             rt::util::Then::new(leaf, |r: Result<u64, Failed>| std::future::ready(r))
         ),
-        room!(
+        case!(
             "and_then",
             |leaf| rt::util::AndThen::new(leaf, |n: u64| std::future::ready(Ok::<_, Failed>(n))),
             rt::util::AndThen::new(leaf, |n: u64| std::future::ready(Ok::<_, Failed>(n)))
         ),
-        room!(
+        case!(
             "filter",
             |leaf| rt::filter::Filter::new(leaf, |n: u64| Ok::<_, Failed>(n)),
             rt::filter::Filter::new(leaf, |n: u64| Ok::<_, Failed>(n))
         ),
-        room!(
+        case!(
             "steer, 4",
             |leaf| rt::steer::Steer::new([leaf; 4], |n: &u64, _: &[_]| (*n % 4) as usize),
             rt::steer::Steer::new([leaf; 4], |n: &u64, _: &[_]| (*n % 4) as usize)
         ),
-        room!(
+        case!(
             "retry",
             |leaf| rt::retry::Retry::new(Once, leaf),
             rt::retry::Retry::new(Once, leaf)
         ),
-        room!(
+        case!(
             "timeout",
             |leaf| rt::timeout::Timeout::new(leaf, HOUR),
             rt::timeout::Timeout::new(leaf, HOUR)
         ),
-        room!(
+        case!(
             "timeout, from_call",
             |leaf| rt::timeout::Timeout::new(leaf, HOUR).from_call(),
             rt::timeout::Timeout::new(leaf, HOUR)
         ),
-        room!(
+        case!(
             "timeout, shared timer",
             |leaf| {
                 let timer = shared_timer(&rt::ServiceBuilder::new());
@@ -182,17 +182,17 @@ pub(crate) fn rooms() -> Vec<Room> {
             },
             rt::timeout::Timeout::new(leaf, HOUR)
         ),
-        room!(
+        case!(
             "concurrency_limit",
             |leaf| rt::limit::ConcurrencyLimit::new(leaf, 16),
             rt::limit::ConcurrencyLimit::new(leaf, 16)
         ),
-        room!(
+        case!(
             "rate_limit",
             |leaf| rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND)),
             rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
         ),
-        room!(
+        case!(
             "rate_limit, fixed window",
             |leaf| {
                 let rate = rt::limit::rate::Rate::new(MANY, SECOND).fixed_window();
@@ -200,7 +200,7 @@ pub(crate) fn rooms() -> Vec<Room> {
             },
             rt::limit::RateLimit::new(leaf, rt::limit::rate::Rate::new(MANY, SECOND))
         ),
-        room!(
+        case!(
             "hedge",
             |leaf| {
                 let layer = rt::hedge::HedgeLayer::new(Once, 10, 0.9, HOUR);
@@ -213,7 +213,7 @@ pub(crate) fn rooms() -> Vec<Room> {
                 rt::hedge::Hedge::new_with_mock_latencies(leaf, Once, 10, 0.9, HOUR, &latencies)
             }
         ),
-        room!(
+        case!(
             "hedge, shared timer",
             |leaf| {
                 let timer = shared_timer(&rt::ServiceBuilder::new());
@@ -227,42 +227,42 @@ pub(crate) fn rooms() -> Vec<Room> {
                 rt::hedge::Hedge::new_with_mock_latencies(leaf, Once, 10, 0.9, HOUR, &latencies)
             }
         ),
-        room!(
+        case!(
             "balance, pending requests, 2",
             |leaf| least_pending!(2, leaf, SplitMix64::new(1)),
             least_pending!(2, leaf, Seeded::new())
         ),
-        room!(
+        case!(
             "balance, pending requests, 128",
             |leaf| least_pending!(128, leaf, SplitMix64::new(1)),
             least_pending!(128, leaf, Seeded::new())
         ),
-        room!(
+        case!(
             "balance, peak EWMA, 2",
             |leaf| peak_ewma!(2, leaf, SplitMix64::new(1)),
             peak_ewma!(2, leaf, Seeded::new())
         ),
-        room!(
+        case!(
             "balance, peak EWMA, 128",
             |leaf| peak_ewma!(128, leaf, SplitMix64::new(1)),
             peak_ewma!(128, leaf, Seeded::new())
         ),
-        room!(
+        case!(
             "ready_cache, 16",
             |leaf| cache!(rt::ready_cache::ReadyCache<usize, _, u64>, 16, leaf),
             cache!(rt::ready_cache::ReadyCache<usize, _, u64>, 16, leaf)
         ),
-        room!(
+        case!(
             "spawn_ready, pending",
             |leaf| rt::spawn_ready::SpawnReady::new(Slow::new(leaf)),
             rt::spawn_ready::SpawnReady::new(Slow::new(leaf))
         ),
-        room!(
+        case!(
             "buffer, 16",
             |leaf| rt::buffer::Buffer::new(leaf, 16),
             rt::buffer::Buffer::new(leaf, 16)
         ),
-        room!(
+        case!(
             "the stack",
             |leaf| rt::ServiceBuilder::new()
                 .buffer(16)

@@ -10,7 +10,7 @@ use crate::sync::register;
 ///
 /// While there are waits, one of these holds: the alarm is set to the first deadline or an earlier one; or a thread has
 /// the [`Turn`] to set it; or all waits were woken, and the first one to be polled sets it.
-pub(super) struct Line<A> {
+pub(super) struct Deadlines<A> {
     /// A binary heap by deadline.
     order: Vec<Rank>,
     /// By the index of a rank.
@@ -62,7 +62,7 @@ const NOWHERE: u32 = u32::MAX;
 /// The deadline of an alarm that has rung.
 pub(super) const UNSET: Instant = Instant::MAX;
 
-impl<A> Line<A> {
+impl<A> Deadlines<A> {
     pub(super) const fn new() -> Self {
         Self {
             order: Vec::new(),
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
     use crate::util::rng::{Rng, SplitMix64};
 
-    impl<A> Line<A> {
+    impl<A> Deadlines<A> {
         /// The heap is in order, and agrees with the entries.
         fn check(&mut self) {
             for position in 0..self.order.len() {
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn whoever_comes_and_goes_the_first_is_first() {
         let mut rng = SplitMix64::new(1);
-        let mut line = Line::<()>::new();
+        let mut deadlines = Deadlines::<()>::new();
         // By deadline, then by a number that the line does not know.
         let mut model = BTreeMap::new();
         for n in 0..10_000_u64 {
@@ -347,33 +347,33 @@ mod tests {
                     // In order or out of order.
                     let after = rng.next_range(0..2) * rng.next_range(0..200);
                     let deadline = Instant::from_nanos(n + after);
-                    let (index, _) = join(&mut line, deadline.as_nanos());
+                    let (index, _) = join(&mut deadlines, deadline.as_nanos());
                     model.insert((deadline, n), index);
                 }
                 2..=3 if !model.is_empty() => {
                     let at = rng.next_range(0..model.len() as u64) as usize;
                     let (key, index) = model.iter().nth(at).map(|(k, i)| (*k, *i)).unwrap();
-                    assert!(line.leave(index).is_some());
+                    assert!(deadlines.leave(index).is_some());
                     model.remove(&key);
                 }
                 _ => {
                     let now = Instant::from_nanos(n - n.min(150));
-                    while let Some(index) = line.pop_due(now) {
-                        assert!(line.is_due(index));
+                    while let Some(index) = deadlines.pop_due(now) {
+                        assert!(deadlines.is_due(index));
                         let first = *model.first_key_value().unwrap().0;
                         assert!(first.0 <= now);
                         let same = model.range((first.0, 0)..=(first.0, u64::MAX));
                         let found = same.clone().find(|(_, other)| **other == index);
                         let key = *found.unwrap().0;
                         model.remove(&key);
-                        assert!(line.leave(index).is_some());
+                        assert!(deadlines.leave(index).is_some());
                     }
                     assert!(model.keys().next().is_none_or(|first| first.0 > now));
                 }
             }
-            assert_eq!(line.order.len(), model.len());
+            assert_eq!(deadlines.order.len(), model.len());
             if n % 64 == 0 {
-                line.check();
+                deadlines.check();
             }
         }
     }
@@ -383,77 +383,80 @@ mod tests {
     }
 
     /// Enters a wait, and returns its index and the turn, if it has it.
-    fn join(line: &mut Line<()>, nanos: u64) -> (u32, Option<Turn<()>>) {
-        line.join(at(nanos), Waker::noop().clone()).ok().unwrap()
+    fn join(deadlines: &mut Deadlines<()>, nanos: u64) -> (u32, Option<Turn<()>>) {
+        deadlines
+            .join(at(nanos), Waker::noop().clone())
+            .ok()
+            .unwrap()
     }
 
     #[test]
     fn due_wait_is_due_whatever_the_clock_says() {
-        let mut line = Line::new();
-        let (index, _) = join(&mut line, 50);
+        let mut deadlines = Deadlines::new();
+        let (index, _) = join(&mut deadlines, 50);
         let cx = Context::from_waker(Waker::noop());
-        assert!(line.pop_due(at(50)).is_some());
+        assert!(deadlines.pop_due(at(50)).is_some());
         assert!(matches!(
-            line.stay(index, &cx, &mut None),
+            deadlines.stay(index, &cx, &mut None),
             Some((true, None))
         ));
     }
 
     #[test]
     fn entry_that_was_left_is_used_again() {
-        let mut line = Line::new();
+        let mut deadlines = Deadlines::new();
         for _ in 0..100 {
-            let (first, second) = (join(&mut line, 50).0, join(&mut line, 60).0);
-            line.leave(first);
-            line.leave(second);
+            let (first, second) = (join(&mut deadlines, 50).0, join(&mut deadlines, 60).0);
+            deadlines.leave(first);
+            deadlines.leave(second);
         }
-        assert_eq!(line.entries.len(), 2);
+        assert_eq!(deadlines.entries.len(), 2);
     }
 
     #[test]
     fn one_at_a_time_has_the_turn() {
-        let mut line = Line::new();
-        let mut turn = join(&mut line, 50).1.unwrap();
+        let mut deadlines = Deadlines::new();
+        let mut turn = join(&mut deadlines, 50).1.unwrap();
         // Earlier, but the holder of the turn takes care of it.
-        assert!(join(&mut line, 40).1.is_none());
-        assert!(line.ring().is_none());
-        assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
+        assert!(join(&mut deadlines, 40).1.is_none());
+        assert!(deadlines.ring().is_none());
+        assert_eq!(deadlines.aim(at(1), &mut turn), Some(at(40)));
         (turn.alarm, turn.deadline) = (Some(()), at(40));
         // The line notes that the alarm rings meanwhile, and that an earlier deadline comes.
-        assert!(line.ring().is_none() && !line.is_set(&mut turn));
-        assert_eq!(line.aim(at(1), &mut turn), Some(at(40)));
-        assert!(join(&mut line, 35).1.is_none() && !line.is_set(&mut turn));
-        assert_eq!(line.aim(at(1), &mut turn), Some(at(35)));
+        assert!(deadlines.ring().is_none() && !deadlines.is_set(&mut turn));
+        assert_eq!(deadlines.aim(at(1), &mut turn), Some(at(40)));
+        assert!(join(&mut deadlines, 35).1.is_none() && !deadlines.is_set(&mut turn));
+        assert_eq!(deadlines.aim(at(1), &mut turn), Some(at(35)));
         turn.deadline = at(35);
-        assert!(line.is_set(&mut turn));
-        assert!(join(&mut line, 38).1.is_none());
-        let mut turn = join(&mut line, 30).1.unwrap();
+        assert!(deadlines.is_set(&mut turn));
+        assert!(join(&mut deadlines, 38).1.is_none());
+        let mut turn = join(&mut deadlines, 30).1.unwrap();
         assert_eq!((turn.alarm, turn.deadline), (Some(()), at(35)));
         // All waits are gone when the alarm is to be set: it stays as it is.
-        (0..5).for_each(|index| drop(line.leave(index)));
-        assert_eq!(line.aim(at(1), &mut turn), None);
-        assert!(join(&mut line, 36).1.is_none());
+        (0..5).for_each(|index| drop(deadlines.leave(index)));
+        assert_eq!(deadlines.aim(at(1), &mut turn), None);
+        assert!(join(&mut deadlines, 36).1.is_none());
         // It rings, and is dropped with the last wait.
-        let mut turn = line.ring().unwrap();
-        assert_eq!(line.aim(at(36), &mut turn), None);
+        let mut turn = deadlines.ring().unwrap();
+        assert_eq!(deadlines.aim(at(36), &mut turn), None);
         assert_eq!((turn.alarm, turn.deadline), (Some(()), UNSET));
-        let turn = join(&mut line, 60).1.unwrap();
+        let turn = join(&mut deadlines, 60).1.unwrap();
         assert_eq!((turn.alarm, turn.deadline), (None, UNSET));
     }
 
     #[test]
     fn all_are_woken_when_the_alarm_is_not_set() {
-        let mut line = Line::new();
+        let mut deadlines = Deadlines::new();
         for nanos in 50..60 {
-            join(&mut line, nanos);
+            join(&mut deadlines, nanos);
         }
-        line.give_up();
-        assert_eq!(core::iter::from_fn(|| line.next_due()).count(), 10);
+        deadlines.give_up();
+        assert_eq!(core::iter::from_fn(|| deadlines.next_due()).count(), 10);
         // An earlier alarm may still ring.
-        assert!(line.ring().is_none());
+        assert!(deadlines.ring().is_none());
         let cx = Context::from_waker(Waker::noop());
         let mut waker = Some(Waker::noop().clone());
-        let stays = line.stay(7, &cx, &mut waker);
+        let stays = deadlines.stay(7, &cx, &mut waker);
         assert!(matches!(stays, Some((false, Some(_)))));
     }
 }

@@ -1,14 +1,14 @@
-//! Each room beside tower's, over the same service. Every answer is checked and counted.
+//! Each case beside tower's, over the same service. Every answer is checked and counted.
 //!
 //! ```text
-//! rooms list                       the names of the rooms
-//! rooms run ROOM WHOSE LEAF COUNT  sends COUNT requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
+//! cases list                       the names of the cases
+//! cases run ROOM WHOSE LEAF COUNT  sends COUNT requests: WHOSE is `ours` or `tower`, LEAF `ready` or `pending`.
 //!                                  Prints the right answers, the allocations and their bytes that came after the
 //!                                  first requests, and the bytes of a response future.
-//! rooms polls                      how often handles of rate limits are polled that are waited for
-//! rooms clock [ROOM..]             wall clock, in rounds that take turns
-//! rooms buffers                    wall clock of buffers, by callers and bound
-//! rooms limits                     wall clock of concurrency limits, by callers and limit
+//! cases polls                      how often handles of rate limits are polled that are waited for
+//! cases clock [ROOM..]             wall clock, in rounds that take turns
+//! cases buffers                    wall clock of buffers, by callers and bound
+//! cases limits                     wall clock of concurrency limits, by callers and limit
 //! ```
 //!
 //! The last three need the features `async-std` and `smol`: without them this builds in half the time.
@@ -34,35 +34,35 @@ fn main() -> ExitCode {
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["list"] => rooms().for_each(|room| println!("{}", room.name)),
+        ["list"] => cases().for_each(|case| println!("{}", case.name)),
         ["polls"] => contended::polls(),
-        ["run", room, whose, leaf, count] => return run(room, whose, leaf, count),
+        ["run", case, whose, leaf, count] => return run(case, whose, leaf, count),
         #[cfg(all(feature = "async-std", feature = "smol"))]
-        ["clock", ref rooms @ ..] => clock::run(rooms),
+        ["clock", ref cases @ ..] => clock::run(cases),
         #[cfg(all(feature = "async-std", feature = "smol"))]
         ["buffers"] => shared::run_buffers(),
         #[cfg(all(feature = "async-std", feature = "smol"))]
         ["limits"] => shared::run_limits(),
         _ => println!(
-            "rooms list | run ROOM WHOSE LEAF COUNT | polls | clock [ROOM..] | buffers | limits"
+            "cases list | run ROOM WHOSE LEAF COUNT | polls | clock [ROOM..] | buffers | limits"
         ),
     }
     ExitCode::SUCCESS
 }
 
-fn rooms() -> impl Iterator<Item = list::Room> {
-    list::rooms().into_iter().chain(contended::rooms())
+fn cases() -> impl Iterator<Item = list::Case> {
+    list::cases().into_iter().chain(contended::cases())
 }
 
 fn run(name: &str, whose: &str, leaf: &str, count: &str) -> ExitCode {
-    let room = rooms().find(|room| room.name == name);
-    let (Some(room), Ok(count)) = (room, count.parse()) else {
-        eprintln!("no such room, or no such count: {name} {count}");
+    let case = cases().find(|case| case.name == name);
+    let (Some(case), Ok(count)) = (case, count.parse()) else {
+        eprintln!("no such case, or no such count: {name} {count}");
         return ExitCode::FAILURE;
     };
     let pair = match whose {
-        "ours" => room.ours,
-        "tower" => room.tower,
+        "ours" => case.ours,
+        "tower" => case.tower,
         _ => {
             eprintln!("neither ours nor tower: {whose}");
             return ExitCode::FAILURE;

@@ -1,4 +1,4 @@
-//! Rules that every room keeps, whatever else it does.
+//! Rules that every middleware keeps, whatever else it does.
 #![cfg(feature = "testing")]
 
 use std::future::{Pending, poll_fn, ready};
@@ -58,15 +58,15 @@ async fn pass_later(n: u32) -> Result<u32, BoxError> {
     Ok(n)
 }
 
-type Room<S> = (&'static str, fn(Cloned) -> S);
+type Middleware<S> = (&'static str, fn(Cloned) -> S);
 
-/// What a room tells the time by.
+/// What a middleware tells the time by.
 trait Clock: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static {}
 
 impl<T: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static> Clock for T {}
 
-/// The rooms that have clones, each around a service that is given.
-fn cloned<T: Clock>() -> Vec<Room<Cloned>> {
+/// The middleware that have clones, each around a service that is given.
+fn cloned<T: Clock>() -> Vec<Middleware<Cloned>> {
     vec![
         ("and_then", |s| boxed(s.and_then(pass_later))),
         ("async_filter", |s| boxed(AsyncFilter::new(s, pass_later))),
@@ -124,7 +124,7 @@ fn buffer(inner: Cloned) -> Cloned {
 }
 
 /// Those that have none.
-fn single_ones<T: Clock>() -> Vec<Room<Single>> {
+fn single_ones<T: Clock>() -> Vec<Middleware<Single>> {
     vec![
         ("balance", |s| {
             let endpoints = ServiceList::new::<u32>([Constant::new(s, 1)]);
@@ -140,17 +140,17 @@ fn single_ones<T: Clock>() -> Vec<Room<Single>> {
 }
 
 /// All of them.
-fn rooms() -> impl Iterator<Item = (&'static str, Box<dyn Fn(Cloned) -> Single>)> {
+fn middleware() -> impl Iterator<Item = (&'static str, Box<dyn Fn(Cloned) -> Single>)> {
     let cloned = cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]);
-    let cloned = cloned.map(|(name, room): Room<Cloned>| {
-        let room = Box::new(move |inner| single(room(inner)));
-        (name, room as Box<dyn Fn(Cloned) -> Single>)
+    let cloned = cloned.map(|(name, middleware): Middleware<Cloned>| {
+        let middleware = Box::new(move |inner| single(middleware(inner)));
+        (name, middleware as Box<dyn Fn(Cloned) -> Single>)
     });
     let others = single_ones::<Sim>().into_iter();
-    cloned.chain(others.map(|(name, room)| (name, Box::new(room) as _)))
+    cloned.chain(others.map(|(name, middleware)| (name, Box::new(middleware) as _)))
 }
 
-/// Runs `scenario` for a room in a runtime, and says which room it was if it fails.
+/// Runs `scenario` for a middleware in a runtime, and says which middleware it was if it fails.
 fn run<F: Future<Output = ()>>(name: &str, scenario: F) {
     let runtime = Runtime::new(1);
     let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(scenario)));
@@ -158,7 +158,7 @@ fn run<F: Future<Output = ()>>(name: &str, scenario: F) {
         Ok(Ok(())) => {}
         Ok(Err(stuck)) => panic!("{name}: {stuck}"),
         Err(panic) => {
-            eprintln!("the room is {name}");
+            eprintln!("the middleware is {name}");
             std::panic::resume_unwind(panic);
         }
     }
@@ -181,16 +181,16 @@ fn one_at_a_time(probe: &Probe) -> (Cloned, Semaphore) {
 
 #[test]
 fn a_clone_starts_as_never_polled() {
-    for (name, room) in cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]) {
+    for (name, middleware) in cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]) {
         run(name, async {
             let probe = Probe::new();
             let (inner, _) = one_at_a_time(&probe);
-            let mut service = room(inner);
+            let mut service = middleware(inner);
             service.ready().await.unwrap();
 
             let mut clone = service.clone();
             if poll_once(&mut clone).await.is_ready() {
-                // As of a room that is always ready: it is to refuse the request, or to let it wait.
+                // As of a middleware that is always ready: it is to refuse the request, or to let it wait.
                 let answer = clone.call(1).now_or_never();
                 assert!(!matches!(answer, Some(Ok(_))), "{name}: {answer:?}");
                 assert_eq!(probe.calls(), 0, "{name}");
@@ -204,7 +204,7 @@ fn a_clone_starts_as_never_polled() {
 
 #[test]
 fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
-    for (name, room) in rooms() {
+    for (name, middleware) in middleware() {
         let runtime = Runtime::new(1);
         let result = runtime.block_on(async {
             let probe = Probe::new();
@@ -212,7 +212,7 @@ fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
             let mut first = inner.clone();
             first.ready().await.unwrap();
 
-            let mut shed = LoadShed::new(room(inner.clone()));
+            let mut shed = LoadShed::new(middleware(inner.clone()));
             // What connects, or looks for endpoints, does so meanwhile.
             for _ in 0..3 {
                 assert!(poll_once(&mut shed).await.is_ready(), "{name}");
@@ -238,9 +238,9 @@ fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
 
 #[test]
 fn a_call_without_readiness_does_not_panic() {
-    for (name, room) in rooms() {
+    for (name, middleware) in middleware() {
         run(name, async {
-            let answer = room(echo()).call(1).await;
+            let answer = middleware(echo()).call(1).await;
             assert!(answer.is_err() || answer.is_ok_and(|n| n == 1), "{name}");
         });
     }
@@ -269,11 +269,11 @@ impl Timer for Untouchable {
 
 #[test]
 fn to_construct_clone_and_drop_it_needs_no_runtime() {
-    for (_, room) in cloned::<Untouchable>() {
-        drop(room(echo()).clone());
+    for (_, middleware) in cloned::<Untouchable>() {
+        drop(middleware(echo()).clone());
     }
-    for (_, room) in single_ones::<Untouchable>() {
-        drop(room(echo()));
+    for (_, middleware) in single_ones::<Untouchable>() {
+        drop(middleware(echo()));
     }
     let _ = campanile::testing::buffer::BufferLayer::<u32>::new(1);
 }
@@ -324,12 +324,12 @@ fn expect_panics() {
 fn a_panic_gives_back_what_was_taken() {
     expect_panics();
     for in_call in [true, false] {
-        for (name, room) in rooms() {
+        for (name, middleware) in middleware() {
             run(name, async {
                 let (inside, outside) = (Semaphore::new(1), Semaphore::new(1));
                 let probe = Probe::new();
                 let inner = ConcurrencyLimit::with_semaphore(Panics { in_call }, inside.clone());
-                let service = room(boxed(probe.layer(inner)));
+                let service = middleware(boxed(probe.layer(inner)));
                 let mut service = ConcurrencyLimit::with_semaphore(service, outside.clone());
                 service.ready().await.unwrap();
                 let mut response = quietly(|| Box::pin(service.call(1)));
@@ -383,7 +383,7 @@ impl campanile::hedge::Policy<u32> for PanicsFirst {
 #[test]
 fn a_panic_before_the_call_keeps_nothing_ready() {
     expect_panics();
-    let rooms: [Room<Single>; 5] = [
+    let middleware: [Middleware<Single>; 5] = [
         ("filter", |s| {
             let panics = |_: u32| -> Result<u32, BoxError> { panic_any(EXPECTED) };
             single(Filter::new(s, panics))
@@ -401,10 +401,10 @@ fn a_panic_before_the_call_keeps_nothing_ready() {
             single(Hedge::with_timer(s, PanicsFirst, delay, Sim))
         }),
     ];
-    for (name, room) in rooms {
+    for (name, middleware) in middleware {
         run(name, async {
             let (inner, semaphore) = one_at_a_time(&Probe::new());
-            let mut service = room(inner);
+            let mut service = middleware(inner);
             for _ in 0..2 {
                 service.ready().await.unwrap();
                 assert_eq!(semaphore.available_permits(), 0, "{name}");
@@ -416,14 +416,14 @@ fn a_panic_before_the_call_keeps_nothing_ready() {
     }
 }
 
-/// A room that is asked again and again while it is ready stays so, and reserves once.
+/// A middleware that is asked again and again while it is ready stays so, and reserves once.
 #[test]
 fn readiness_stays_until_the_call() {
-    for (name, room) in rooms() {
+    for (name, middleware) in middleware() {
         run(name, async {
             let probe = Rc::new(Probe::new());
             let (inner, semaphore) = one_at_a_time(&probe);
-            let mut service = room(inner);
+            let mut service = middleware(inner);
             service.ready().await.unwrap();
             for _ in 0..3 {
                 assert!(poll_once(&mut service).await.is_ready(), "{name}");
@@ -441,12 +441,12 @@ fn readiness_stays_until_the_call() {
 /// A request that is given up takes along what its service had reserved, or waited for, in an idle buffer.
 #[test]
 fn idle_buffer_holds_nothing() {
-    for (name, room) in rooms() {
+    for (name, middleware) in middleware() {
         let runtime = Runtime::new(1);
         let result = runtime.block_on(async {
             let probe = Probe::new();
             let (inner, semaphore) = one_at_a_time(&probe);
-            let buffer = Buffer::new(room(inner.clone()), 1);
+            let buffer = Buffer::new(middleware(inner.clone()), 1);
             // It is used, so that it is connected, and so on.
             assert_eq!(buffer.clone().oneshot(0).await.unwrap(), 0, "{name}");
             sleep(10 * SECOND).await;
@@ -480,7 +480,7 @@ fn idle_buffer_holds_nothing() {
 /// Whoever is given an answer finds nothing of the request alive: neither by a future that is kept, nor otherwise.
 #[test]
 fn answered_request_is_gone() {
-    for (name, room) in rooms() {
+    for (name, middleware) in middleware() {
         run(name, async {
             let alive = Rc::new(());
             let guard = alive.clone();
@@ -492,7 +492,7 @@ fn answered_request_is_gone() {
                     Poll::Ready(Ok::<_, BoxError>(n))
                 })
             });
-            let mut service = ConcurrencyLimit::new(room(boxed(inner)), 1);
+            let mut service = ConcurrencyLimit::new(middleware(boxed(inner)), 1);
             service.ready().await.unwrap();
             let handles = Rc::strong_count(&alive);
             let mut response = Box::pin(service.call(1));

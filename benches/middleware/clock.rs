@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::host::{AsyncStd, CurrentThread, Host, Smol, TwoThreads};
-use crate::list::{Pair, Room, rooms};
+use crate::list::{Case, Pair, cases};
 
 const ROUNDS: usize = 21;
 /// How long each of the two runs per round.
@@ -27,15 +27,15 @@ pub(crate) fn run(wanted: &[&str]) {
     println!(
         "ns per request: median [a tenth below, a tenth above]; ratio: tower's by ours within a round"
     );
-    for room in rooms() {
-        if wanted.is_empty() || wanted.contains(&room.name) {
-            println!("\n{}", room.name);
-            measure(&room);
+    for case in cases() {
+        if wanted.is_empty() || wanted.contains(&case.name) {
+            println!("\n{}", case.name);
+            measure(&case);
         }
     }
 }
 
-fn measure(room: &Room) {
+fn measure(case: &Case) {
     for (leaf, pick) in [
         (
             "ready",
@@ -44,10 +44,10 @@ fn measure(room: &Room) {
         ("pending", |pair| pair.pending),
     ] {
         let pairs = [
-            (CurrentThread::NAME, room.ours, room.tower),
-            (TwoThreads::NAME, room.ours_on_two, room.tower_on_two),
-            (Smol::NAME, room.ours_on_smol, room.tower),
-            (AsyncStd::NAME, room.ours_on_async_std, room.tower),
+            (CurrentThread::NAME, case.ours, case.tower),
+            (TwoThreads::NAME, case.ours_on_two, case.tower_on_two),
+            (Smol::NAME, case.ours_on_smol, case.tower),
+            (AsyncStd::NAME, case.ours_on_async_std, case.tower),
         ];
         for (host, ours, tower) in pairs {
             let (ours, tower) = (pick(ours), pick(tower));

@@ -1,4 +1,4 @@
-//! A counting allocator, and the loop that drives all rooms.
+//! A counting allocator, and the loop that drives all cases.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::poll_fn;

@@ -11,11 +11,11 @@ use campanile::Service;
 
 use crate::count::{Counted, Outcome};
 use crate::leaf::{Answer, Failed, Leaf, answer};
-use crate::list::{Pair, Room};
+use crate::list::{Case, Pair};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Its own type: code with a single caller is inlined there, and the code of the other rooms must not change.
+/// Its own type: code with a single caller is inlined there, and the code of the other cases must not change.
 #[derive(Clone, Copy)]
 struct Waited<const PENDING: bool>(Leaf<PENDING>);
 
@@ -95,7 +95,7 @@ async fn send<S: Service<u64, Response = u64>>(mut service: S, count: u64) -> u6
     right
 }
 
-macro_rules! room {
+macro_rules! case {
     ($name:literal, $waiters:literal) => {{
         let pair = Pair {
             ready: ours::<false, $waiters>,
@@ -105,7 +105,7 @@ macro_rules! room {
             ready: towers::<false, $waiters>,
             pending: towers::<true, $waiters>,
         };
-        Room {
+        Case {
             name: $name,
             ours: pair,
             tower,
@@ -121,19 +121,19 @@ macro_rules! room {
     }};
 }
 
-pub(crate) fn rooms() -> [Room; 3] {
+pub(crate) fn cases() -> [Case; 3] {
     [
-        room!("rate_limit, 1 waiter", 1),
-        room!("rate_limit, 16 waiters", 16),
-        room!("rate_limit, 1000 waiters", 1000),
+        case!("rate_limit, 1 waiter", 1),
+        case!("rate_limit, 16 waiters", 16),
+        case!("rate_limit, 1000 waiters", 1000),
     ]
 }
 
 /// Prints how often a handle is polled for a token.
 pub(crate) fn polls() {
     const COUNT: u64 = 10_000;
-    for room in rooms() {
-        let [ours, tower] = [room.ours, room.tower].map(|pair| {
+    for case in cases() {
+        let [ours, tower] = [case.ours, case.tower].map(|pair| {
             let before = POLLS.load(Relaxed);
             assert_eq!(
                 (pair.ready)(COUNT).right,
@@ -144,7 +144,7 @@ pub(crate) fn polls() {
         });
         println!(
             "{}: {ours:.2} polls of a handle for each token, tower's {tower:.2}",
-            room.name
+            case.name
         );
     }
 }

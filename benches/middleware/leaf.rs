@@ -1,4 +1,4 @@
-//! The inner service, and helpers to make rooms.
+//! The inner service, and helpers to make cases.
 
 use std::fmt;
 use std::future::{Ready, ready};

@@ -1,8 +1,8 @@
 //! Permits that are taken without the lock under which they were added.
 //!
-//! While no task waits at a [`Gate`](super::gate::Gate), its free permits are moved here all at once, and later tasks
-//! each take one from a word. They are returned to the gate, under the lock, so that waiters there are seen. There
-//! are no credits while a task waits: they are added only while the wait queue is empty, and a task looks for one
+//! While no task waits in a [`WaitQueue`](super::wait_queue::WaitQueue), its free permits are moved here all at once,
+//! and later tasks each take one from a word. They are returned to the wait queue, under the lock, so that waiters there are seen. There
+//! are no fast permits while a task waits: they are added only while the wait queue is empty, and a task looks for one
 //! under the lock before it joins the queue.
 
 #[cfg(feature = "std")]
@@ -11,9 +11,9 @@ mod imp {
 
     // It orders no other memory: what a permit protects is synchronized by the lock.
     #[derive(Debug)]
-    pub struct Credits(AtomicUsize);
+    pub struct FastPermits(AtomicUsize);
 
-    impl Credits {
+    impl FastPermits {
         pub(crate) fn new() -> Self {
             Self(AtomicUsize::new(0))
         }
@@ -21,11 +21,11 @@ mod imp {
         /// Takes one, if there is one.
         #[inline]
         pub(crate) fn take(&self) -> bool {
-            let mut credits = self.0.load(Relaxed);
-            while let Some(left) = credits.checked_sub(1) {
-                match (self.0).compare_exchange_weak(credits, left, Relaxed, Relaxed) {
+            let mut fast_permits = self.0.load(Relaxed);
+            while let Some(left) = fast_permits.checked_sub(1) {
+                match (self.0).compare_exchange_weak(fast_permits, left, Relaxed, Relaxed) {
                     Ok(_) => return true,
-                    Err(other) => credits = other,
+                    Err(other) => fast_permits = other,
                 }
             }
             false
@@ -36,7 +36,7 @@ mod imp {
             self.0.fetch_add(permits, Relaxed);
         }
 
-        /// Under the lock: removes all credits.
+        /// Under the lock: removes all fast permits.
         pub(crate) fn revoke(&self) {
             self.0.store(0, Relaxed);
         }
@@ -47,9 +47,9 @@ mod imp {
 #[cfg(not(feature = "std"))]
 mod imp {
     #[derive(Debug)]
-    pub enum Credits {}
+    pub enum FastPermits {}
 
-    impl Credits {
+    impl FastPermits {
         pub(crate) fn take(&self) -> bool {
             match *self {}
         }
@@ -64,4 +64,4 @@ mod imp {
     }
 }
 
-pub(crate) use imp::Credits;
+pub(crate) use imp::FastPermits;

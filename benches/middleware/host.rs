@@ -6,7 +6,7 @@
 
 use std::future::Future;
 
-/// Where a room runs.
+/// Where a case runs.
 pub(crate) trait Host {
     const NAME: &'static str;
 

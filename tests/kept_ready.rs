@@ -241,6 +241,19 @@ fn patience_begins_with_a_request() {
     assert_eq!(ready(response.poll()).ok(), Some(1));
 }
 
+/// However long the wait is, it ends before there is a request.
+#[test]
+fn token_is_waited_for_before_a_request() {
+    let timer = ManualTimer::new();
+    let limiter = Rc::new(campanile::limit::rate::Limiter::new(Rate::new(1, SECOND)));
+    let limit = spent(limiter, &timer);
+    let mut other = limit.clone();
+    let mut kept = KeptReady::new(limit.reject(), ByHand::default(), &timer);
+    kept.wait(SECOND);
+    assert!(WakeCount::new().poll_ready(&mut other).is_pending());
+    assert_eq!(kept.send(1), Some(1));
+}
+
 #[test]
 fn full_line_refuses_no_request_to_come() {
     let timer = ManualTimer::new();
@@ -250,27 +263,31 @@ fn full_line_refuses_no_request_to_come() {
     assert!(WakeCount::new().poll_ready(&mut waiter).is_pending());
     let mut kept = KeptReady::new(limit, ByHand::default(), &timer);
     drop(waiter);
-    kept.wait(3600 * SECOND);
-    assert_eq!(kept.send(1), Some(1));
+    // There is a place in line for it now.
+    let mut response = spawn(kept.buffer.clone().oneshot(1));
+    assert!(response.poll().is_pending());
+    kept.settle();
+    kept.wait(SECOND);
+    assert_eq!(ready(response.poll()).ok(), Some(1));
 }
 
 /// Waits for a resolver, and discovers one endpoint then.
 struct Resolve<R> {
     resolver: R,
-    is_done: bool,
+    is_done: Rc<Cell<bool>>,
 }
 
 impl<R: Service<u32> + Unpin> futures::Stream for Resolve<R> {
     type Item = Result<Change<u32, Constant<Echo, u32>>, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_done {
+        if self.is_done.get() {
             return Poll::Ready(None);
         }
         if self.resolver.poll_ready(cx).is_pending() {
             return Poll::Pending;
         }
-        self.is_done = true;
+        self.is_done.set(true);
         let endpoint = Constant::new(Echo, 1);
         Poll::Ready(Some(Ok(Change::Insert(0, endpoint))))
     }
@@ -281,12 +298,15 @@ impl<R: Service<u32> + Unpin> futures::Stream for Resolve<R> {
 fn discovery_has_clocks() {
     let timer = ManualTimer::new();
     let (limit, _first) = busy();
+    let is_done = Rc::new(Cell::new(false));
     let discover = Resolve {
         resolver: Deadline::with_timer(limit, SECOND, timer.clone()),
-        is_done: false,
+        is_done: is_done.clone(),
     };
     let balance = Balance::with_layer(discover, Identity::new());
     let mut kept = KeptReady::new(balance, ByHand::default(), &timer);
+    assert!(!is_done.get());
     kept.wait(SECOND);
+    assert!(is_done.get());
     assert_eq!(kept.send(1), Some(1));
 }

@@ -203,6 +203,22 @@ fn a_replaced_endpoint_stays_while_it_is_idle() {
     assert_eq!((new.calls.get(), old.alive.get()), (1, 0));
 }
 
+/// The caller has a ready endpoint, and hears of the others.
+#[test]
+fn endpoint_that_gets_ready_later_wakes_the_task() {
+    let (feed, mut balance) = fed();
+    let sites = [Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1)];
+    insert(&feed, 0, &sites[0]);
+    insert(&feed, 1, &sites[1]);
+    let wakes = WakeCount::new();
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    let woken = wakes.get();
+    sites[1].become_(Mood::Ready);
+    assert_eq!(wakes.get(), woken + 1);
+    found(wakes.poll_ready(&mut balance)).unwrap();
+    assert_eq!(balance.ready_len(), 2);
+}
+
 #[test]
 fn a_quarantine_ends_while_it_is_idle() {
     let timer = ManualTimer::new();

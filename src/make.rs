@@ -217,22 +217,6 @@ mod sealed {
     impl<M: Service<Target>, Target> MakeConnection<Target> for M {}
 }
 
-macro_rules! forward {
-    () => {
-        type Response = M::Service;
-        type Error = M::MakeError;
-        type Future = M::Future;
-
-        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), M::MakeError>> {
-            self.make.poll_ready(cx)
-        }
-
-        fn call(&mut self, target: Target) -> M::Future {
-            self.make.make_service(target)
-        }
-    };
-}
-
 /// A [`MakeService`] as a [`Service`]: see [`MakeService::into_service`].
 pub struct IntoService<M, Request> {
     make: M,
@@ -243,7 +227,17 @@ impl<M, Target, Request> Service<Target> for IntoService<M, Request>
 where
     M: MakeService<Target, Request>,
 {
-    forward!();
+    type Response = M::Service;
+    type Error = M::MakeError;
+    type Future = M::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), M::MakeError>> {
+        self.make.poll_ready(cx)
+    }
+
+    fn call(&mut self, target: Target) -> M::Future {
+        self.make.make_service(target)
+    }
 }
 
 impl<M: Clone, Request> Clone for IntoService<M, Request> {
@@ -273,7 +267,17 @@ impl<M, Target, Request> Service<Target> for AsService<'_, M, Request>
 where
     M: MakeService<Target, Request>,
 {
-    forward!();
+    type Response = M::Service;
+    type Error = M::MakeError;
+    type Future = M::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), M::MakeError>> {
+        self.make.poll_ready(cx)
+    }
+
+    fn call(&mut self, target: Target) -> M::Future {
+        self.make.make_service(target)
+    }
 }
 
 impl<M: fmt::Debug, Request> fmt::Debug for AsService<'_, M, Request> {

@@ -49,27 +49,21 @@ mod own {
         fn call(&mut self, request: Request) -> Self::Future;
     }
 
-    macro_rules! forward {
-        () => {
-            type Response = S::Response;
-            type Error = S::Error;
-            type Future = S::Future;
-
-            fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-                (**self).poll_ready(cx)
-            }
-
-            fn call(&mut self, request: Request) -> Self::Future {
-                (**self).call(request)
-            }
-        };
-    }
-
     impl<'a, S, Request> Service<Request> for &'a mut S
     where
         S: Service<Request> + 'a,
     {
-        forward!();
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = S::Future;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            (**self).poll_ready(cx)
+        }
+
+        fn call(&mut self, request: Request) -> Self::Future {
+            (**self).call(request)
+        }
     }
 
     #[cfg(feature = "alloc")]
@@ -77,6 +71,16 @@ mod own {
     where
         S: Service<Request> + ?Sized,
     {
-        forward!();
+        type Response = S::Response;
+        type Error = S::Error;
+        type Future = S::Future;
+
+        fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            (**self).poll_ready(cx)
+        }
+
+        fn call(&mut self, request: Request) -> Self::Future {
+            (**self).call(request)
+        }
     }
 }

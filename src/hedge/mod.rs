@@ -165,23 +165,6 @@ impl<P, T> HedgeLayer<P, T> {
     }
 }
 
-/// The methods that a layer and its services have in common.
-macro_rules! shared {
-    () => {
-        /// The current delay of a hedge; `None` while there is too little data.
-        pub fn delay(&self) -> Option<Duration> {
-            self.state.estimate.delay().map(Duration::from_nanos)
-        }
-
-        /// Counts `latencies` as if they were those of requests, and updates the delay at once.
-        ///
-        /// They count towards the current period. With a fixed delay this does nothing.
-        pub fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
-            self.state.estimate.seed(latencies);
-        }
-    };
-}
-
 impl<P, T, B> HedgeLayer<P, T, B> {
     /// Pays for hedges from `budget`: see [`Hedge::budget`].
     pub fn budget<C: Budget>(self, budget: C) -> HedgeLayer<P, T, C> {
@@ -192,7 +175,17 @@ impl<P, T, B> HedgeLayer<P, T, B> {
         }
     }
 
-    shared!();
+    /// The current delay of a hedge; `None` while there is too little data.
+    pub fn delay(&self) -> Option<Duration> {
+        self.state.estimate.delay().map(Duration::from_nanos)
+    }
+
+    /// Counts `latencies` as if they were those of requests, and updates the delay at once.
+    ///
+    /// They count towards the current period. With a fixed delay this does nothing.
+    pub fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
+        self.state.estimate.seed(latencies);
+    }
 }
 
 impl<P: Clone, T: Clone, B> Clone for HedgeLayer<P, T, B> {
@@ -306,7 +299,17 @@ impl<S, P, T, B> Hedge<S, P, T, B> {
         }
     }
 
-    shared!();
+    /// The current delay of a hedge; `None` while there is too little data.
+    pub fn delay(&self) -> Option<Duration> {
+        self.state.estimate.delay().map(Duration::from_nanos)
+    }
+
+    /// Counts `latencies` as if they were those of requests, and updates the delay at once.
+    ///
+    /// They count towards the current period. With a fixed delay this does nothing.
+    pub fn seed(&self, latencies: impl IntoIterator<Item = Duration>) {
+        self.state.estimate.seed(latencies);
+    }
 
     accessors!(S);
 }

@@ -119,20 +119,30 @@ pub trait Load {
     }
 }
 
-macro_rules! forward {
-    ($($pointer:ty),*) => {$(
-        impl<L: Load + ?Sized> Load for $pointer {
-            type Metric = L::Metric;
+impl<L: Load + ?Sized> Load for &L {
+    type Metric = L::Metric;
 
-            fn load(&self) -> L::Metric {
-                (**self).load()
-            }
-        }
-    )*};
+    fn load(&self) -> L::Metric {
+        (**self).load()
+    }
 }
-forward!(&L, &mut L);
+
+impl<L: Load + ?Sized> Load for &mut L {
+    type Metric = L::Metric;
+
+    fn load(&self) -> L::Metric {
+        (**self).load()
+    }
+}
+
 #[cfg(feature = "alloc")]
-forward!(alloc::boxed::Box<L>);
+impl<L: Load + ?Sized> Load for alloc::boxed::Box<L> {
+    type Metric = L::Metric;
+
+    fn load(&self) -> L::Metric {
+        (**self).load()
+    }
+}
 
 impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
     type Metric = A::Metric;

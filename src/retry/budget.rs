@@ -44,24 +44,37 @@ pub trait Budget {
     fn withdraw(&self) -> bool;
 }
 
-macro_rules! forward {
-    ($($pointer:ty),*) => {$(
-        impl<B: Budget + ?Sized> Budget for $pointer {
-            fn deposit(&self) {
-                (**self).deposit();
-            }
+impl<B: Budget + ?Sized> Budget for &B {
+    fn deposit(&self) {
+        (**self).deposit();
+    }
 
-            fn withdraw(&self) -> bool {
-                (**self).withdraw()
-            }
-        }
-    )*};
+    fn withdraw(&self) -> bool {
+        (**self).withdraw()
+    }
 }
-forward!(&B);
+
 #[cfg(feature = "alloc")]
-forward!(alloc::rc::Rc<B>);
+impl<B: Budget + ?Sized> Budget for alloc::rc::Rc<B> {
+    fn deposit(&self) {
+        (**self).deposit();
+    }
+
+    fn withdraw(&self) -> bool {
+        (**self).withdraw()
+    }
+}
+
 #[cfg(feature = "std")]
-forward!(alloc::sync::Arc<B>);
+impl<B: Budget + ?Sized> Budget for alloc::sync::Arc<B> {
+    fn deposit(&self) {
+        (**self).deposit();
+    }
+
+    fn withdraw(&self) -> bool {
+        (**self).withdraw()
+    }
+}
 
 /// No budget: every retry is paid for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -40,31 +40,47 @@ pub trait Executor<F> {
     fn execute(&self, future: F);
 }
 
-macro_rules! forward {
-    ($pointer:ty) => {
-        impl<E: Executor<F> + ?Sized, F> Executor<F> for $pointer {
-            #[track_caller]
-            fn execute(&self, future: F) {
-                (**self).execute(future);
-            }
-        }
-    };
-    ($pointer:ty, $weak:ty) => {
-        forward!($pointer);
-
-        /// Drops the future if the executor is gone.
-        impl<E: Executor<F> + ?Sized, F> Executor<F> for $weak {
-            #[track_caller]
-            fn execute(&self, future: F) {
-                if let Some(executor) = self.upgrade() {
-                    executor.execute(future);
-                }
-            }
-        }
-    };
+impl<E: Executor<F> + ?Sized, F> Executor<F> for &E {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        (**self).execute(future);
+    }
 }
-forward!(&E);
+
 #[cfg(feature = "alloc")]
-forward!(alloc::rc::Rc<E>, alloc::rc::Weak<E>);
+impl<E: Executor<F> + ?Sized, F> Executor<F> for alloc::rc::Rc<E> {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        (**self).execute(future);
+    }
+}
+
 #[cfg(feature = "std")]
-forward!(alloc::sync::Arc<E>, alloc::sync::Weak<E>);
+impl<E: Executor<F> + ?Sized, F> Executor<F> for alloc::sync::Arc<E> {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        (**self).execute(future);
+    }
+}
+
+/// Drops the future if the executor is gone.
+#[cfg(feature = "alloc")]
+impl<E: Executor<F> + ?Sized, F> Executor<F> for alloc::rc::Weak<E> {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        if let Some(executor) = self.upgrade() {
+            executor.execute(future);
+        }
+    }
+}
+
+/// Drops the future if the executor is gone.
+#[cfg(feature = "std")]
+impl<E: Executor<F> + ?Sized, F> Executor<F> for alloc::sync::Weak<E> {
+    #[track_caller]
+    fn execute(&self, future: F) {
+        if let Some(executor) = self.upgrade() {
+            executor.execute(future);
+        }
+    }
+}

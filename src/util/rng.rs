@@ -56,26 +56,34 @@ pub trait Rng {
     }
 }
 
-macro_rules! forward {
-    ($($pointer:ty),*) => {$(
-        impl<R: Rng + ?Sized> Rng for $pointer {
-            fn next_u64(&mut self) -> u64 {
-                (**self).next_u64()
-            }
+impl<R: Rng + ?Sized> Rng for &mut R {
+    fn next_u64(&mut self) -> u64 {
+        (**self).next_u64()
+    }
 
-            fn next_f64(&mut self) -> f64 {
-                (**self).next_f64()
-            }
+    fn next_f64(&mut self) -> f64 {
+        (**self).next_f64()
+    }
 
-            fn next_range(&mut self, range: Range<u64>) -> u64 {
-                (**self).next_range(range)
-            }
-        }
-    )*};
+    fn next_range(&mut self, range: Range<u64>) -> u64 {
+        (**self).next_range(range)
+    }
 }
-forward!(&mut R);
+
 #[cfg(feature = "alloc")]
-forward!(alloc::boxed::Box<R>);
+impl<R: Rng + ?Sized> Rng for alloc::boxed::Box<R> {
+    fn next_u64(&mut self) -> u64 {
+        (**self).next_u64()
+    }
+
+    fn next_f64(&mut self) -> f64 {
+        (**self).next_f64()
+    }
+
+    fn next_range(&mut self, range: Range<u64>) -> u64 {
+        (**self).next_range(range)
+    }
+}
 
 /// A generator with a seed, for every target: the same seed gives the same numbers.
 ///

@@ -14,6 +14,7 @@ use super::primitives::{Mutex, MutexGuard};
 /// Only this crate's code runs inside, and it neither locks again nor panics. So a `RefCell` is never borrowed twice.
 /// A panic would still be better than refusing access: then the only `R` to return would be one that silently loses a
 /// permit or a wake-up.
+#[allow(unreachable_pub, reason = "`Sharing` names it in a bound")]
 pub trait Lock<T> {
     /// Calls `f` with the state.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;

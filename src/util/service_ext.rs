@@ -15,7 +15,7 @@ use crate::limit::ConcurrencyLimit;
 use crate::load_shed::LoadShed;
 use crate::retry::Retry;
 
-/// Extension methods for every [`Service`](crate::Service): waiting for it, and wrapping it in middleware.
+/// Extension methods for every [`Service`]: waiting for it, and wrapping it in middleware.
 ///
 /// In `a.x().y()`, `y` is the outermost: requests pass through `y` first. A
 /// [`ServiceBuilder`](crate::builder::ServiceBuilder) is written in the opposite order.

@@ -64,7 +64,7 @@ fn one_per_call<S: Service<u32, Response = u32>>(mut service: S) {
 }
 
 #[test]
-fn a_box_allocates_once_when_it_is_made_once_per_clone_and_once_per_call() {
+fn box_allocates_when_made_cloned_or_called() {
     // `block_on` makes the waker of its thread the first time.
     block_on(async {});
 
@@ -108,7 +108,7 @@ fn combinators_and_filters_allocate_nothing() {
 
 #[cfg(feature = "std")]
 #[test]
-fn calling_all_allocates_nothing_once_there_is_room() {
+fn call_all_with_capacity_allocates_nothing() {
     use futures::stream::{StreamExt, repeat};
 
     block_on(async {});
@@ -191,7 +191,7 @@ mod middleware {
     }
 
     #[test]
-    fn limits_shedding_and_filters_allocate_nothing() {
+    fn limits_and_filters_allocate_nothing() {
         block_on(async {});
         let leaf = service_fn(pends_once);
         assert_eq!(per_call(ConcurrencyLimit::new(leaf, 2)), 0);
@@ -270,7 +270,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_timeout_that_is_not_armed_allocates_nothing() {
+    fn unarmed_timeout_allocates_nothing() {
         block_on(async {});
         let leaf = service_fn(|n: u32| std::future::ready(Ok::<_, std::io::Error>(n)));
         assert_eq!(per_call(Timeout::new(leaf, LONG)), 0);
@@ -279,7 +279,7 @@ mod middleware {
     }
 
     #[test]
-    fn waits_that_share_an_alarm_allocate_nothing_once_it_is_set() {
+    fn waits_on_a_set_alarm_allocate_nothing() {
         use campanile::Timer;
         use campanile::runtime::SharedTimer;
 
@@ -308,7 +308,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_buffer_allocates_nothing_once_its_table_has_its_size() {
+    fn warm_buffer_allocates_nothing() {
         block_on(async {});
         let (mut buffer, worker) = buffer::pair(service_fn(pends_once), 4);
         let mut worker = std::pin::pin!(worker);
@@ -327,7 +327,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_choice_among_services_allocates_nothing() {
+    fn steer_allocates_nothing() {
         use campanile::steer::Steer;
 
         block_on(async {});
@@ -339,7 +339,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_connection_that_is_kept_up_allocates_nothing() {
+    fn open_connection_allocates_nothing() {
         use campanile::{make::Shared, smol::reconnect::Reconnect};
 
         block_on(async {});
@@ -349,7 +349,7 @@ mod middleware {
     }
 
     #[test]
-    fn readiness_in_the_background_allocates_nothing_once_there_is_a_task() {
+    fn running_spawn_ready_allocates_nothing() {
         use campanile::spawn_ready::{BackgroundReady, SpawnReady};
         use std::{cell::RefCell, pin::Pin};
 
@@ -421,7 +421,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_balancer_and_a_ready_cache_allocate_nothing_once_the_endpoints_are_there() {
+    fn warm_balancer_and_cache_allocate_nothing() {
         use campanile::balance::p2c::Balance;
         use campanile::discover::ServiceList;
         use campanile::layer::Identity;

@@ -71,7 +71,7 @@ fn the_bound_is_exact() {
 }
 
 #[test]
-fn requests_keep_their_order_while_the_service_is_not_ready() {
+fn unready_service_keeps_request_order() {
     let (mut buffer, worker, mut handle) = mock_pair(3);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -91,7 +91,7 @@ fn requests_keep_their_order_while_the_service_is_not_ready() {
 
 /// Room of which nobody has been told yet.
 #[test]
-fn there_is_no_room_after_the_end() {
+fn no_capacity_after_the_end() {
     let ends: [fn(&MockBuffer, &common::Handle<u32, u32>); 3] = [
         |buffer, _| buffer.close(),
         |buffer, _| drop(buffer.shutdown()),
@@ -187,7 +187,7 @@ fn a_cancelled_response_is_dropped_at_once() {
 }
 
 #[test]
-fn an_answered_request_has_no_other_answer() {
+fn answered_request_is_answered_once() {
     let (buffer, worker, mut handle) = mock_pair(1);
     let mut worker = spawn(worker);
     let mut response = spawn(buffer.clone().call(3));
@@ -203,7 +203,7 @@ fn an_answered_request_has_no_other_answer() {
 }
 
 #[test]
-fn a_response_that_nobody_polls_holds_no_room() {
+fn unpolled_response_holds_no_capacity() {
     let (mut buffer, worker, mut handle) = mock_pair(1);
     let mut worker = spawn(worker);
     let mut responses = Vec::new();
@@ -259,7 +259,7 @@ fn every_handle_sees_the_failure() {
 }
 
 #[test]
-fn a_failure_flattens() {
+fn failure_flattens_into_a_box() {
     let (service, handle) = mock::<u32, u32>();
     handle.fail(Failure("broken"));
     let service = service_fn({
@@ -288,7 +288,7 @@ fn a_failure_flattens() {
 }
 
 #[test]
-fn a_panic_is_told_apart_from_closing() {
+fn panic_differs_from_closing() {
     let (buffer, worker) = buffer::pair(
         service_fn(|n: u32| {
             assert_ne!(n, 13, "unlucky");
@@ -323,7 +323,7 @@ fn a_panic_is_told_apart_from_closing() {
 }
 
 #[test]
-fn when_the_last_handle_goes_the_worker_drains_and_ends() {
+fn worker_drains_after_the_last_handle() {
     let (mut buffer, worker, mut handle) = mock_pair(4);
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
@@ -344,7 +344,7 @@ fn when_the_last_handle_goes_the_worker_drains_and_ends() {
 }
 
 #[test]
-fn the_worker_of_an_unready_service_ends_with_the_last_handle() {
+fn last_handle_ends_an_unready_worker() {
     let (mut buffer, worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -402,7 +402,7 @@ fn shutdown_drains_and_can_be_awaited() {
 }
 
 #[test]
-fn however_many_wait_for_room_or_for_the_end_all_are_woken() {
+fn shutdown_wakes_every_waiter() {
     for shut_down in [false, true] {
         let (mut buffer, worker, _handle) = mock_pair(1);
         make_ready(&mut buffer);
@@ -424,7 +424,7 @@ fn however_many_wait_for_room_or_for_the_end_all_are_woken() {
 }
 
 #[test]
-fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
+fn waiter_dropped_in_its_wake_spares_others() {
     /// Drops what it wakes.
     struct Cancel(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
     impl Wake for Cancel {
@@ -452,7 +452,7 @@ fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
 }
 
 #[test]
-fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
+fn request_error_differs_from_buffer_errors() {
     let error = Error::Service(Failure("refused"));
     assert_eq!(error.into_service(), Some(Failure("refused")));
     assert_eq!(Error::<Failure>::Closed(Closed::new()).into_service(), None);
@@ -464,7 +464,7 @@ fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
 }
 
 #[test]
-fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source() {
+fn service_error_is_shared_with_its_source() {
     let failed = |text| {
         let (mut buffer, worker, handle) = mock_pair(1);
         handle.fail(Failure(text));
@@ -494,7 +494,7 @@ fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source()
 }
 
 #[test]
-fn buffers_are_printed_without_what_is_in_them() {
+fn debug_omits_the_contents() {
     let (buffer, _worker, _handle) = mock_pair(2);
     let printed = format!("{buffer:?}");
     assert_eq!(
@@ -513,7 +513,7 @@ impl Wake for NoWake {
 }
 
 #[test]
-fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
+fn cancelled_shutdown_wait_drops_its_waker() {
     let (buffer, _worker, _handle) = mock_pair(1);
     let mut shutdown = Box::pin(buffer.shutdown());
     let count = Arc::new(NoWake);
@@ -525,7 +525,7 @@ fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
 }
 
 #[test]
-fn giving_up_wakes_the_worker_that_asks_for_it() {
+fn cancelling_wakes_the_polling_worker() {
     let (mut buffer, worker, handle) = mock_pair(2);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -544,7 +544,7 @@ fn giving_up_wakes_the_worker_that_asks_for_it() {
 }
 
 #[test]
-fn the_worker_gives_way_to_others() {
+fn worker_yields() {
     let calls = Arc::new(AtomicUsize::new(0));
     let count = calls.clone();
     let (mut buffer, worker) = buffer::pair(
@@ -573,7 +573,7 @@ fn the_worker_gives_way_to_others() {
 }
 
 #[test]
-fn a_call_without_readiness_waits_for_room() {
+fn unready_call_waits_for_capacity() {
     let (mut buffer, worker, mut handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -596,7 +596,7 @@ fn a_call_without_readiness_waits_for_room() {
 }
 
 #[test]
-fn unreserved_handles_that_idle_starve_nobody() {
+fn idle_unreserved_handles_starve_no_caller() {
     let (buffer, worker, mut handle) = mock_pair(1);
     let buffer = buffer.unreserved();
     let mut worker = spawn(worker);
@@ -612,7 +612,7 @@ fn unreserved_handles_that_idle_starve_nobody() {
 }
 
 #[test]
-fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
+fn unreserved_is_inherited_and_releases() {
     let layer = BufferLayer::with_executor(1, Threads).unreserved();
     let buffer = layer.clone().layer(mock::<u32, u32>().0);
     let mut idle = buffer.clone();
@@ -627,7 +627,7 @@ fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
 }
 
 #[test]
-fn a_waiting_request_that_is_dropped_leaves_the_line() {
+fn dropped_waiter_leaves_the_queue() {
     let (buffer, _worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut holder = buffer.clone();
@@ -646,7 +646,7 @@ fn a_waiting_request_that_is_dropped_leaves_the_line() {
 }
 
 #[test]
-fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
+fn dropped_unready_call_leaves_the_queue() {
     let (mut buffer, _worker, _handle) = mock_pair(1);
     let mut holder = buffer.clone();
     make_ready(&mut holder);
@@ -658,7 +658,7 @@ fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
 }
 
 #[test]
-fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
+fn response_dropped_in_call_spares_others() {
     type Answer = std::future::Ready<Result<u32, Failure>>;
     type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer>>>>;
     let (first, second) = (Slot::default(), Slot::default());
@@ -686,7 +686,7 @@ fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
 }
 
 #[test]
-fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
+fn request_dropped_in_poll_frees_capacity() {
     type Answer = std::future::Ready<Result<(), Failure>>;
 
     /// Is not ready, and gives up what it is asked for.
@@ -734,7 +734,7 @@ fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
 }
 
 #[test]
-fn shedding_leaves_nobody_in_the_line() {
+fn shedding_leaves_no_waiter() {
     let (buffer, worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -756,7 +756,7 @@ fn shedding_leaves_nobody_in_the_line() {
 }
 
 #[test]
-fn a_request_that_waits_for_room_is_served_after_the_last_handle_went() {
+fn waiter_outlives_the_last_handle() {
     for unreserved in [false, true] {
         let (mut buffer, worker, handle) = mock_pair(1);
         if unreserved {
@@ -776,7 +776,7 @@ fn a_request_that_waits_for_room_is_served_after_the_last_handle_went() {
 }
 
 #[test]
-fn cancelling_the_last_request_ends_a_worker_that_drains() {
+fn cancelled_last_request_ends_draining() {
     for shut_down in [false, true] {
         let (mut buffer, worker, handle) = mock_pair(1);
         handle.set_ready(false);
@@ -797,7 +797,7 @@ fn cancelling_the_last_request_ends_a_worker_that_drains() {
 }
 
 #[test]
-fn a_bound_can_be_as_large_as_it_gets() {
+fn huge_bound_is_accepted() {
     let (buffer, worker, _handle) = mock_pair(usize::MAX);
     let mut worker = spawn(worker);
     let mut shutdown = spawn(buffer.shutdown());
@@ -810,7 +810,7 @@ fn a_bound_can_be_as_large_as_it_gets() {
 }
 
 #[test]
-fn a_request_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_request_drop_wakes_waiters() {
     struct Bomb(bool);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -840,7 +840,7 @@ fn a_request_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
 }
 
 #[test]
-fn a_panic_is_known_though_the_worker_is_kept() {
+fn panic_is_seen_while_the_worker_lives() {
     let (mut buffer, worker) = buffer::pair(
         service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") }),
         4,
@@ -887,7 +887,7 @@ impl Service<u32> for Then {
 }
 
 #[test]
-fn what_was_answered_is_delivered_whatever_becomes_of_the_next() {
+fn answer_survives_the_next_failure() {
     for then in [
         Poll::Pending,
         Poll::Ready(Err(Failure("told to"))),
@@ -941,7 +941,7 @@ async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
     buffer.shutdown().await;
 }
 
-async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
+async fn cancelled_request_frees_capacity<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<Arc<u32>, u32>();
     handle.set_ready(false);
     let buffer = Buffer::with_executor(service, 2, &rt);
@@ -966,7 +966,7 @@ async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
     assert_eq!(futures::join!(other, third), (Ok(20), Ok(30)));
 }
 
-async fn a_shutdown_waits_for_what_was_accepted<H: Host>(rt: On<H>) {
+async fn shutdown_waits_for_accepted_requests<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let buffer = Buffer::with_executor(service, 2, &rt);
@@ -990,7 +990,7 @@ async fn a_shutdown_waits_for_what_was_accepted<H: Host>(rt: On<H>) {
     until(|| handle.alive() == 0).await;
 }
 
-async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
+async fn failure_reaches_every_caller<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let mut buffer = BufferLayer::with_executor(2, rt).layer(service);
@@ -1003,7 +1003,7 @@ async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
     until(|| handle.alive() == 0).await;
 }
 
-async fn a_panic_reaches_all<H: Host>(rt: On<H>) {
+async fn panic_reaches_every_caller<H: Host>(rt: On<H>) {
     let service =
         service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") });
     let mut buffer = Buffer::with_executor(service, 2, &rt);
@@ -1013,7 +1013,7 @@ async fn a_panic_reaches_all<H: Host>(rt: On<H>) {
     assert!(matches!(buffer.call(1).await, Err(Error::Panicked(_))));
 }
 
-async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
+async fn last_handle_ends_the_worker<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     let buffer = Buffer::with_executor(service, 2, &rt);
     drop(buffer);
@@ -1022,11 +1022,11 @@ async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
 
 on_every_runtime! {
     many_handles_share_one_service,
-    who_gives_up_makes_room_for_who_waits,
-    a_shutdown_waits_for_what_was_accepted,
-    a_failure_reaches_all,
-    a_panic_reaches_all,
-    the_worker_ends_with_the_last_handle,
+    cancelled_request_frees_capacity,
+    shutdown_waits_for_accepted_requests,
+    failure_reaches_every_caller,
+    panic_reaches_every_caller,
+    last_handle_ends_the_worker,
 }
 
 /// Ready when it is told; counts how often it is asked, and keeps the last waker.
@@ -1069,7 +1069,7 @@ impl Service<u32> for Background {
 }
 
 #[test]
-fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle() {
+fn idle_buffer_polls_a_woken_service() {
     let service = Background::default();
     service.set_ready(true);
     let (mut buffer, worker) = buffer::pair(service.clone(), 2);
@@ -1109,7 +1109,7 @@ fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle
 }
 
 #[test]
-fn a_service_that_is_not_asked_for_is_not_asked() {
+fn unneeded_service_is_not_polled() {
     let service = Background::default();
     let (mut buffer, worker) = buffer::pair(service.clone(), 2);
     let mut worker = spawn(worker);
@@ -1150,7 +1150,7 @@ fn a_service_can_be_kept_ready() {
 }
 
 #[test]
-fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
+fn failed_kept_ready_service_is_dropped() {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let layer = BufferLayer::with_executor(1, Threads).keep_ready();
@@ -1165,7 +1165,7 @@ fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
 /// Inside a task, the compiler asks whether a future that contains a `dyn` is `Send` for every lifetime that the `dyn`
 /// may have.
 #[test]
-fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
+fn buffer_of_boxed_futures_is_send() {
     type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;
 
     fn is_send<F: Future + Send>(task: F) -> F {
@@ -1190,7 +1190,7 @@ fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
 
 /// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.
 #[test]
-fn whatever_is_dropped_nothing_is_lost() {
+fn random_drops_lose_nothing() {
     let (service, handle) = mock::<Arc<()>, u32>();
     let token = Arc::new(());
     let (buffer, worker) = buffer::pair(service, 3);

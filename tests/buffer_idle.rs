@@ -46,7 +46,7 @@ fn busy() -> (
 }
 
 #[test]
-fn request_given_up_takes_its_place_along() {
+fn cancelled_request_leaves_the_queue() {
     let (limit, semaphore) = busy();
     let (mut first, mut last) = (limit.clone(), limit.clone());
     make_ready(&mut first);
@@ -68,7 +68,7 @@ fn request_given_up_takes_its_place_along() {
 }
 
 #[test]
-fn permit_of_a_request_given_up_goes_to_others() {
+fn cancelled_request_releases_its_permit() {
     let (limit, semaphore) = busy();
     let mut first = limit.clone();
     make_ready(&mut first);
@@ -86,7 +86,7 @@ fn permit_of_a_request_given_up_goes_to_others() {
 }
 
 #[test]
-fn queued_request_has_a_clock_of_its_own() {
+fn queued_request_has_its_own_deadline() {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -113,7 +113,7 @@ fn queued_request_has_a_clock_of_its_own() {
 }
 
 #[test]
-fn queued_request_waits_for_its_own_second() {
+fn queued_request_gets_its_full_timeout() {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -142,7 +142,7 @@ fn queued_request_waits_for_its_own_second() {
 
 /// Whoever waited, and whatever happened meanwhile: a request an hour later has a second of its own.
 #[track_caller]
-fn kept_ready_starts_no_clock(meanwhile: impl FnOnce(&ManualTimer)) {
+fn kept_ready_starts_no_deadline(meanwhile: impl FnOnce(&ManualTimer)) {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -170,10 +170,10 @@ fn kept_ready_starts_no_clock(meanwhile: impl FnOnce(&ManualTimer)) {
 }
 
 #[test]
-fn deadline_that_is_kept_ready_starts_with_a_request() {
-    kept_ready_starts_no_clock(|_| {});
-    kept_ready_starts_no_clock(|timer| timer.advance(SECOND / 2));
-    kept_ready_starts_no_clock(|timer| timer.advance(2 * SECOND));
+fn kept_ready_deadline_starts_with_request() {
+    kept_ready_starts_no_deadline(|_| {});
+    kept_ready_starts_no_deadline(|timer| timer.advance(SECOND / 2));
+    kept_ready_starts_no_deadline(|timer| timer.advance(2 * SECOND));
 }
 
 /// Counts its polls, keeps the last waker, and reserves nothing.
@@ -271,7 +271,7 @@ fn parts_hold_no_permit_after_a_call() {
 
 /// A request that is shed calls none of the parts, which were ready for the one before it.
 #[test]
-fn parts_hold_no_permit_after_a_shed_request() {
+fn parts_hold_no_permit_after_shedding() {
     let timer = ManualTimer::new();
     let permits = [(); 2].map(|()| Semaphore::new(1));
     let parts = permits
@@ -292,7 +292,7 @@ fn parts_hold_no_permit_after_a_shed_request() {
 /// A service that does not know the marks would take a permit in a poll for nobody.
 #[cfg(feature = "tower")]
 #[test]
-fn idle_buffer_takes_no_permit_of_a_foreign_limit() {
+fn idle_buffer_takes_no_foreign_permit() {
     let semaphore = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
     let mut buffers = [(); 2].map(|()| {
         let limit = tower::limit::ConcurrencyLimit::with_semaphore(echo(), semaphore.clone());

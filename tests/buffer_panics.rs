@@ -63,7 +63,7 @@ type Heap = buffer::HeapQueue<u32, Answer>;
 
 /// The waker of who gets the room of the request that is taken is lost.
 #[test]
-fn a_given_up_response_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_response_drop_wakes_waiters() {
     let first = Kept::<Heap>::default();
     let service = {
         let first = first.clone();
@@ -109,7 +109,7 @@ impl<F: FnMut(u32) -> Answer> Service<u32> for Calls<F> {
 
 /// The response of a request that was given up goes to another.
 #[test]
-fn no_request_gets_the_response_of_another_whatever_panics() {
+fn panic_never_mixes_up_responses() {
     let queue = LocalQueue::<u32, Answer, 2>::new();
     let first = Kept::default();
     let service = Calls({
@@ -136,7 +136,7 @@ fn no_request_gets_the_response_of_another_whatever_panics() {
 
 /// The worker's task is not that of who is answered, or is given room.
 #[test]
-fn callers_wakers_that_panic_end_no_buffer() {
+fn panicking_caller_wakers_keep_the_buffer() {
     for bound in [2, 8] {
         let service = Calls(|n: u32| Answer { n, is_bomb: false });
         let (mut buffer, worker) = buffer::pair(service, bound);
@@ -167,7 +167,7 @@ fn callers_wakers_that_panic_end_no_buffer() {
 
 /// Nor are there two panics at once, which would end the process.
 #[test]
-fn callers_waker_and_service_may_panic_both() {
+fn callers_waker_and_service_may_both_panic() {
     let (mut buffer, worker) = buffer::pair(Calls(|_| panic!("called")), 2);
     make_ready(&mut buffer);
     let mut bad = Box::pin(buffer.call(1));
@@ -185,7 +185,7 @@ fn callers_waker_and_service_may_panic_both() {
 
 /// Who gives up while the service is asked for him makes room for one whose waker panics.
 #[test]
-fn waker_that_panics_when_it_gets_room_ends_no_buffer() {
+fn panicking_waiter_wakers_keep_the_buffer() {
     let asked = Rc::new(RefCell::new(None));
     let service = Asks {
         given_up: asked.clone(),
@@ -228,7 +228,7 @@ impl Service<u32> for Asks {
 
 /// What was answered is given up once more, when its slot is free or another's.
 #[test]
-fn a_response_whose_poll_panicked_costs_no_other_its_answer() {
+fn panicking_response_poll_spares_others() {
     let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -264,7 +264,7 @@ impl Drop for DropWaker {
 
 /// A worker's waker that panics when it is dropped keeps `close` from refusing the rest.
 #[test]
-fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_waker_drop_wakes_waiters() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     let mut worker = Box::pin(worker);
@@ -288,7 +288,7 @@ fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
 
 /// A request is left in the queue that nobody can give up, and takes a place for ever.
 #[test]
-fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
+fn panicking_call_holds_no_capacity() {
     let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -304,7 +304,7 @@ fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
 
 /// A worker whose waker panics keeps `close` from waking those who wait for room.
 #[test]
-fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
+fn panicking_worker_waker_spares_shutdown() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     let mut worker = Box::pin(worker);
@@ -320,7 +320,7 @@ fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
 
 /// A handle is counted for ever, and the worker never ends.
 #[test]
-fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
+fn handle_is_gone_if_the_next_waker_panics() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     make_ready(&mut buffer);
@@ -334,7 +334,7 @@ fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
 
 /// The first of those who wait for room panics when it hears of the shutdown, and the others are not told.
 #[test]
-fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
+fn panicking_shutdown_waker_spares_others() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     make_ready(&mut buffer);
@@ -350,14 +350,14 @@ fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
 }
 
 /// Polls with a waker that panics, and has to wait.
-fn wait_badly<S: Service<u32>>(service: &mut S) {
+fn wait_with_panicking_waker<S: Service<u32>>(service: &mut S) {
     let polled = service.poll_ready(&mut Context::from_waker(&bad_waker()));
     assert!(polled.is_pending());
 }
 
 /// Several wakers panic, and still everybody who waits for room hears of the end.
 #[test]
-fn wakers_that_panic_cost_no_other_its_wake_up() {
+fn panicking_wakers_spare_other_waiters() {
     type Close = fn(Buffer<u32, Answer>, Box<dyn std::any::Any>);
     let ends: [Close; 2] = [|buffer, _| buffer.close(), |_, worker| drop(worker)];
     for end in ends {
@@ -368,7 +368,7 @@ fn wakers_that_panic_cost_no_other_its_wake_up() {
         let wakes = WakeCount::new();
         for (n, handle) in handles.iter_mut().enumerate() {
             if n % 3 < 2 {
-                wait_badly(handle);
+                wait_with_panicking_waker(handle);
             } else {
                 assert!(wakes.poll_ready(handle).is_pending());
             }
@@ -389,7 +389,7 @@ impl Drop for Bomb {
 
 /// Requests that panic when the queue ends, and wakers of others that do.
 #[test]
-fn requests_that_panic_cost_no_other_its_answer() {
+fn panicking_request_drops_spare_others() {
     let service = campanile::service_fn(|bomb: Bomb| {
         std::mem::forget(bomb);
         std::future::ready(Ok::<_, Failure>(()))
@@ -437,7 +437,7 @@ impl Wake for Look {
 
 /// Whoever hears of the panic finds the service gone, though the worker is kept.
 #[test]
-fn service_that_panicked_is_gone_before_others_learn() {
+fn panicked_service_is_dropped_before_wakes() {
     let service = Arc::new(());
     let look = Look::new(&service);
     let calls = Calls(move |_| {
@@ -459,7 +459,7 @@ fn service_that_panicked_is_gone_before_others_learn() {
 
 /// What was given up is dropped before its room is given to another.
 #[test]
-fn room_is_given_away_after_the_request_is_gone() {
+fn slot_is_reused_after_the_request_is_gone() {
     let service = campanile::service_fn(|_: Arc<()>| std::future::ready(Ok::<_, Failure>(())));
     let (mut buffer, _worker) = buffer::pair(service, 1);
     ready(WakeCount::new().poll_ready(&mut buffer)).unwrap();

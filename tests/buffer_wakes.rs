@@ -45,7 +45,7 @@ fn answer(worker: &mut Task<Worker>, handle: &mut Handle<u32, u32>) {
 
 /// Whatever came before: its handle was ready, was tried, or was not asked.
 #[test]
-fn who_waits_is_woken_once() {
+fn waiter_is_woken_once() {
     fn is_woken_once<F, E>(request: impl FnOnce(&WakeCount, &MockBuffer) -> F)
     where
         F: Future<Output = Result<u32, E>> + Unpin,
@@ -72,7 +72,7 @@ fn who_waits_is_woken_once() {
 }
 
 #[test]
-fn who_waits_is_woken_and_not_who_was_ready() {
+fn waiter_is_woken_but_not_a_ready_handle() {
     let (buffer, mut worker, mut handle) = idle();
     let [was_ready, waits] = [(); 2].map(|()| WakeCount::new());
     let mut response = call(&was_ready, &buffer, 1);
@@ -83,7 +83,7 @@ fn who_waits_is_woken_and_not_who_was_ready() {
 }
 
 #[test]
-fn who_waited_first_is_not_woken_once_the_response_is_another_s() {
+fn moved_response_spares_the_old_task() {
     let (buffer, mut worker, mut handle) = idle();
     let [first, second] = [(); 2].map(|()| WakeCount::new());
     let mut response = call(&first, &buffer, 1);
@@ -94,7 +94,7 @@ fn who_waited_first_is_not_woken_once_the_response_is_another_s() {
 }
 
 #[test]
-fn an_answer_that_came_before_anyone_waited_is_there_at_once() {
+fn early_answer_is_ready_at_once() {
     let (buffer, mut worker, mut handle) = idle();
     let task = WakeCount::new();
     let mut response = call(&task, &buffer, 1);
@@ -105,7 +105,7 @@ fn an_answer_that_came_before_anyone_waited_is_there_at_once() {
 }
 
 #[test]
-fn who_waits_after_another_was_answered_is_woken() {
+fn waiter_after_an_answer_is_woken() {
     let (service, mut handle) = mock();
     // Not ready for the second before the first is done.
     let service = ConcurrencyLimit::new(service, 1);
@@ -127,7 +127,7 @@ fn who_waits_after_another_was_answered_is_woken() {
 }
 
 #[test]
-fn an_end_before_or_after_the_first_poll_is_learned() {
+fn end_around_the_first_poll_is_seen() {
     for is_polled in [false, true] {
         let (buffer, worker, _handle) = idle();
         let task = WakeCount::new();
@@ -147,7 +147,7 @@ fn an_end_before_or_after_the_first_poll_is_learned() {
 }
 
 #[test]
-fn a_panic_before_the_first_poll_is_learned() {
+fn panic_before_the_first_poll_is_seen() {
     // The first is with the worker.
     for requests in [1, 2] {
         let panics = service_fn(|_: u32| -> Ready<Result<u32, Failure>> {
@@ -180,7 +180,7 @@ impl Wake for Alive {
 
 /// A handle in a task that nobody wakes any more goes with it, and so the worker may end.
 #[test]
-fn a_handle_that_is_ready_keeps_no_waker() {
+fn ready_handle_keeps_no_waker() {
     let (buffer, _worker, _handle) = idle();
     let alive = Arc::new(Alive);
     let waker = Waker::from(alive.clone());
@@ -198,7 +198,7 @@ fn a_handle_that_is_ready_keeps_no_waker() {
 }
 
 /// Two buffers around handles of a `service` that has room for one: the first, once it is idle, leaves it to the second.
-fn an_idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
+fn idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
 where
     S: Service<u32, Response = u32, Error: std::fmt::Debug> + Clone,
 {
@@ -224,13 +224,13 @@ where
 }
 
 #[test]
-fn an_idle_worker_keeps_no_room_of_another_buffer() {
+fn idle_worker_keeps_no_inner_capacity() {
     let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 1);
-    an_idle_worker_keeps_nothing(inner, worker);
+    idle_worker_keeps_nothing(inner, worker);
 }
 
 #[test]
-fn an_idle_worker_keeps_no_permit_of_a_limit_around_another_buffer() {
+fn idle_worker_keeps_no_outer_permit() {
     let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 100);
-    an_idle_worker_keeps_nothing(ConcurrencyLimit::new(inner, 1), worker);
+    idle_worker_keeps_nothing(ConcurrencyLimit::new(inner, 1), worker);
 }

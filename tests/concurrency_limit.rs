@@ -34,7 +34,7 @@ where
 }
 
 #[test]
-fn a_request_has_its_permit_until_the_response_is_ready() {
+fn permit_is_held_until_the_response() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut limit = ConcurrencyLimit::new(service, 1);
     make_ready(&mut limit);
@@ -55,7 +55,7 @@ fn a_request_has_its_permit_until_the_response_is_ready() {
 }
 
 #[test]
-fn a_permit_can_go_with_the_response() {
+fn permit_can_travel_with_the_response() {
     let (service, mut handle) = mock::<u32, u32>();
     let semaphore = Semaphore::new(1);
     let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone()).with_permit();
@@ -136,7 +136,7 @@ fn counted(
 }
 
 #[test]
-fn permit_is_free_when_the_future_inside_is_gone() {
+fn permit_is_free_once_the_future_is_gone() {
     let alive = Alive::default();
     let limit = ConcurrencyLimit::new(counted(&alive), 1);
     let mut kept = Vec::new();
@@ -159,7 +159,7 @@ fn permit_is_free_when_the_future_inside_is_gone() {
 }
 
 #[test]
-fn limit_counts_what_a_timeout_gave_up() {
+fn limit_counts_timed_out_futures() {
     let alive = Alive::default();
     let timer = ManualTimer::new();
     let second = Duration::from_secs(1);
@@ -227,7 +227,7 @@ impl TwoLimits {
 
 /// Each has gone a while after the other came, so that one of the two permits is always another's.
 #[test]
-fn who_needs_two_contended_permits_gets_them() {
+fn two_contended_permits_are_both_acquired() {
     let limits = TwoLimits::new();
     let users = |semaphore| {
         let mut users = VecDeque::from([(); 2].map(|()| TwoLimits::one(semaphore)));
@@ -261,7 +261,7 @@ fn who_needs_two_contended_permits_gets_them() {
 }
 
 #[test]
-fn two_permits_do_not_go_round() {
+fn two_permits_do_not_circulate() {
     let limits = TwoLimits::new();
     let mut outer = TwoLimits::one(&limits.outer);
     let mut inner = TwoLimits::one(&limits.inner);
@@ -282,7 +282,7 @@ fn two_permits_do_not_go_round() {
 }
 
 #[test]
-fn call_without_readiness_holds_no_place_further_in() {
+fn unready_call_leaves_the_inner_queue() {
     let limits = TwoLimits::new();
     let mut outer = TwoLimits::one(&limits.outer);
     let mut inner = TwoLimits::one(&limits.inner);
@@ -301,7 +301,7 @@ fn call_without_readiness_holds_no_place_further_in() {
 }
 
 #[test]
-fn waiting_for_a_permit_holds_no_room() {
+fn permit_waiter_holds_no_inner_capacity() {
     let (service, mut handle) = mock::<u32, u32>();
     let (buffer, worker) = campanile::buffer::pair(service, 1);
     let mut worker = spawn(worker);
@@ -334,7 +334,7 @@ fn waiting_for_a_permit_holds_no_room() {
 }
 
 #[test]
-fn deadline_that_elapsed_leaves_the_line() {
+fn elapsed_deadline_leaves_the_queue() {
     let (service, _handle) = mock::<u32, u32>();
     let timer = ManualTimer::new();
     let second = Duration::from_secs(1);
@@ -388,7 +388,7 @@ where
 }
 
 #[test]
-fn stream_has_the_permit_until_it_ends() {
+fn stream_holds_its_permit_to_the_end() {
     let semaphore = Semaphore::new(1);
     let mut limit = streamed(&semaphore);
     let mut other = limit.clone();
@@ -413,7 +413,7 @@ fn stream_has_the_permit_until_it_ends() {
 }
 
 #[test]
-fn stream_has_the_permit_until_it_is_dropped() {
+fn stream_holds_its_permit_until_dropped() {
     let semaphore = Semaphore::new(1);
     let mut limit = streamed(&semaphore);
     let mut body = answer(&mut limit, 2);
@@ -433,7 +433,7 @@ fn stream_has_the_permit_until_it_is_dropped() {
 }
 
 #[test]
-fn permit_goes_back_after_its_response() {
+fn permit_returns_after_its_response() {
     struct Watch(Semaphore, Arc<AtomicUsize>);
 
     impl Drop for Watch {
@@ -460,7 +460,7 @@ fn permit_goes_back_after_its_response() {
 }
 
 #[test]
-fn layer_gives_permits_along() {
+fn layer_passes_permits_to_responses() {
     let inner = || service_fn(async |n: u32| Ok::<_, Failure>(n));
     let own = ConcurrencyLimitLayer::new(1).unreserved().with_permit();
     let (mut a, mut b) = (own.layer(inner()), own.layer(inner()));
@@ -507,7 +507,7 @@ fn a_shed_request_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_shed_request_keeps_no_permit_of_an_unready_service() {
+fn shed_request_returns_permit_if_unready() {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let semaphore = Semaphore::new(1);
@@ -518,7 +518,7 @@ fn a_shed_request_keeps_no_permit_of_an_unready_service() {
 }
 
 #[test]
-fn a_service_that_failed_keeps_no_permit() {
+fn failed_service_keeps_no_permit() {
     let (service, handle) = mock::<u32, u32>();
     handle.fail(Failure("broken"));
     let semaphore = Semaphore::new(1);
@@ -528,7 +528,7 @@ fn a_service_that_failed_keeps_no_permit() {
 }
 
 #[test]
-fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+fn shed_poll_keeps_the_waiters_waker() {
     let mut holder = ConcurrencyLimit::new(mock::<u32, u32>().0, 1);
     let mut waiting = holder.clone();
     make_ready(&mut holder);
@@ -568,7 +568,7 @@ fn first_come_first_served() {
 }
 
 #[test]
-fn who_gives_up_waiting_passes_the_permit_on() {
+fn cancelled_waiter_passes_its_permit_on() {
     let (service, _handle) = mock::<u32, u32>();
     let mut holder = ConcurrencyLimit::new(service, 1);
     make_ready(&mut holder);
@@ -585,7 +585,7 @@ fn who_gives_up_waiting_passes_the_permit_on() {
 }
 
 #[test]
-fn a_waiter_is_woken_by_the_last_waker_it_was_polled_with() {
+fn last_waker_is_the_one_woken() {
     let (service, _handle) = mock::<u32, u32>();
     let mut holder = ConcurrencyLimit::new(service, 1);
     make_ready(&mut holder);
@@ -623,7 +623,7 @@ fn a_call_without_readiness_waits() {
 }
 
 #[test]
-fn unreserved_handles_that_idle_starve_nobody() {
+fn idle_unreserved_handles_starve_no_caller() {
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimitLayer::new(1).unreserved().layer(service);
     let mut idle: Vec<_> = (0..5).map(|_| limit.clone()).collect();
@@ -646,7 +646,7 @@ fn a_global_limit_can_be_unreserved_too() {
 }
 
 #[test]
-fn unreserved_gives_back_what_readiness_had_taken_and_takes_no_more() {
+fn unreserved_returns_the_reserved_permit() {
     let semaphore = Semaphore::new(1);
     let (service, _handle) = mock::<u32, u32>();
     let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
@@ -679,7 +679,7 @@ fn a_panic_gives_the_permit_back() {
 }
 
 #[test]
-fn a_semaphore_is_shared_by_whoever_has_it() {
+fn semaphore_can_be_shared() {
     let semaphore = Semaphore::new(2);
     let layer = GlobalConcurrencyLimitLayer::with_semaphore(semaphore.clone());
     let (mut a, mut b, mut c) = (
@@ -724,7 +724,7 @@ mod shared_with_the_application {
     use super::*;
 
     #[test]
-    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+    fn shed_poll_keeps_the_waiters_waker() {
         let semaphore = Arc::new(async_lock::Semaphore::new(1));
         let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
         let mut waiting = holder.clone();
@@ -737,7 +737,7 @@ mod shared_with_the_application {
     }
 
     #[test]
-    fn permits_are_taken_waited_for_and_returned() {
+    fn permits_are_acquired_and_returned() {
         let semaphore = Arc::new(async_lock::Semaphore::new(1));
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
@@ -767,7 +767,7 @@ mod shared_with_tokio {
     use tokio::sync::Semaphore;
 
     #[test]
-    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+    fn shed_poll_keeps_the_waiters_waker() {
         let semaphore = Arc::new(Semaphore::new(1));
         let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
         let mut waiting = holder.clone();
@@ -784,7 +784,7 @@ mod shared_with_tokio {
     }
 
     #[test]
-    fn permits_are_taken_waited_for_and_returned() {
+    fn permits_are_acquired_and_returned() {
         let semaphore = Arc::new(Semaphore::new(1));
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
@@ -863,7 +863,7 @@ async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
 }
 
 /// Whether it waits, has just got its permit, or has called: who gives up holds up nobody.
-async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+async fn cancelled_request_passes_its_permit_on<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimit::new(service, 1);
     for _ in 0..20 {
@@ -889,7 +889,7 @@ async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
 }
 
 /// Requests time out, and their futures are kept: by then nothing of them is alive.
-async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
+async fn limit_counts_live_futures<H: Host>(rt: On<H>) {
     let alive = Alive::default();
     let second = Duration::from_secs(1);
     let inner = Timeout::with_timer(counted(&alive), second, rt.clone());
@@ -912,14 +912,14 @@ async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    limit_counts_what_is_alive,
+    limit_counts_live_futures,
     never_more_than_the_limit,
-    who_gives_up_leaves_the_permit_to_the_next,
+    cancelled_request_passes_its_permit_on,
 }
 
 /// Waits and calls are given up at random, on several threads; at the end all permits are there.
 #[test]
-fn whatever_is_dropped_no_permit_is_lost() {
+fn random_drops_lose_no_permit() {
     let semaphore = Semaphore::new(2);
     let service = service_fn(async |n: u32| {
         for _ in 0..n {

@@ -277,7 +277,7 @@ fn drive_patience(limit: &RateLimit<Echo, ManualTimer>, limited: Limited) {
 }
 
 #[test]
-fn limits_of_time() {
+fn time_limits() {
     let never = service_fn(|_: u32| pending::<Result<u32, u32>>());
     for limit in durations(3) {
         for moment in MOMENTS {
@@ -470,7 +470,7 @@ fn drive_budget(
 }
 
 #[test]
-fn shares_of_hedges() {
+fn hedge_shares() {
     for share in singles() {
         let valid = (0.0..=1.0).contains(&share);
         let given = share.to_string();
@@ -605,7 +605,7 @@ fn drive_hedge(delay: Duration, moment: u64) {
 }
 
 #[test]
-fn loads_that_decay() {
+fn decaying_loads() {
     for rtt in durations(13) {
         for decay in FLOATS.into_iter().chain([1e3 - 1.0, 1e3]) {
             let valid = !rtt.is_zero() && (1e3..=3.15576e16).contains(&decay);
@@ -652,7 +652,7 @@ fn drive_ewma(make: impl Fn() -> PeakEwma<Echo, CompleteOnResponse, ManualTimer>
 }
 
 #[test]
-fn loads_with_penalties() {
+fn load_penalties() {
     for decay in durations(14) {
         for moment in MOMENTS {
             let timer = at(moment);
@@ -684,7 +684,7 @@ fn loads_with_penalties() {
 }
 
 #[test]
-fn limits_of_requests() {
+fn request_limits() {
     for max in sizes() {
         let valid = max > 0;
         let given = max.to_string();
@@ -726,7 +726,7 @@ impl<F> Executor<F> for Never {
 }
 
 #[test]
-fn bounds_of_buffers() {
+fn buffer_bounds() {
     type Queue = Buffer<u32, std::future::Ready<Result<u32, u32>>, Never>;
     for bound in sizes() {
         let valid = bound > 0;
@@ -753,7 +753,7 @@ fn bounds_of_buffers() {
 }
 
 #[test]
-fn concurrency_of_streams() {
+fn stream_concurrency() {
     let all = || echo().call_all(futures::stream::iter([1, 2, 3]));
     for most in sizes() {
         let given = most.to_string();
@@ -766,7 +766,7 @@ fn concurrency_of_streams() {
 }
 
 #[test]
-fn chances_of_faults() {
+fn fault_probabilities() {
     for chance in FLOATS {
         let valid = (0.0..=1.0).contains(&chance);
         let given = chance.to_string();
@@ -811,7 +811,7 @@ fn chances_of_faults() {
 }
 
 #[test]
-fn failures_before_a_quarantine() {
+fn quarantine_failures() {
     let failing = service_fn(|n: u32| std::future::ready(Err::<u32, u32>(n)));
     for limit in numbers(15).map(|n| u32::try_from(n).unwrap_or(u32::MAX)) {
         for moment in MOMENTS {
@@ -836,7 +836,7 @@ fn failures_before_a_quarantine() {
 }
 
 #[test]
-fn policies_of_retries() {
+fn retry_policies() {
     let fail = |policy: &mut StandardPolicy<_, _, _>| {
         let retry = Policy::<u32, u32, u32>::retry(policy, &mut 1, &mut Err(2));
         retry.is_some()

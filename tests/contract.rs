@@ -36,7 +36,7 @@ mod unified {
     }
 
     #[test]
-    fn middleware_goes_into_tower_and_tower_into_it() {
+    fn middleware_mixes_with_tower() {
         use campanile::load_shed::LoadShedLayer;
 
         ours(&service_fn(async |n: u8| Ok::<_, Infallible>(n)));
@@ -96,7 +96,7 @@ where
 }
 
 #[test]
-fn a_service_serves_through_a_reference_and_a_box() {
+fn references_and_boxes_are_services() {
     let mut service = Twice(Echo);
     assert_eq!(answer(&mut service, 1), 2);
     assert_eq!(answer(&mut &mut service, 2), 4);
@@ -145,7 +145,7 @@ fn layers_apply_in_towers_order() {
 }
 
 #[test]
-fn tuples_up_to_sixteen_are_layers_outermost_first() {
+fn tuples_up_to_16_are_layers() {
     let [a, b, c] = ["a", "b", "c"].map(Name);
     assert_eq!(on(()), "x");
     assert_eq!(on((a,)), "a(x)");
@@ -159,7 +159,7 @@ fn tuples_up_to_sixteen_are_layers_outermost_first() {
 }
 
 #[test]
-fn debug_reads_the_same_with_and_without_tower() {
+fn debug_is_the_same_without_tower() {
     assert_eq!(format!("{:?}", Identity::new()), "Identity");
     assert_eq!(format!("{:?}", Stack::new(1, Stack::new(2, 3))), "3, 2, 1");
     assert_eq!(format!("{:#?}", Stack::new(1, 2)), "2,\n1");

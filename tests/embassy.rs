@@ -73,7 +73,7 @@ fn a_buffer_runs_in_a_static_pool() {
 }
 
 #[test]
-fn a_task_without_room_is_dropped() {
+fn task_beyond_the_pool_is_dropped() {
     static QUEUES: [Queue; 2] = [const { StaticQueue::new() }; 2];
     static POOL: TaskPool<SensorWorker, 1> = TaskPool::new();
     let (first, second) = on_embassy(|spawner, sender| {

@@ -203,7 +203,7 @@ fn a_clone_starts_as_never_polled() {
 }
 
 #[test]
-fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
+fn shed_request_leaves_no_waiter_or_timer() {
     for (name, middleware) in middleware() {
         let runtime = Runtime::new(1);
         let result = runtime.block_on(async {
@@ -268,7 +268,7 @@ impl Timer for Untouchable {
 }
 
 #[test]
-fn to_construct_clone_and_drop_it_needs_no_runtime() {
+fn building_needs_no_runtime() {
     for (_, middleware) in cloned::<Untouchable>() {
         drop(middleware(echo()).clone());
     }
@@ -321,7 +321,7 @@ fn expect_panics() {
 }
 
 #[test]
-fn a_panic_gives_back_what_was_taken() {
+fn panic_releases_the_reservation() {
     expect_panics();
     for in_call in [true, false] {
         for (name, middleware) in middleware() {
@@ -381,7 +381,7 @@ impl campanile::hedge::Policy<u32> for PanicsFirst {
 }
 
 #[test]
-fn a_panic_before_the_call_keeps_nothing_ready() {
+fn panic_before_the_call_releases_readiness() {
     expect_panics();
     let middleware: [Middleware<Single>; 5] = [
         ("filter", |s| {
@@ -479,7 +479,7 @@ fn idle_buffer_holds_nothing() {
 
 /// Whoever is given an answer finds nothing of the request alive: neither by a future that is kept, nor otherwise.
 #[test]
-fn answered_request_is_gone() {
+fn answered_request_is_dropped() {
     for (name, middleware) in middleware() {
         run(name, async {
             let alive = Rc::new(());
@@ -528,7 +528,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_though_something_else_uses_up_the_budget() {
+    async fn wait_ends_despite_a_used_up_budget() {
         let mut limited = RateLimit::new(echo(), Rate::new(1, SECOND));
         limited.ready().await.unwrap().call(1).await.unwrap();
         assert_waits_for(SECOND, limited).await;

@@ -155,7 +155,7 @@ fn tokio_runtime_drops_its_services() {
 }
 
 #[test]
-fn pair_with_a_weak_executor_drops_its_services() {
+fn weak_pair_drops_its_services() {
     every_stack_goes!(
         Rc::new(LocalExecutor::new()),
         |e| Runtime::new(Rc::downgrade(&e), SharedTimer::new(Smol)),
@@ -219,7 +219,7 @@ fn borrowed_executor_drops_its_services() {
 }
 
 #[test]
-fn task_for_an_executor_that_is_gone_is_dropped() {
+fn task_for_a_dropped_executor_is_dropped() {
     use campanile::Executor as _;
 
     let (flag, executor) = (Arc::new(()), Arc::new(Executor::new()));
@@ -239,7 +239,7 @@ fn task_for_an_executor_that_is_gone_is_dropped() {
 }
 
 /// The executors of `#[apply(main!)]` and `#[apply(test!)]` of smol-macros are handed over as they come.
-mod smol_macros_hand_over {
+mod smol_macros_pass {
     use super::*;
     use macro_rules_attribute::apply;
     use smol_macros::test;

@@ -94,7 +94,7 @@ fn poll_ready<R, S: Service<R>>(service: &mut S) -> Poll<Result<(), S::Error>> {
 }
 
 #[test]
-fn a_filter_calls_the_inner_service_with_what_the_predicate_gives() {
+fn inner_service_gets_the_predicates_output() {
     let inner = Reserving::new(1);
     assert_eq!(
         block_on(inner.clone().filter(parse).oneshot("7")).unwrap(),
@@ -107,7 +107,7 @@ fn a_filter_calls_the_inner_service_with_what_the_predicate_gives() {
 }
 
 #[test]
-fn a_rejected_request_gives_back_what_readiness_had_reserved() {
+fn rejection_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = Filter::new(inner.clone(), parse);
     let mut other = inner.clone();
@@ -127,7 +127,7 @@ fn a_rejected_request_gives_back_what_readiness_had_reserved() {
 }
 
 #[test]
-fn an_asynchronous_rejection_gives_back_what_readiness_had_reserved() {
+fn async_rejection_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = AsyncFilter::new(inner.clone(), parse_later);
     let mut other = inner.clone();
@@ -144,7 +144,7 @@ fn an_asynchronous_rejection_gives_back_what_readiness_had_reserved() {
 }
 
 #[test]
-fn an_asynchronous_check_that_is_cancelled_gives_its_place_back() {
+fn cancelled_check_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = AsyncFilter::new(inner.clone(), |_: u32| {
         std::future::pending::<Result<u32, ParseIntError>>()
@@ -168,13 +168,13 @@ fn a_request_that_passes_clones_nothing() {
 }
 
 #[test]
-fn a_filter_hands_on_that_the_inner_service_is_not_ready() {
+fn inner_pending_is_passed_on() {
     assert!(poll_ready(&mut Filter::new(Reserving::new(0), parse)).is_pending());
     assert!(poll_ready(&mut AsyncFilter::new(Reserving::new(0), parse_later)).is_pending());
 }
 
 #[test]
-fn layer_of_the_asynchronous_filter_gives_the_asynchronous_layer() {
+fn async_filter_layer_builds_async_filter() {
     let layer: AsyncFilterLayer<_> = AsyncFilter::<(), _>::layer(parse_later);
     let service: AsyncFilter<Reserving, _> = layer.layer(Reserving::new(1));
     assert_eq!(block_on(service.oneshot("7")).unwrap(), 7);
@@ -185,7 +185,7 @@ fn layer_of_the_asynchronous_filter_gives_the_asynchronous_layer() {
 }
 
 #[test]
-fn predicates_can_be_asked_alone_and_be_types() {
+fn predicates_can_be_types() {
     #[derive(Clone, Copy, Debug, PartialEq)]
     struct AtMost(u32);
 
@@ -224,7 +224,7 @@ fn predicates_can_be_asked_alone_and_be_types() {
 }
 
 #[test]
-fn the_error_is_looked_through_and_shown() {
+fn error_exposes_its_source() {
     type Io = std::io::Error;
     let rejected: Error<Io, ParseIntError> = Error::Rejected(parse("x").unwrap_err());
     assert!(find::<ParseIntError>(&rejected).is_some());
@@ -239,7 +239,7 @@ fn the_error_is_looked_through_and_shown() {
 
 #[cfg(feature = "alloc")]
 #[test]
-fn the_error_flattens_into_a_box() {
+fn error_flattens_into_a_box() {
     use campanile::BoxError;
 
     // Two deep, and with a predicate that has a box already.
@@ -260,7 +260,7 @@ fn the_error_flattens_into_a_box() {
 }
 
 #[test]
-fn an_error_of_the_inner_service_is_told_apart() {
+fn inner_error_is_distinct() {
     let failing = service_fn(|_: u32| ready(Err::<(), _>(std::io::Error::other("broken"))));
     let error = block_on(failing.filter(parse).oneshot("7")).unwrap_err();
     assert!(matches!(error, Error::Service(error) if error.to_string() == "broken"));
@@ -269,7 +269,7 @@ fn an_error_of_the_inner_service_is_told_apart() {
 }
 
 #[test]
-fn the_ready_service_is_dropped_once_it_was_called() {
+fn ready_service_is_dropped_after_its_call() {
     // What the inner service sees, in order.
     #[derive(Debug)]
     struct Logging(Rc<RefCell<Vec<&'static str>>>);
@@ -310,7 +310,7 @@ fn the_ready_service_is_dropped_once_it_was_called() {
 }
 
 #[test]
-fn filters_are_debug() {
+fn filters_implement_debug() {
     #[derive(Clone, Copy, Debug)]
     struct Any;
     assert_eq!(
@@ -326,7 +326,7 @@ fn filters_are_debug() {
 }
 
 /// A check that takes its time holds up its own request and no other.
-async fn a_check_that_waits_holds_up_its_own_request<H: Host>(rt: On<H>) {
+async fn slow_check_delays_only_its_request<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let time = rt.clone();
     let filter = AsyncFilter::new(service, move |n: u32| {
@@ -357,4 +357,4 @@ async fn a_check_that_waits_holds_up_its_own_request<H: Host>(rt: On<H>) {
     assert_eq!((handle.calls(), handle.alive()), (2, 0));
 }
 
-on_every_runtime! { a_check_that_waits_holds_up_its_own_request }
+on_every_runtime! { slow_check_delays_only_its_request }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
+fn removed_endpoint_is_not_called() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9]);
@@ -29,7 +29,7 @@ fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
 }
 
 #[test]
-fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
+fn choice_does_not_pass_to_a_newcomer() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9]);
@@ -46,7 +46,7 @@ fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
 }
 
 #[test]
-fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_ready() {
+fn ready_newcomer_causes_a_new_choice() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9, 20]);
@@ -61,7 +61,7 @@ fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_read
 }
 
 #[test]
-fn a_choice_stands_when_others_come_and_go() {
+fn choice_survives_changes_to_others() {
     for seed in 0..20 {
         let wakes = WakeCount::new();
         let (feed, balance) = fed();
@@ -86,7 +86,7 @@ fn a_choice_stands_when_others_come_and_go() {
 }
 
 #[test]
-fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
+fn replaced_endpoint_serves_meanwhile() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
@@ -103,7 +103,7 @@ fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
 }
 
 #[test]
-fn a_replaced_endpoint_goes_on_whatever_it_does() {
+fn replaced_endpoint_keeps_working() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
@@ -135,7 +135,7 @@ fn a_replaced_endpoint_goes_on_whatever_it_does() {
 }
 
 #[test]
-fn a_replaced_endpoint_that_fails_is_gone() {
+fn failed_replaced_endpoint_is_dropped() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
@@ -156,7 +156,7 @@ fn a_replaced_endpoint_that_fails_is_gone() {
 }
 
 #[test]
-fn ended_and_empty_is_an_error_and_not_a_wait() {
+fn ended_and_empty_is_an_error() {
     let wakes = WakeCount::new();
     let mut none = listed(&[]);
     assert_eq!(
@@ -178,7 +178,7 @@ fn ended_and_empty_is_an_error_and_not_a_wait() {
 }
 
 #[test]
-fn ended_is_no_error_while_there_are_endpoints() {
+fn ended_with_endpoints_is_no_error() {
     let wakes = WakeCount::new();
     let site = Site::new(Mood::Busy, 1);
     let mut balance = listed(std::slice::from_ref(&site));
@@ -189,7 +189,7 @@ fn ended_is_no_error_while_there_are_endpoints() {
 }
 
 #[test]
-fn its_failure_is_typed_and_keeps_its_source() {
+fn discovery_error_is_typed_with_its_source() {
     let (feed, mut balance) = fed();
     feed.unbounded_send(Err(BROKEN)).unwrap();
     let error = found(WakeCount::new().poll_ready(&mut balance)).unwrap_err();
@@ -214,7 +214,7 @@ fn its_failure_is_typed_and_keeps_its_source() {
 
 /// Without a bound the balancer would never give the thread back.
 #[test]
-fn one_that_never_pauses_makes_no_loop() {
+fn endless_discovery_yields() {
     let wakes = WakeCount::new();
     let taken = Cell::new(0_u32);
     let site = Site::new(Mood::Ready, 1);
@@ -233,7 +233,7 @@ fn one_that_never_pauses_makes_no_loop() {
 }
 
 #[test]
-fn one_that_has_ended_is_not_polled_again() {
+fn ended_discovery_is_not_polled_again() {
     let site = Site::new(Mood::Ready, 1);
     let mut left = Some(site.endpoint());
     let mut ended = false;
@@ -253,7 +253,7 @@ fn one_that_has_ended_is_not_polled_again() {
 /// Random changes, moods and calls. Nobody is called who is not ready, was removed, or has the highest
 /// load; and the balancer is ready exactly when somebody is.
 #[test]
-fn whatever_changes_the_right_ones_are_called() {
+fn random_changes_keep_the_invariants() {
     for seed in 0..8 {
         random_walk(seed);
     }

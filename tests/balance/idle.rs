@@ -41,7 +41,7 @@ where
 }
 
 #[test]
-fn it_follows_discovery_and_holds_no_permit() {
+fn idle_balancer_follows_discovery() {
     let permits = Semaphore::new(1);
     let (feed, balance) = fed();
     let sites = sites(&[1; 3]);
@@ -66,7 +66,7 @@ fn it_follows_discovery_and_holds_no_permit() {
 }
 
 #[test]
-fn its_endpoints_hold_no_permits() {
+fn idle_endpoints_hold_no_permits() {
     let permits = Semaphore::new(5);
     let (feed, discover) = unbounded::<Limited>();
     let balance = Balance::with_layer(discover, Identity::new()).seed(SplitMix64::new(7));
@@ -90,7 +90,7 @@ fn its_endpoints_hold_no_permits() {
 }
 
 #[test]
-fn its_endpoints_are_in_no_line() {
+fn idle_endpoints_leave_wait_queues() {
     let permits = Semaphore::new(1);
     let sites = sites(&[1; 4]);
     let mut holder = limited(&sites[2], &permits);
@@ -115,7 +115,7 @@ fn its_endpoints_are_in_no_line() {
 }
 
 #[test]
-fn a_request_given_up_leaves_no_place_in_line() {
+fn cancelled_request_leaves_the_queue() {
     let permits = Semaphore::new(1);
     let sites = sites(&[1; 3]);
     let mut holder = limited(&sites[1], &permits);
@@ -135,7 +135,7 @@ fn a_request_given_up_leaves_no_place_in_line() {
 }
 
 #[test]
-fn a_request_given_up_leaves_no_alarm() {
+fn cancelled_request_leaves_no_alarm() {
     let timer = ManualTimer::new();
     let site = Site::new(Mood::Ready, 1);
     let rate = Rate::new(1, Duration::from_secs(10));
@@ -154,7 +154,7 @@ fn a_request_given_up_leaves_no_alarm() {
 }
 
 #[test]
-fn who_is_not_ready_goes_on_and_is_asked_again() {
+fn unready_endpoint_goes_on_while_idle() {
     let (feed, balance) = fed();
     let sites = sites(&[1, 1]);
     sites[1].mood.set(Mood::Busy);
@@ -182,7 +182,7 @@ fn who_is_not_ready_goes_on_and_is_asked_again() {
 }
 
 #[test]
-fn a_replaced_endpoint_stays_while_it_is_idle() {
+fn replaced_endpoint_stays_while_idle() {
     let (feed, balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Ready, 1));
     insert(&feed, 0, &old);
@@ -205,7 +205,7 @@ fn a_replaced_endpoint_stays_while_it_is_idle() {
 
 /// The caller has a ready endpoint, and hears of the others.
 #[test]
-fn endpoint_that_gets_ready_later_wakes_the_task() {
+fn late_endpoint_wakes_the_task() {
     let (feed, mut balance) = fed();
     let sites = [Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1)];
     insert(&feed, 0, &sites[0]);
@@ -220,7 +220,7 @@ fn endpoint_that_gets_ready_later_wakes_the_task() {
 }
 
 #[test]
-fn a_quarantine_ends_while_it_is_idle() {
+fn quarantine_ends_while_idle() {
     let timer = ManualTimer::new();
     let (feed, discover) = unbounded::<News>();
     let balance = Balance::with_timer(discover, timer.clone());
@@ -242,7 +242,7 @@ fn a_quarantine_ends_while_it_is_idle() {
 
 /// However many endpoints there are, one poll asks so many.
 #[test]
-fn it_lets_others_run() {
+fn idle_balancer_yields() {
     let (feed, balance) = fed();
     let all = sites(&[1; 600]);
     let (mut buffer, worker) = buffer::pair(balance, 4);
@@ -265,7 +265,7 @@ fn it_lets_others_run() {
 
 /// A poll for nobody may be the only one, and so it leaves no endpoint out that holds something.
 #[test]
-fn a_wait_that_is_given_up_leaves_every_line() {
+fn cancelled_wait_leaves_every_queue() {
     let timer = ManualTimer::new();
     let permits: Vec<_> = (0..300).map(|_| Semaphore::new(1)).collect();
     let sites = sites(&[1; 300]);

@@ -220,7 +220,7 @@ mod choice {
 
     /// The share of the `k`-th best of `n` is `2 (n - k) / (n (n - 1))`: of the worst it is nothing.
     #[test]
-    fn the_share_follows_the_rank() {
+    fn share_follows_the_rank() {
         const N: u32 = 8;
         // In no order.
         let loads: Vec<u32> = (0..N).map(|at| at * 5 % N).collect();
@@ -237,7 +237,7 @@ mod choice {
     }
 
     #[test]
-    fn one_slow_endpoint_among_equals_gets_nothing_while_it_is_slow() {
+    fn slowest_endpoint_gets_no_requests() {
         let sites = sites(&[1, 1, 9, 1]);
         let mut balance = listed(&sites);
         for _ in 0..1_000 {
@@ -269,7 +269,7 @@ mod choice {
     }
 
     #[test]
-    fn a_load_that_cannot_be_compared_does_no_harm() {
+    fn incomparable_load_is_harmless() {
         #[derive(Clone, Debug)]
         struct Odd;
 
@@ -298,7 +298,7 @@ mod choice {
     }
 
     #[test]
-    fn who_is_not_ready_any_more_is_replaced_in_the_same_poll() {
+    fn unready_choice_is_replaced_in_one_poll() {
         let wakes = WakeCount::new();
         let sites = sites(&[1, 2, 3]);
         let mut balance = listed(&sites);
@@ -314,7 +314,7 @@ mod choice {
     }
 
     #[test]
-    fn who_waits_is_woken_when_one_poll_is_not_enough_to_find_who_is_still_ready() {
+    fn long_search_wakes_its_task() {
         let wakes = WakeCount::new();
         let all = sites(&[1; 300]);
         let mut balance = listed(&all);
@@ -330,7 +330,7 @@ mod choice {
     }
 
     #[test]
-    fn who_is_not_ready_is_heard_while_others_are_used() {
+    fn unready_endpoint_can_become_ready() {
         let sites = sites(&[1; 3]);
         sites[0].mood.set(Mood::Busy);
         let mut balance = listed(&sites);
@@ -365,7 +365,7 @@ mod failures {
     use super::*;
 
     #[test]
-    fn a_call_without_readiness_takes_who_is_ready_or_fails() {
+    fn unready_call_takes_a_ready_one_or_fails() {
         let sites = sites(&[1, 2]);
         let mut balance = listed(&sites);
         let unready = Poll::Ready(Err(Error::NotReady(NotReady::new())));
@@ -381,7 +381,7 @@ mod failures {
     }
 
     #[test]
-    fn a_panic_in_readiness_costs_that_endpoint() {
+    fn panic_in_poll_ready_drops_the_endpoint() {
         #[derive(Clone)]
         struct Bad(bool);
 
@@ -419,7 +419,7 @@ mod failures {
     }
 
     #[test]
-    fn a_balancer_that_is_dropped_wakes_nobody() {
+    fn dropped_balancer_wakes_no_task() {
         let wakes = WakeCount::new();
         let (feed, mut balance) = fed();
         let site = Site::new(Mood::Busy, 1);
@@ -432,7 +432,7 @@ mod failures {
 
     /// A shed poll leaves nobody's waker behind, and still finds out who is ready.
     #[test]
-    fn a_readiness_that_is_tried_leaves_nothing_behind() {
+    fn shed_poll_leaves_no_waker() {
         let sites = sites(&[1, 2]);
         sites.iter().for_each(|site| site.mood.set(Mood::Busy));
         let mut service = LoadShed::new(listed(&sites));
@@ -471,7 +471,7 @@ mod failures {
 
     /// Of many that are not ready, a try asks a few when it has somebody to offer, and all in turn.
     #[test]
-    fn a_try_asks_a_few_and_all_in_turn() {
+    fn shed_poll_asks_a_few_in_turn() {
         let mut all = sites(&[1; 100]);
         all.iter().for_each(|site| site.mood.set(Mood::Busy));
         all.push(Site::new(Mood::Ready, 1));
@@ -493,7 +493,7 @@ mod measured {
 
     /// Requests under way count for an instance and for the one that comes after it.
     #[test]
-    fn the_least_busy_of_two_is_called() {
+    fn least_busy_of_two_is_called() {
         let timer = ManualTimer::new();
         let (first, mut one) = mock::<u32, u32>();
         let (second, mut two) = mock::<u32, u32>();
@@ -523,7 +523,7 @@ mod measured {
     }
 
     #[test]
-    fn fast_failures_do_not_attract() {
+    fn fast_failures_attract_no_requests() {
         let timer = ManualTimer::new();
         let sites = sites(&[0, 0]);
         sites[0].fails.set(true);
@@ -551,7 +551,7 @@ mod inserted_again {
 
     /// Requests under way at the old service count for the new one.
     #[test]
-    fn it_is_as_busy_as_before() {
+    fn requests_in_flight_still_count() {
         let timer = ManualTimer::new();
         let (feed, discover) = unbounded::<Fed>();
         let discover =
@@ -585,7 +585,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn it_is_as_slow_as_before() {
+    fn latency_estimate_is_kept() {
         let timer = ManualTimer::new();
         let (feed, discover) = unbounded();
         let (rtt, decay) = (MS, Duration::from_secs(10));
@@ -610,7 +610,7 @@ mod making {
     use super::*;
 
     #[test]
-    fn a_balancer_is_made_of_what_is_discovered() {
+    fn balancer_is_built_from_discovery() {
         let site = Site::new(Mood::Ready, 1);
         let discover = service_fn(|count: usize| {
             let endpoints: Vec<_> = (0..count).map(|_| site.endpoint()).collect();
@@ -662,7 +662,7 @@ impl Service<u32> for Loaded {
 /// The only endpoint fails while a request waits for it; after its backoff the request is answered.
 /// The readiness of a balancer makes progress only when it is polled (tower #824).
 #[test]
-fn a_balancer_in_an_idle_buffer_goes_on() {
+fn balancer_progresses_in_an_idle_buffer() {
     let (feed, balance) = fed();
     let [first, second] = [Mood::Ready, Mood::Busy].map(|mood| Site::new(mood, 1));
     insert(&feed, 1, &first);
@@ -689,7 +689,7 @@ fn a_balancer_in_an_idle_buffer_goes_on() {
     assert!(!worker.is_woken());
 }
 
-async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
+async fn failed_endpoint_comes_back<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock();
     handle.set_ready(false);
     let list = ServiceList::new([Loaded(service)]);
@@ -817,7 +817,7 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
 }
 
 /// A balancer in an idle buffer follows discovery, and takes nothing for it of what is around it.
-async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
+async fn idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
     use campanile::ServiceExt;
     use campanile::buffer::Buffer;
     use campanile::limit::ConcurrencyLimit;
@@ -851,8 +851,8 @@ async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    an_endpoint_that_failed_comes_back,
-    an_idle_balancer_holds_no_permit,
+    failed_endpoint_comes_back,
+    idle_balancer_holds_no_permit,
     endpoints_come_and_go_under_load,
 }
 
@@ -872,7 +872,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn endpoints_leave_come_and_come_back() {
+    async fn endpoints_leave_and_come_back() {
         let wakes = WakeCount::new();
         let (feed, discover) = unbounded();
         let mut balance = Balance::new(discover);
@@ -901,7 +901,7 @@ mod tokio_budget {
 
 /// The compiler can prove it of a task with boxed services in it, which it is not always able to.
 #[test]
-fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
+fn balancer_of_boxed_services_is_send() {
     use campanile::ServiceExt;
     use campanile::load::Constant;
     use campanile::util::{BoxCloneService, BoxService};
@@ -932,7 +932,7 @@ fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
 /// As in tower, by the names that a runtime's module has.
 #[cfg(feature = "smol")]
 #[test]
-fn the_mirrored_tree_fills_the_timer_in() {
+fn mirrored_module_supplies_the_timer() {
     use campanile::smol::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
     use campanile::util::rng::HasherRng;
 

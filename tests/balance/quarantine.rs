@@ -12,7 +12,7 @@ fn layer(timer: &ManualTimer) -> QuarantineLayer<ManualTimer, Maker> {
 }
 
 #[test]
-fn a_failed_service_comes_back_after_a_backoff_that_grows() {
+fn failed_service_returns_after_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 3);
     let mut service = layer(&timer).layer(site.endpoint());
@@ -36,7 +36,7 @@ fn a_failed_service_comes_back_after_a_backoff_that_grows() {
 }
 
 #[test]
-fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
+fn success_resets_the_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = layer(&timer).layer(site.endpoint());
@@ -65,7 +65,7 @@ fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
 }
 
 #[test]
-fn failures_in_a_row_set_it_aside_and_a_success_resets() {
+fn consecutive_failures_quarantine() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Ready, 1);
     let mut service = layer(&timer).consecutive_failures(3).layer(site.endpoint());
@@ -101,7 +101,7 @@ fn failures_in_a_row_set_it_aside_and_a_success_resets() {
 }
 
 #[test]
-fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
+fn success_restores_the_failure_allowance() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let (service, mut handle) = mock::<u32, u32>();
     let mut service = layer(&timer).consecutive_failures(2).layer(service);
@@ -131,7 +131,7 @@ fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
 }
 
 #[test]
-fn responses_of_the_instance_before_do_not_count() {
+fn old_instance_responses_do_not_count() {
     let timer = ManualTimer::new();
     let wakes = WakeCount::new();
     let (service, mut handle) = mock::<u32, u32>();
@@ -163,7 +163,7 @@ fn responses_of_the_instance_before_do_not_count() {
 }
 
 #[test]
-fn what_is_a_failure_can_be_told() {
+fn failure_classifier_is_configurable() {
     let timer = ManualTimer::new();
     let site = Site::new(Mood::Ready, 1);
     let layer = layer(&timer).consecutive_failures(1);
@@ -182,7 +182,7 @@ fn what_is_a_failure_can_be_told() {
 }
 
 #[test]
-fn a_backoff_of_no_length_makes_no_loop() {
+fn zero_backoff_does_not_loop() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let rng = SplitMix64::new(1);
@@ -197,7 +197,7 @@ fn a_backoff_of_no_length_makes_no_loop() {
 }
 
 #[test]
-fn a_readiness_that_is_tried_arms_no_timer() {
+fn shed_poll_arms_no_timer() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = LoadShed::new(layer(&timer).layer(site.endpoint()));
@@ -224,7 +224,7 @@ fn a_readiness_that_is_tried_arms_no_timer() {
 
 /// What readiness has reserved before is used, and does not stay with a clone that nobody asks.
 #[test]
-fn the_original_is_used() {
+fn original_serves_and_clone_is_kept() {
     use campanile::limit::ConcurrencyLimit;
     let wakes = WakeCount::new();
     for failures in [0, 2] {
@@ -238,7 +238,7 @@ fn the_original_is_used() {
 }
 
 #[test]
-fn a_call_without_readiness_does_not_end_the_wait() {
+fn unready_call_does_not_end_the_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let failing = Cell::new(true);
     let inner = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
@@ -265,7 +265,7 @@ fn a_call_without_readiness_does_not_end_the_wait() {
 }
 
 #[test]
-fn in_a_balancer_the_others_serve_meanwhile() {
+fn other_endpoints_serve_meanwhile() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let sites = sites(&[1, 9]);
     let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
@@ -294,7 +294,7 @@ fn in_a_balancer_the_others_serve_meanwhile() {
 }
 
 #[test]
-fn the_default_waits_are_from_100_ms_to_30_s_half_of_it_by_chance() {
+fn default_backoff_is_100_ms_to_30_s() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = Quarantine::with_timer(site.endpoint(), timer.clone());
@@ -331,7 +331,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn it_stays_set_aside_and_backs_off() {
+    fn reinserted_stays_quarantined() {
         let (timer, feed, mut balance) = fed(0);
         let broken = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &broken);
@@ -358,7 +358,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn who_worked_before_is_set_aside_too() {
+    fn successor_is_quarantined_too() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &old);
@@ -376,7 +376,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn the_old_one_backs_off_from_where_it_was() {
+    fn old_instance_continues_its_backoff() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &old);
@@ -410,7 +410,7 @@ mod inserted_again {
 
     /// It may be connected already, and a clone of it is not.
     #[test]
-    fn the_original_is_used_though_the_old_one_is_set_aside() {
+    fn original_serves_despite_quarantine() {
         struct Original(bool);
         impl Clone for Original {
             fn clone(&self) -> Self {
@@ -441,7 +441,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn failures_in_a_row_go_on() {
+    fn consecutive_failures_carry_over() {
         let (timer, feed, mut balance) = fed(3);
         let send = |balance: &mut Kept, site: &Rc<Site>, fails| {
             site.fails.set(fails);
@@ -471,7 +471,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn who_came_back_has_to_show_it_again() {
+    fn returned_service_is_on_trial_again() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &old);
@@ -493,7 +493,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn a_removal_in_between_forgets_all() {
+    fn removal_forgets_the_history() {
         let (_, feed, mut balance) = fed(2);
         let old = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &old);

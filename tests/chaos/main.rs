@@ -381,7 +381,7 @@ fn from_env(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn random_stacks_keep_their_promises() {
+fn random_stacks_keep_the_invariants() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload().downcast_ref::<&str>();
@@ -400,7 +400,7 @@ fn random_stacks_keep_their_promises() {
 }
 
 #[test]
-fn a_seed_gives_the_same_run_each_time() {
+fn seed_reproduces_its_run() {
     for seed in 0..20 {
         assert_eq!(simulate(seed, false), simulate(seed, false));
     }

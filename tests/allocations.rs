@@ -1,4 +1,4 @@
-//! What a call allocates, per middleware: nothing, except for boxes that were asked for.
+//! Allocations per call, by middleware: none, except for boxes that the user asked for.
 #![cfg(feature = "alloc")]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -17,16 +17,16 @@ std::thread_local! {
     static COUNT: Cell<u32> = const { Cell::new(0) };
 }
 
-// SAFETY: hands everything on to the system's allocator.
+// SAFETY: every call is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often `f` allocates.
+/// The number of allocations during `f`, and its result.
 fn allocations<T>(f: impl FnOnce() -> T) -> (u32, T) {
     let before = COUNT.get();
     let value = black_box(f());
@@ -65,7 +65,7 @@ fn one_per_call<S: Service<u32, Response = u32>>(mut service: S) {
 
 #[test]
 fn box_allocates_when_made_cloned_or_called() {
-    // `block_on` makes the waker of its thread the first time.
+    // `block_on` creates the waker of its thread on first use.
     block_on(async {});
 
     let kept = [1_u8; 8];
@@ -131,7 +131,7 @@ fn call_all_with_capacity_allocates_nothing() {
     assert_eq!((count, items), (0, 1_000));
 }
 
-/// Rooms on a timer that is there, so that the waiting paths are measured too.
+/// A timer is present, so the waiting paths are measured too.
 #[cfg(feature = "smol")]
 mod middleware {
     use std::num::NonZeroU32;
@@ -159,7 +159,7 @@ mod middleware {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    /// Pends once, so that whoever waits with it has to arm what it waits with.
+    /// Pends once, so that the middleware around it has to arm its timer.
     async fn pends_once(n: u32) -> Result<u32, std::io::Error> {
         let mut pended = false;
         poll_fn(|cx| {
@@ -183,7 +183,7 @@ mod middleware {
             let response = service.call(1);
             block_on(response).unwrap()
         };
-        // The first may fill what is kept.
+        // The first call may fill caches.
         call();
         let (count, answer) = allocations(&mut call);
         assert_eq!(answer, 1);
@@ -215,7 +215,7 @@ mod middleware {
             fails = !fails;
             std::future::ready(if fails { Err(std::fmt::Error) } else { Ok(n) })
         });
-        // Without a wait: async-io's own bookkeeping of a timer that is armed is not ours to count.
+        // Without a wait: async-io's own bookkeeping for an armed timer does not count.
         #[derive(Clone)]
         struct Again;
         impl campanile::retry::Policy<u32, u32, std::fmt::Error> for Again {
@@ -237,7 +237,7 @@ mod middleware {
         assert_eq!(per_call(Retry::new(policy, service_fn(pends_once))), 0);
     }
 
-    /// Clones fail in turn, and not each at its first call.
+    /// Clones fail in turn, not each on its first call.
     #[derive(Clone)]
     struct Alternating<S>(std::rc::Rc<std::cell::RefCell<S>>);
 
@@ -260,7 +260,7 @@ mod middleware {
     fn a_hedge_allocates_nothing() {
         block_on(async {});
         let leaf = service_fn(pends_once);
-        // Both attempts are made, and without a wait.
+        // Both attempts are made without a wait.
         let at_once = Delay::fixed(Duration::ZERO);
         let hedge = Hedge::with_delay(leaf, CloneByClone, at_once).budget(Unlimited);
         assert_eq!(per_call(hedge), 0);
@@ -288,7 +288,7 @@ mod middleware {
         let leaf = service_fn(pends_once);
         let timeout = campanile::timeout::Timeout::with_timer(leaf, LONG, timer.clone());
         assert_eq!(per_call(timeout), 0);
-        // And a hundred at once, when there were as many before.
+        // A hundred waits at once, after as many before.
         let mut cx = Context::from_waker(Waker::noop());
         let mut begin = |all: &mut Vec<_>| {
             all.extend((0..100).map(|_| timer.sleep(LONG)));
@@ -353,7 +353,8 @@ mod middleware {
         use campanile::spawn_ready::{BackgroundReady, SpawnReady};
         use std::{cell::RefCell, pin::Pin};
 
-        /// Pends twice before each call: once where it is asked, once in the task. Then it is ready until the call.
+        /// Pends twice before each call: once when the handle polls it, once in the task. Then it is ready until the
+        /// call.
         struct Slow(u32);
 
         impl Service<u32> for Slow {
@@ -388,7 +389,7 @@ mod middleware {
         block_on(async {});
         let executor = ByHand::default();
         let mut service = SpawnReady::with_executor(Slow(0), &executor);
-        // Not a noop waker: that would be a try.
+        // Not the noop waker: polling with that one only tries.
         let waker = futures::task::noop_waker();
         let mut cx = Context::from_waker(&waker);
         let mut call = || {

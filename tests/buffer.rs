@@ -1,4 +1,4 @@
-//! The buffer: polled by hand where the order matters, and on every runtime where the runtime matters.
+//! The buffer: polled by hand where order matters, and on every runtime where the runtime matters.
 #![cfg(feature = "std")]
 
 mod common;
@@ -34,7 +34,7 @@ fn mock_pair(
     (buffer, worker, handle)
 }
 
-/// Polls `service` ready with a waker of its own, which has to be enough.
+/// Polls `service`, which has to be ready at once.
 #[track_caller]
 fn make_ready<S: Service<R>, R>(service: &mut S)
 where
@@ -56,7 +56,7 @@ fn the_bound_is_exact() {
             responses.push(buffer.call(n as u32));
             assert!(worker.poll().is_pending());
         }
-        // The worker has seen them all and holds none in its hand.
+        // The worker has received all of them and holds none outside the queue.
         let mut one_more = buffer.clone();
         let wakes = WakeCount::new();
         assert!(wakes.poll_ready(&mut one_more).is_pending());
@@ -79,7 +79,7 @@ fn unready_service_keeps_request_order() {
         make_ready(&mut buffer);
         buffer.call(n)
     });
-    // It is asked for the first of them, again and again.
+    // The service is polled for the first request repeatedly.
     for _ in 0..2 {
         assert!(worker.poll().is_pending());
     }
@@ -89,7 +89,7 @@ fn unready_service_keeps_request_order() {
     assert_eq!(served.collect::<Vec<_>>(), [0, 1, 2]);
 }
 
-/// Room of which nobody has been told yet.
+/// Capacity that no waiter has been told about yet.
 #[test]
 fn no_capacity_after_the_end() {
     let ends: [fn(&MockBuffer, &common::Handle<u32, u32>); 3] = [
@@ -103,7 +103,7 @@ fn no_capacity_after_the_end() {
         make_ready(&mut buffer);
         let mut others = [buffer.clone(), buffer.clone()];
         end(&buffer, &handle);
-        // The worker finds the failure when it asks the service, for this.
+        // The worker discovers the failure when it polls the service for this request.
         let _response = buffer.call(0);
         let _ = worker.poll();
         for other in &mut others {
@@ -136,7 +136,7 @@ fn a_bound_of_zero_is_refused() {
         message,
         Some("a buffer's bound is 0, and must be at least 1")
     );
-    // At the caller's line, whichever way the buffer is made.
+    // The panic names the caller's line, whichever way the buffer is made.
     let here = |line| (file!().to_owned(), line);
     let pair = || drop(buffer::pair(mock::<(), ()>().0, 0));
     assert_eq!(panics_at(pair), here(line!() - 1));
@@ -150,7 +150,7 @@ fn a_bound_of_zero_is_refused() {
 
 #[test]
 fn a_cancelled_request_is_dropped_at_once() {
-    // Each request holds one more reference.
+    // Each request holds a reference.
     let request = Rc::new(());
     let (service, handle) = mock::<Rc<()>, u32>();
     handle.set_ready(false);
@@ -167,7 +167,7 @@ fn a_cancelled_request_is_dropped_at_once() {
     assert!(wakes.poll_ready(&mut other).is_pending());
     drop(response);
     assert_eq!(Rc::strong_count(&request), 1);
-    // And its room is free.
+    // Its slot is free.
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut other)).unwrap();
 }
@@ -181,7 +181,7 @@ fn a_cancelled_response_is_dropped_at_once() {
     assert!(worker.poll().is_pending());
     let (_, responder) = handle.try_next().unwrap();
     assert!(!responder.is_cancelled());
-    // The response's future is on its way back to its caller.
+    // The response future is still with its caller.
     drop(response);
     assert!(responder.is_cancelled());
 }
@@ -238,8 +238,8 @@ fn every_handle_sees_the_failure() {
     handle.fail(Failure("broken"));
     assert!(worker.is_woken());
     assert!(worker.poll().is_ready());
-    // The service is gone though handles live, one of them with a reservation, and though the
-    // executor has not dropped the task.
+    // The service is dropped even though handles live, one of them with a reservation, and the executor still has the
+    // task.
     assert_eq!(handle.alive(), 0);
 
     let is_failure = |error: &Error<Failure>| match error {
@@ -253,7 +253,7 @@ fn every_handle_sees_the_failure() {
         &ready(wakes.poll_ready(&mut waiting)).unwrap_err()
     ));
     assert!(is_failure(&ready(wakes.poll_ready(&mut idle)).unwrap_err()));
-    // A reservation is not worth anything any more.
+    // The reservation is void.
     assert!(is_failure(&ready(spawn(idle.call(2)).poll()).unwrap_err()));
     drop(worker);
 }
@@ -305,7 +305,7 @@ fn panic_differs_from_closing() {
     assert!(panicked.poll().is_pending());
     assert!(behind.poll().is_pending());
 
-    // As an executor does it: the panic is caught at the poll, and the task dropped after.
+    // Like an executor: catch the panic of the poll, then drop the task.
     let mut worker = spawn(worker);
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.poll()));
     assert!(caught.is_err());
@@ -381,7 +381,7 @@ fn shutdown_drains_and_can_be_awaited() {
     assert!(shutdown.poll().is_pending());
     assert!(another.poll().is_pending());
     drop(given_up);
-    // Nothing new is accepted, reservation or not.
+    // No new request is accepted, with or without a reservation.
     assert_eq!(wakes.get(), 1);
     assert_eq!(
         ready(wakes.poll_ready(&mut waiting)),
@@ -391,7 +391,7 @@ fn shutdown_drains_and_can_be_awaited() {
         ready(spawn(idle.call(2)).poll()),
         Err(Error::Closed(Closed::new()))
     );
-    // What was accepted is served.
+    // Accepted requests are served.
     assert!(worker.poll().is_pending());
     handle.set_ready(true);
     assert!(worker.poll().is_ready());
@@ -425,7 +425,7 @@ fn shutdown_wakes_every_waiter() {
 
 #[test]
 fn waiter_dropped_in_its_wake_spares_others() {
-    /// Drops what it wakes.
+    /// Drops a future when woken.
     struct Cancel(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
     impl Wake for Cancel {
         fn wake(self: Arc<Self>) {
@@ -505,7 +505,7 @@ fn debug_omits_the_contents() {
     assert!(format!("{layer:?}").contains("bound: 2"));
 }
 
-/// Wakes nobody.
+/// Does nothing when woken.
 struct NoWake;
 
 impl Wake for NoWake {
@@ -535,7 +535,7 @@ fn cancelling_wakes_the_polling_worker() {
     });
     let _shutdown = buffer.shutdown();
     assert!(worker.poll().is_pending());
-    // The service is not asked on behalf of the second.
+    // The worker is not polling the service for the second request.
     drop(second);
     assert!(!worker.is_woken());
     drop(first);
@@ -637,7 +637,7 @@ fn dropped_waiter_leaves_the_queue() {
     let (a, b) = (WakeCount::new(), WakeCount::new());
     assert!(a.poll_ready(&mut first).is_pending());
     assert!(b.poll_ready(&mut second).is_pending());
-    // The first was granted the room, and goes away before it looks.
+    // The first is granted the slot and goes away before polling again.
     drop(holder);
     assert_eq!((a.get(), b.get()), (1, 0));
     drop(first);
@@ -666,7 +666,7 @@ fn response_dropped_in_call_spares_others() {
     let service = service_fn({
         let (first, second, handle) = (first.clone(), second.clone(), handle.clone());
         move |n: u32| -> Answer {
-            // The next request comes when the place of the first would be free.
+            // The next request arrives when the slot of the first would be free.
             if let Some(mut buffer) = handle.take() {
                 drop(first.take());
                 let buffer: &mut Buffer<u32, Answer> = &mut buffer;
@@ -689,7 +689,7 @@ fn response_dropped_in_call_spares_others() {
 fn request_dropped_in_poll_frees_capacity() {
     type Answer = std::future::Ready<Result<(), Failure>>;
 
-    /// Is not ready, and gives up what it is asked for.
+    /// Never ready; drops the future it holds when polled.
     struct GivesUp<F>(Rc<RefCell<Option<F>>>);
 
     impl<F> Service<()> for GivesUp<F> {
@@ -750,7 +750,7 @@ fn shedding_leaves_no_waiter() {
         Err(load_shed::Error::Overloaded(_))
     ));
     drop(response);
-    // The room goes to who is there, though the one that was shed still exists.
+    // The slot goes to another caller, though the shed handle still exists.
     let mut other = buffer.clone();
     make_ready(&mut other);
 }
@@ -769,7 +769,7 @@ fn waiter_outlives_the_last_handle() {
         assert!(worker.poll().is_pending());
         assert!(response.poll().is_pending());
         assert!(worker.is_woken());
-        // And then there is nobody any more.
+        // No handle is left.
         assert!(worker.poll().is_ready());
         assert_eq!(handle.calls(), 1);
     }
@@ -860,11 +860,11 @@ fn panic_is_seen_while_the_worker_lives() {
         assert!(response.is_woken());
         assert!(matches!(ready(response.poll()), Err(Error::Panicked(_))));
     }
-    // Polled again, it has ended, and does not call the service any more.
+    // Polled again, the worker has ended and does not call the service.
     assert!(worker.poll().is_ready());
 }
 
-/// Ready for one request, and then as it is told.
+/// Ready for one request, then as configured.
 struct Then(Poll<Result<(), Failure>>, u32);
 
 impl Service<u32> for Then {
@@ -922,7 +922,7 @@ fn a_clone_has_no_reservation() {
 
 async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
     let mut sum = 0;
-    // Neither `Clone` nor in need of a lock.
+    // Neither `Clone` nor behind a lock.
     let service = service_fn(move |n: u64| {
         sum += n;
         std::future::ready(Ok::<_, Failure>(sum))
@@ -952,7 +952,7 @@ async fn cancelled_request_frees_capacity<H: Host>(rt: On<H>) {
     let mut waiting = spawn(third.ready());
     assert!(waiting.poll().is_pending());
 
-    // The service is not ready, and yet the request is gone, and its room is free.
+    // The service is not ready, yet the request is dropped and its slot is free.
     drop(given_up);
     until(|| Arc::strong_count(&request) == 1).await;
     waiting.finish().await.unwrap();
@@ -1029,7 +1029,7 @@ on_every_runtime! {
     last_handle_ends_the_worker,
 }
 
-/// Ready when it is told; counts how often it is asked, and keeps the last waker.
+/// Ready on command; counts its polls and keeps the last waker.
 #[derive(Clone, Default)]
 struct Background(Arc<std::sync::Mutex<(bool, usize, Option<std::task::Waker>)>>);
 
@@ -1078,7 +1078,7 @@ fn idle_buffer_polls_a_woken_service() {
     let mut response = spawn(buffer.call(1));
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // Not after the call: it has not asked for it.
+    // Not polled after the call, since it has not been woken.
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 1);
 
@@ -1099,7 +1099,7 @@ fn idle_buffer_polls_a_woken_service() {
     assert!(worker.poll().is_pending());
     service.wake();
     assert!(worker.is_woken());
-    // Also when it is woken for a request and by the service at once.
+    // Also when a request and the service wake the worker at once.
     make_ready(&mut buffer);
     let mut response = spawn(buffer.call(2));
     assert!(response.poll().is_pending());
@@ -1115,7 +1115,7 @@ fn unneeded_service_is_not_polled() {
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 0);
-    // The worker is woken by a request that is gone when it runs.
+    // The request that woke the worker is gone when the worker runs.
     make_ready(&mut buffer);
     drop(spawn(buffer.call(1)));
     assert!(worker.is_woken());
@@ -1139,7 +1139,7 @@ fn a_service_can_be_kept_ready() {
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 2);
 
-    // After a call it is asked again.
+    // It is polled again after a call.
     make_ready(&mut buffer);
     let mut response = spawn(buffer.call(1));
     assert!(worker.poll().is_pending());
@@ -1162,8 +1162,8 @@ fn failed_kept_ready_service_is_dropped() {
     assert!(matches!(failed, Error::Failed(_)), "{failed}");
 }
 
-/// Inside a task, the compiler asks whether a future that contains a `dyn` is `Send` for every lifetime that the `dyn`
-/// may have.
+/// Inside a task, the compiler checks whether a future that contains a `dyn` is `Send` for every lifetime that the
+/// `dyn` may have.
 #[test]
 fn buffer_of_boxed_futures_is_send() {
     type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;
@@ -1176,7 +1176,7 @@ fn buffer_of_boxed_futures_is_send() {
     let (buffer, worker) = buffer::pair(service, 1);
     #[expect(
         clippy::redundant_async_block,
-        reason = "what is inside of an async block is what has to be `Send`"
+        reason = "the contents of the async block have to be `Send`"
     )]
     let worker = is_send(async move { worker.await });
     let task = is_send(async move {
@@ -1188,7 +1188,7 @@ fn buffer_of_boxed_futures_is_send() {
     assert_eq!(answer, Ok(2));
 }
 
-/// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.
+/// Several threads drop handles, requests and responses at random; at the end everything is accounted for.
 #[test]
 fn random_drops_lose_nothing() {
     let (service, handle) = mock::<Arc<()>, u32>();
@@ -1224,7 +1224,7 @@ fn random_drops_lose_nothing() {
                         buffer.call(token.clone()).await
                     };
                     let mut request = std::pin::pin!(request);
-                    // Given up after some polls, or not at all.
+                    // Cancelled after a few polls, or never.
                     let patient = random.next_range(0..2) == 0;
                     let outcome = futures::executor::block_on(std::future::poll_fn(|cx| {
                         if !patient {
@@ -1250,7 +1250,7 @@ fn random_drops_lose_nothing() {
         .into_iter()
         .map(|caller| caller.join().unwrap())
         .sum();
-    // All room is there again.
+    // All capacity is available again.
     let mut handles: Vec<_> = (0..3).map(|_| buffer.clone()).collect();
     handles.iter_mut().for_each(make_ready);
     drop((handles, buffer));

@@ -1,5 +1,5 @@
-//! Whom a buffer wakes for an answer: who waits for it, and nobody else. Who was ready is not woken for what it has not
-//! asked for yet: a worker around another buffer would take that as a reason to ask for room.
+//! Which task an answer wakes: the one that waits for it, and no other. A ready handle is not woken for what it has not
+//! asked for: a worker around another buffer would then ask for capacity.
 #![cfg(feature = "std")]
 
 mod common;
@@ -20,7 +20,7 @@ type MockBuffer = Buffer<u32, MockFuture<u32>>;
 type Response = buffer::ResponseFuture<u32, MockFuture<u32>>;
 type Worker = buffer::Worker<Mock<u32, u32>, u32>;
 
-/// A buffer, and its worker, which has asked for work.
+/// A buffer and its worker, which has asked for work.
 fn idle() -> (MockBuffer, Task<Worker>, Handle<u32, u32>) {
     let (service, handle) = mock();
     let (buffer, worker) = buffer::pair(service, 4);
@@ -29,21 +29,21 @@ fn idle() -> (MockBuffer, Task<Worker>, Handle<u32, u32>) {
     (buffer, worker, handle)
 }
 
-/// A request of a task's, which polls its handle ready.
+/// Sends a request from `task`, after polling the handle ready.
 fn call(task: &WakeCount, buffer: &MockBuffer, n: u32) -> Response {
     let mut buffer = buffer.clone();
     ready(task.poll_ready(&mut buffer)).unwrap();
     buffer.call(n)
 }
 
-/// Has the service answer the one request that the worker has for it.
+/// Answers the one request that the worker has.
 fn answer(worker: &mut Task<Worker>, handle: &mut Handle<u32, u32>) {
     assert!(worker.is_woken() && worker.poll().is_pending());
     let (n, responder) = handle.try_next().unwrap();
     responder.send(n * 10);
 }
 
-/// Whatever came before: its handle was ready, was tried, or was not asked.
+/// Whether the handle was polled ready, was only tried, or was not polled.
 #[test]
 fn waiter_is_woken_once() {
     fn is_woken_once<F, E>(request: impl FnOnce(&WakeCount, &MockBuffer) -> F)
@@ -99,7 +99,7 @@ fn early_answer_is_ready_at_once() {
     let task = WakeCount::new();
     let mut response = call(&task, &buffer, 1);
     answer(&mut worker, &mut handle);
-    // Nobody has waited for it.
+    // No task has waited for it.
     assert_eq!(task.get(), 0);
     assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
 }
@@ -107,7 +107,7 @@ fn early_answer_is_ready_at_once() {
 #[test]
 fn waiter_after_an_answer_is_woken() {
     let (service, mut handle) = mock();
-    // Not ready for the second before the first is done.
+    // Not ready for the second request before the first is done.
     let service = ConcurrencyLimit::new(service, 1);
     let (mut buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);
@@ -148,7 +148,7 @@ fn end_around_the_first_poll_is_seen() {
 
 #[test]
 fn panic_before_the_first_poll_is_seen() {
-    // The first is with the worker.
+    // The worker holds the first request.
     for requests in [1, 2] {
         let panics = service_fn(|_: u32| -> Ready<Result<u32, Failure>> {
             resume_unwind(Box::new("told to"));
@@ -171,14 +171,14 @@ fn panic_before_the_first_poll_is_seen() {
     }
 }
 
-/// Counts by its clones.
+/// Counts its live wakers by its clones.
 struct Alive;
 
 impl Wake for Alive {
     fn wake(self: Arc<Self>) {}
 }
 
-/// A handle in a task that nobody wakes any more goes with it, and so the worker may end.
+/// A kept waker could keep its task alive, and with it the handle, so that the worker would never end.
 #[test]
 fn ready_handle_keeps_no_waker() {
     let (buffer, _worker, _handle) = idle();
@@ -197,7 +197,7 @@ fn ready_handle_keeps_no_waker() {
     }
 }
 
-/// Two buffers around handles of a `service` that has room for one: the first, once it is idle, leaves it to the second.
+/// Two buffers around handles of a `service` with capacity for one: once the first is idle, the second can use it.
 fn idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
 where
     S: Service<u32, Response = u32, Error: std::fmt::Debug> + Clone,
@@ -213,7 +213,7 @@ where
         ready(task.poll_ready(buffer)).unwrap();
         let mut response = Box::pin(buffer.call(1));
         assert!(task.poll(&mut response).is_pending());
-        // The inner worker answers before anybody has asked for what it answers.
+        // The inner worker answers before any task has polled for it.
         assert!(worker.poll().is_pending());
         assert!(inner.is_woken() && inner.poll().is_pending());
         while worker.is_woken() {

@@ -16,7 +16,7 @@ fn removed_endpoint_is_not_called() {
     balance.call(1).now_or_never().unwrap().unwrap();
     assert_eq!(calls(&sites), [0, 1]);
 
-    // And where nobody is left, the caller waits.
+    // With no endpoint left, the caller waits.
     found(wakes.poll_ready(&mut balance)).unwrap();
     remove(&feed, 1);
     assert!(wakes.poll_ready(&mut balance).is_pending());
@@ -108,18 +108,18 @@ fn replaced_endpoint_keeps_working() {
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
     insert(&feed, 0, &old);
-    // It was just called.
+    // The old endpoint has just been called.
     answer(&mut balance).unwrap();
     insert(&feed, 0, &new);
     for calls in 2..4 {
         answer(&mut balance).unwrap();
         assert_eq!(old.calls.get(), calls);
     }
-    // It is busy, and waits to be woken.
+    // The old endpoint is busy and waits for a wake-up.
     old.mood.set(Mood::Busy);
     assert!(wakes.poll_ready(&mut balance).is_pending());
     assert_eq!((balance.len(), old.alive.get()), (2, 1));
-    // Another one comes meanwhile.
+    // Another replacement arrives in the meantime.
     let newer = Site::new(Mood::Busy, 1);
     insert(&feed, 0, &newer);
     assert!(wakes.poll_ready(&mut balance).is_pending());
@@ -147,7 +147,7 @@ fn failed_replaced_endpoint_is_dropped() {
     assert_eq!((balance.len(), old.alive.get()), (1, 0));
     new.become_(Mood::Ready);
     answer(&mut balance).unwrap();
-    // And a removal takes both.
+    // A removal drops both.
     insert(&feed, 0, &Site::new(Mood::Busy, 1));
     answer(&mut balance).unwrap();
     remove(&feed, 0);
@@ -165,7 +165,7 @@ fn ended_and_empty_is_an_error() {
     );
 
     let (feed, mut balance) = fed();
-    assert!(wakes.poll_ready(&mut balance).is_pending(), "some may come");
+    assert!(wakes.poll_ready(&mut balance).is_pending(), "more endpoints may come");
     let site = Site::new(Mood::Broken, 1);
     insert(&feed, 0, &site);
     drop(feed);
@@ -212,7 +212,7 @@ fn discovery_error_is_typed_with_its_source() {
     assert!(BoxError::from(any).is::<NoEndpoints>());
 }
 
-/// Without a bound the balancer would never give the thread back.
+/// Without a bound, the balancer would never yield the thread.
 #[test]
 fn endless_discovery_yields() {
     let wakes = WakeCount::new();
@@ -250,8 +250,8 @@ fn ended_discovery_is_not_polled_again() {
     assert_eq!(answer(&mut balance), Ok(1));
 }
 
-/// Random changes, moods and calls. Nobody is called who is not ready, was removed, or has the highest
-/// load; and the balancer is ready exactly when somebody is.
+/// Random changes, moods and calls. The balancer never calls an endpoint that is not ready, was removed or has the
+/// highest load, and it is ready exactly when some endpoint is.
 #[test]
 fn random_changes_keep_the_invariants() {
     for seed in 0..8 {
@@ -265,7 +265,7 @@ fn random_walk(seed: u64) {
     let (feed, mut balance) = fed();
     balance = balance.seed(SplitMix64::new(seed));
     let wakes = WakeCount::new();
-    // What discovery has said: each key has one service, and the ready one that it is to replace.
+    // What discovery has reported: each key has one service, and perhaps the ready one that it is to replace.
     let mut known: BTreeMap<u32, Vec<Rc<Site>>> = BTreeMap::new();
     let mut removed: Vec<Rc<Site>> = Vec::new();
     let (mut called, mut waited) = (0, 0);
@@ -297,7 +297,7 @@ fn random_walk(seed: u64) {
             }
             _ => {
                 let polled = wakes.poll_ready(&mut balance);
-                // Who was dropped has failed or was replaced.
+                // A dropped instance has failed or was replaced.
                 for sites in known.values_mut() {
                     sites.retain(|site| site.alive.get() > 0);
                 }
@@ -324,7 +324,7 @@ fn random_walk(seed: u64) {
                 assert_eq!(changed.len(), 1);
                 let chosen = &everybody[changed[0]];
                 assert_eq!(chosen.mood.get(), Mood::Ready);
-                // Whoever is ready besides is an endpoint that may have been drawn with it.
+                // Any other ready endpoint may have been drawn together with the chosen one.
                 if balance.ready_len() > 0 {
                     called += 1;
                     let others = everybody.iter().filter(|site| !Rc::ptr_eq(site, chosen));

@@ -1,4 +1,4 @@
-//! Which services are set aside, and when they come back.
+//! Which services are quarantined, and when they come back.
 
 use super::*;
 
@@ -53,12 +53,12 @@ fn success_resets_the_backoff() {
         wait.as_millis()
     };
     assert_eq!(waits(&mut service), 100);
-    // It is ready, and fails before it was called; then right after.
+    // It fails once when ready but not yet called, then right after a call.
     found(wakes.poll_ready(&mut service)).unwrap();
     assert_eq!(waits(&mut service), 200);
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(waits(&mut service), 400);
-    // It outlives a request.
+    // A success followed by a second readiness resets the backoff.
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(waits(&mut service), 100);
@@ -90,10 +90,10 @@ fn consecutive_failures_quarantine() {
         assert!(!service.is_set_aside());
     };
     aside(&mut service, 100);
-    // The first failure after that is enough, and the wait is longer.
+    // The next failure alone is enough now, and the wait is longer.
     run(&mut service, &[true]);
     aside(&mut service, 200);
-    // A success, and all is as it was at first.
+    // A success restores the initial state.
     run(&mut service, &[false, true, true]);
     assert!(!service.is_set_aside());
     run(&mut service, &[true]);
@@ -123,7 +123,7 @@ fn success_restores_the_failure_allowance() {
     respond(&mut service, &[false, false]);
     assert!(wakes.poll_ready(&mut service).is_pending());
     timer.advance(100 * MS);
-    // Both under way together, and nobody asks for readiness in between.
+    // Both are in flight together, with no readiness poll in between.
     respond(&mut service, &[true, false]);
     assert!(!service.is_set_aside());
     respond(&mut service, &[false]);
@@ -146,7 +146,7 @@ fn old_instance_responses_do_not_count() {
     assert!(wakes.poll_ready(&mut service).is_pending());
     timer.advance(100 * MS);
     found(wakes.poll_ready(&mut service)).unwrap();
-    // Neither its failure nor its success says anything of the new instance.
+    // Neither the failure nor the success of the old instance says anything about the new one.
     handle.try_next().unwrap().1.fail(BROKEN);
     assert_eq!(wakes.poll(&mut second), Poll::Ready(Err(BROKEN)));
     assert!(!service.is_set_aside());
@@ -167,13 +167,13 @@ fn failure_classifier_is_configurable() {
     let timer = ManualTimer::new();
     let site = Site::new(Mood::Ready, 1);
     let layer = layer(&timer).consecutive_failures(1);
-    // A failure that is not the endpoint's changes nothing.
+    // A failure that is not the endpoint's fault changes nothing.
     let ignored = |_: &Result<u32, Failure>| Outcome::Ignored;
     let mut service = layer.clone().classify(ignored).layer(site.endpoint());
     site.fails.set(true);
     assert_eq!(answer(&mut service), Err(BROKEN));
     assert!(!service.is_set_aside());
-    // A response can be a failure.
+    // A response can count as a failure.
     let penalised = |_: &Result<u32, Failure>| Outcome::Penalised;
     let mut service = layer.classify(penalised).layer(site.endpoint());
     site.fails.set(false);
@@ -210,7 +210,7 @@ fn shed_poll_arms_no_timer() {
     site.mood.set(Mood::Ready);
     assert_eq!(answer(&mut service), Ok(1));
 
-    // In a balancer, too.
+    // The same in a balancer.
     site.mood.set(Mood::Broken);
     let list = ServiceList::new([site.endpoint()]);
     let mut service = LoadShed::new(Balance::with_layer(list, layer(&timer)));
@@ -222,7 +222,8 @@ fn shed_poll_arms_no_timer() {
     assert_eq!(answer(&mut service), Ok(1));
 }
 
-/// What readiness has reserved before is used, and does not stay with a clone that nobody asks.
+/// The instance that reserved something during readiness is the one called; an unpolled clone does not keep the
+/// reservation.
 #[test]
 fn original_serves_and_clone_is_kept() {
     use campanile::limit::ConcurrencyLimit;
@@ -283,7 +284,7 @@ fn other_endpoints_serve_meanwhile() {
     assert_eq!(answer(&mut balance), Ok(1));
     assert_eq!(calls(&sites), [2, 3]);
 
-    // All are set aside: the balancer waits, though discovery has ended, and is woken.
+    // All endpoints are quarantined: the balancer waits, though discovery has ended, and is woken.
     sites.iter().for_each(|site| site.mood.set(Mood::Broken));
     assert!(wakes.poll_ready(&mut balance).is_pending());
     assert_eq!((balance.len(), wakes.get()), (2, 0));
@@ -336,7 +337,7 @@ mod inserted_again {
         let broken = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &broken);
         assert!(is_aside(&mut balance));
-        // Again and again: none of them was ever ready.
+        // Several times: none of them was ever ready.
         for _ in 0..3 {
             timer.advance(30 * MS);
             let again = Site::new(Mood::Broken, 1);
@@ -386,7 +387,7 @@ mod inserted_again {
         }
         old.mood.set(Mood::Ready);
         assert!(!is_aside(&mut balance));
-        // Its successor is not ready, and so it serves on; then it fails again.
+        // The successor is not ready, so the old instance keeps serving; then it fails again.
         let new = Site::new(Mood::Busy, 1);
         insert(&feed, 0, &new);
         assert!(!is_aside(&mut balance));
@@ -396,7 +397,7 @@ mod inserted_again {
         timer.advance(399 * MS);
         assert!(is_aside(&mut balance));
         assert_eq!(old.polls.get(), 0);
-        // The successor has a backoff of its own, which goes on from there too.
+        // The successor has its own backoff, which continues from there too.
         new.become_(Mood::Broken);
         assert!(is_aside(&mut balance));
         new.polls.set(0);
@@ -408,7 +409,7 @@ mod inserted_again {
         assert_eq!(new.polls.get(), 1);
     }
 
-    /// It may be connected already, and a clone of it is not.
+    /// The original may be connected already; a clone of it is not.
     #[test]
     fn original_serves_despite_quarantine() {
         struct Original(bool);
@@ -456,14 +457,14 @@ mod inserted_again {
         assert!(is_aside(&mut balance));
         timer.advance(100 * MS);
         assert!(!is_aside(&mut balance));
-        // It has come back, and has not shown yet that it works. Nor has the next one.
+        // It has come back but has not proved that it works. Neither has its successor.
         insert(&feed, 0, &sites[2]);
         send(&mut balance, &sites[2], true);
         insert(&feed, 0, &sites[3]);
         timer.advance(199 * MS);
         assert!(is_aside(&mut balance));
         timer.advance(200 * MS);
-        // A success, and all is as it was at first.
+        // A success restores the initial state.
         send(&mut balance, &sites[3], false);
         send(&mut balance, &sites[3], true);
         send(&mut balance, &sites[3], true);
@@ -478,7 +479,7 @@ mod inserted_again {
         assert!(is_aside(&mut balance));
         old.mood.set(Mood::Ready);
         timer.advance(100 * MS);
-        // Called, but not ready again since.
+        // Called, but not ready since.
         assert_eq!(answer(&mut balance), Ok(1));
         let new = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &new);

@@ -22,7 +22,7 @@ use futures::stream::{self, FusedStream, Stream, StreamExt};
 
 type Item = Result<u32, Failure>;
 
-/// A service whose responses are as far as the test has brought them.
+/// A service whose responses progress only as the test says.
 #[derive(Clone, Default)]
 struct Desk(Rc<RefCell<BTreeMap<u32, Entry>>>);
 
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Desk {
-    /// Lets it be answered, or only woken.
+    /// Stores `answer`, if there is one, and wakes the response.
     fn wake(&self, n: u32, answer: Option<Item>) {
         let waker = {
             let mut entries = self.0.borrow_mut();
@@ -97,7 +97,7 @@ fn poll<St: Stream + ?Sized>(stream: Pin<&mut St>, wakes: &WakeCount) -> Poll<Op
     wakes.enter(|cx| stream.poll_next(cx))
 }
 
-/// Answers in random orders, with wake-ups for nothing in between, and looks at each item.
+/// Answers in random order, with spurious wake-ups in between, and checks each item.
 fn against_a_model<St: Stream<Item = Item>>(
     seed: u64,
     ordered: bool,
@@ -129,7 +129,7 @@ fn against_a_model<St: Stream<Item = Item>>(
                         0 => desk.wake(n, None),
                         1..3 => {
                             let answer = match rng.next_range(0..5) {
-                                0 => Err(Failure("so it is")),
+                                0 => Err(Failure("told to fail")),
                                 _ => Ok(n + 1),
                             };
                             desk.wake(n, Some(answer));
@@ -140,7 +140,7 @@ fn against_a_model<St: Stream<Item = Item>>(
                     }
                 }
             }
-            // As a task does: not unless it was woken, and then until it is pending.
+            // Like a task: poll only after a wake-up, and then until pending.
             _ if wakes.get() != seen => loop {
                 seen = wakes.get();
                 match poll(stream.as_mut(), &wakes) {
@@ -208,7 +208,7 @@ fn requests_in_flight_are_bounded() {
         }
         let mut stream = pin!(stream);
         let wakes = WakeCount::new();
-        // In one go no more are called than others can wait for.
+        // One poll calls a bounded number, until all that fit are in flight.
         for _ in 0..expected / 100 {
             assert!(poll(stream.as_mut(), &wakes).is_pending());
         }
@@ -216,7 +216,7 @@ fn requests_in_flight_are_bounded() {
             assert!(poll(stream.as_mut(), &wakes).is_pending());
             assert_eq!(desk.0.borrow().len(), expected);
         }
-        // A response that waits for its turn takes up room.
+        // A response that waits for its turn counts towards the bound.
         desk.wake(1, Some(Ok(1)));
         assert!(poll(stream.as_mut(), &wakes).is_pending());
         assert_eq!(desk.0.borrow().len(), expected - 1);
@@ -489,7 +489,7 @@ fn dropping_the_stream_drops_in_flight() {
         .collect();
     drop(stream);
     assert!(desk.0.borrow().is_empty());
-    // Nor do wakers that are left keep anything.
+    // Leftover wakers keep nothing alive either.
     wakers.into_iter().for_each(Waker::wake);
 }
 
@@ -500,7 +500,7 @@ fn stale_waker_is_harmless() {
         fn wake(self: Arc<Self>) {}
     }
 
-    // Hands its waker out, and is answered at once the second time.
+    // Hands out its waker, and is ready on the second poll.
     let wakers = Rc::new(RefCell::new(Vec::new()));
     let polls = Rc::new(RefCell::new(Vec::new()));
     let service = service_fn(|n: u32| {
@@ -520,7 +520,7 @@ fn stale_waker_is_harmless() {
     let mut cx = Context::from_waker(&waker);
     let mut stream = Box::pin(service.call_all(stream::iter(0..3)).concurrency(1));
     for n in 0..3 {
-        // The wakers of those before, for whom their slot has another now.
+        // The wakers of earlier responses, whose slots now belong to others.
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         let mut polled = stream.as_mut().poll_next(&mut cx);
         while polled.is_pending() {

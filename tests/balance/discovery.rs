@@ -165,7 +165,10 @@ fn ended_and_empty_is_an_error() {
     );
 
     let (feed, mut balance) = fed();
-    assert!(wakes.poll_ready(&mut balance).is_pending(), "more endpoints may come");
+    assert!(
+        wakes.poll_ready(&mut balance).is_pending(),
+        "more endpoints may come"
+    );
     let site = Site::new(Mood::Broken, 1);
     insert(&feed, 0, &site);
     drop(feed);

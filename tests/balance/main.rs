@@ -357,7 +357,11 @@ mod choice {
             answer(&mut balance).unwrap();
         }
         let after: u32 = sites.iter().map(|site| site.polls.get()).sum();
-        assert_eq!(after - before, 20, "one poll after the call, one when chosen");
+        assert_eq!(
+            after - before,
+            20,
+            "one poll after the call, one when chosen"
+        );
     }
 }
 

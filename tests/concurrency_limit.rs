@@ -49,7 +49,7 @@ fn permit_is_held_until_the_response() {
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut limit)).unwrap();
     drop(response);
-    // And gives nothing back a second time.
+    // Dropping it does not return the permit a second time.
     let mut other = limit.clone();
     assert!(wakes.poll_ready(&mut other).is_pending());
 }
@@ -73,7 +73,7 @@ fn permit_can_travel_with_the_response() {
     drop(permit);
     assert_eq!(semaphore.available_permits(), 1);
 
-    // Not with an error.
+    // An error takes no permit along.
     make_ready(&mut limit);
     let mut response = spawn(limit.call(1));
     assert!(response.poll().is_pending());
@@ -82,7 +82,7 @@ fn permit_can_travel_with_the_response() {
     assert_eq!(semaphore.available_permits(), 1);
 }
 
-/// Notes how many of a service's futures are alive, and the most that ever were.
+/// Counts the live futures of a service, and their maximum.
 #[derive(Clone, Default)]
 struct Alive(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -190,10 +190,10 @@ fn unready_service_takes_no_permit() {
     assert!(wakes.poll_ready(&mut stuck).is_pending());
     make_ready(&mut other);
     let response = other.call(1);
-    // It is ready now, and waits for the permit.
+    // The service is ready now, and the handle waits for the permit.
     handle.set_ready(true);
     assert!(wakes.poll_ready(&mut stuck).is_pending());
-    // And it is not when it is given the permit, which is for whoever can go on.
+    // The service is no longer ready when the permit arrives, so the permit goes to a handle that can proceed.
     handle.set_ready(false);
     drop(response);
     assert!(wakes.poll_ready(&mut stuck).is_pending());
@@ -201,7 +201,7 @@ fn unready_service_takes_no_permit() {
     make_ready(&mut other);
 }
 
-/// Two limits of one permit each, and what is in front of one or of both of them.
+/// Two limits of one permit each, with services behind one or both of them.
 struct TwoLimits {
     outer: Semaphore,
     inner: Semaphore,
@@ -225,7 +225,7 @@ impl TwoLimits {
     }
 }
 
-/// Each has gone a while after the other came, so that one of the two permits is always another's.
+/// Each user leaves a while after the next one came, so that one of the two permits is always taken.
 #[test]
 fn two_contended_permits_are_both_acquired() {
     let limits = TwoLimits::new();
@@ -233,7 +233,7 @@ fn two_contended_permits_are_both_acquired() {
         let mut users = VecDeque::from([(); 2].map(|()| TwoLimits::one(semaphore)));
         let [first, second] = [0, 1].map(|n| WakeCount::new().poll_ready(&mut users[n]));
         assert!(first.is_ready() && second.is_pending());
-        // Who has the permit goes, if somebody has it, and comes again.
+        // The user that holds the permit, if there is one, leaves and queues again.
         move || {
             if WakeCount::new().poll_ready(&mut users[0]).is_ready() {
                 let mut next = users[0].clone();
@@ -257,7 +257,7 @@ fn two_contended_permits_are_both_acquired() {
         }
         inner_goes();
     }
-    panic!("it was passed over ten times");
+    panic!("passed over ten times");
 }
 
 #[test]
@@ -271,13 +271,13 @@ fn two_permits_do_not_circulate() {
         wakes.poll_ready(handle).is_ready()
     };
     make_ready(&mut outer);
-    assert!(!poll(0) && !poll(2), "they wait for the first permit");
+    assert!(!poll(0) && !poll(2), "both wait for the first permit");
     make_ready(&mut inner);
     assert!(!poll(1), "it waits for the second one");
     drop((outer, inner));
     assert!(
         (0..30).any(|turn| poll(turn % 3)),
-        "both permits are there, and nobody has them"
+        "both permits are free and unclaimed"
     );
 }
 
@@ -292,7 +292,7 @@ fn unready_call_leaves_the_inner_queue() {
     assert!(WakeCount::new().poll_ready(&mut first).is_pending());
     let mut second = spawn(second.call(2));
     assert!(second.poll().is_pending());
-    // It was the first to wait for the second permit.
+    // This was the first to wait for the second permit.
     let mut first = spawn(first.call(1));
     assert!(first.poll().is_pending());
     drop((outer, inner));
@@ -312,17 +312,17 @@ fn permit_waiter_holds_no_inner_capacity() {
     assert!(worker.poll().is_pending());
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut second).is_pending());
-    // Nor does a request that is shed.
+    // A shed request holds none either.
     let mut shed = LoadShed::new(limit.clone());
     make_ready(&mut shed);
-    // As another attempt of the first request would.
+    // Like another attempt of the first request.
     make_ready(&mut buffer.clone());
     assert!(wakes.poll_ready(&mut second).is_pending());
     make_ready(&mut buffer.clone());
     handle.try_next().unwrap().1.send(2);
     assert!(ready(response.poll()).is_ok());
     assert_eq!(wakes.get(), 1);
-    // It has the permit, and no room: others have the permit then.
+    // The handle gets the permit but no capacity, so it leaves the permit to others.
     let mut room = buffer.clone();
     make_ready(&mut room);
     assert!(wakes.poll_ready(&mut second).is_pending());
@@ -347,14 +347,14 @@ fn elapsed_deadline_leaves_the_queue() {
     assert!(wakes.poll_ready(&mut last).is_pending());
     timer.advance(second);
     make_ready(&mut late);
-    // Before its request is refused, and though the handle is kept.
+    // The permit is free before the request is refused, though the handle is kept.
     drop(first);
     make_ready(&mut last);
     assert!(ready(spawn(late.call(1)).poll()).is_err());
     assert_eq!(timer.armed(), 0);
 }
 
-/// A limit of one around a service that answers with a stream, which the test sees dropped.
+/// A limit of one around a service that answers with a stream; the test sees when it is dropped.
 fn streamed(
     semaphore: &Semaphore,
 ) -> impl Service<u32, Response = Permitted<Body>, Error = Failure> + Clone {
@@ -404,7 +404,7 @@ fn stream_holds_its_permit_to_the_end() {
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut other)).unwrap();
 
-    // It gives nothing back a second time.
+    // Dropping it does not return the permit a second time.
     assert_eq!(body.next().now_or_never(), Some(None));
     drop(body);
     assert_eq!(semaphore.available_permits(), 0);
@@ -422,7 +422,7 @@ fn stream_holds_its_permit_until_dropped() {
     drop(body);
     assert_eq!(semaphore.available_permits(), 1);
 
-    // Taken apart and put together, and as a part of what is changed.
+    // Taken apart, put together, and mapped.
     let (body, permit) = answer(&mut limit, 2).into_parts();
     let body = Permitted::from_parts(body.map(|n| n + 10), permit);
     let mut body = Permitted::map(body, StreamExt::enumerate);
@@ -451,7 +451,7 @@ fn permit_returns_after_its_response() {
     let mut limit = ConcurrencyLimit::with_semaphore(inner, semaphore.clone()).with_permit();
     drop(answer(&mut limit, 1));
     assert_eq!(seen.load(Ordering::SeqCst), 1);
-    // A panic loses none.
+    // A panic loses no permit.
     let answer = answer(&mut limit, 1);
     let panics = AssertUnwindSafe(|| Permitted::map(answer, |_| panic!("here")));
     assert!(catch_unwind(panics).is_err());
@@ -497,7 +497,7 @@ fn a_shed_request_leaves_nothing_behind() {
     ));
     handle.try_next().unwrap().1.send(1);
     assert_eq!(ready(in_flight.poll()), Ok(1));
-    // B's handle still exists and idles.
+    // The handle `b` still exists and idles.
     make_ready(&mut c);
     let mut admitted = spawn(c.call(3));
     assert!(admitted.poll().is_pending());
@@ -555,7 +555,7 @@ fn first_come_first_served() {
         .collect();
     drop(holder);
     for n in 0..3 {
-        // One is woken, the first; nobody overtakes it.
+        // Only the first waiter is woken; none overtakes it.
         let woken: Vec<_> = wakes.iter().map(WakeCount::get).collect();
         assert_eq!(woken.iter().sum::<usize>(), n + 1);
         assert_eq!(woken[n], 1);
@@ -578,7 +578,7 @@ fn cancelled_waiter_passes_its_permit_on() {
     assert!(b.poll_ready(&mut second).is_pending());
     drop(holder);
     assert_eq!((a.get(), b.get()), (1, 0));
-    // Granted, and gone before it looked.
+    // Granted, and dropped before it was polled again.
     drop(first);
     assert_eq!(b.get(), 1);
     ready(b.poll_ready(&mut second)).unwrap();
@@ -600,7 +600,7 @@ fn last_waker_is_the_one_woken() {
 #[test]
 fn a_call_without_readiness_waits() {
     let (service, mut handle) = mock::<u32, u32>();
-    // The contract of the mock is kept by another layer: here it is the limit that is called unready.
+    // The inner service waits for readiness of its own; only the limit is called unready.
     let service = service_fn(move |n| {
         let mut service = service.clone();
         async move {
@@ -742,7 +742,7 @@ mod shared_with_the_application {
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
         let elsewhere = semaphore.try_acquire().unwrap();
-        // First, so that it would take the wake-up if it were in the line.
+        // Polled first, so that it would take the wake-up if it were in the wait queue.
         let mut shedding = LoadShed::new(limit.clone());
         make_ready(&mut shedding);
         let wakes = WakeCount::new();
@@ -777,7 +777,7 @@ mod shared_with_tokio {
         make_ready(&mut LoadShed::new(&mut waiting));
         drop(holder);
         assert_eq!(wakes.get(), 1);
-        // The permit was given to who waits; it is there for an attempt, too.
+        // The permit was granted to the waiting handle; a shed poll can use it, too.
         let mut shedding = LoadShed::new(waiting);
         make_ready(&mut shedding);
         assert!(spawn(shedding.call(1)).poll().is_pending());
@@ -789,7 +789,7 @@ mod shared_with_tokio {
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
         let elsewhere = semaphore.try_acquire().unwrap();
-        // First, so that it would take the permit if it were in the line.
+        // Polled first, so that it would take the permit if it were in the wait queue.
         let mut shedding = LoadShed::new(limit.clone());
         make_ready(&mut shedding);
         let wakes = WakeCount::new();
@@ -862,7 +862,7 @@ async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
     assert!(most.load(Ordering::SeqCst) <= 3);
 }
 
-/// Whether it waits, has just got its permit, or has called: who gives up holds up nobody.
+/// A request may be cancelled while it waits, with a new permit, or after its call: none blocks the next.
 async fn cancelled_request_passes_its_permit_on<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimit::new(service, 1);
@@ -888,7 +888,7 @@ async fn cancelled_request_passes_its_permit_on<H: Host>(rt: On<H>) {
     }
 }
 
-/// Requests time out, and their futures are kept: by then nothing of them is alive.
+/// Requests time out and their futures are kept, yet nothing inside them is alive.
 async fn limit_counts_live_futures<H: Host>(rt: On<H>) {
     let alive = Alive::default();
     let second = Duration::from_secs(1);
@@ -905,7 +905,7 @@ async fn limit_counts_live_futures<H: Host>(rt: On<H>) {
             [response]
         })
     });
-    // All of them are kept.
+    // All the futures are kept.
     let elapsed = futures::future::join_all(elapsed);
     rt.advance_until(second / 4, elapsed).await;
     assert_eq!(alive.most(), 1);
@@ -917,7 +917,7 @@ on_every_runtime! {
     cancelled_request_passes_its_permit_on,
 }
 
-/// Waits and calls are given up at random, on several threads; at the end all permits are there.
+/// Several threads cancel waits and calls at random; at the end all permits are free.
 #[test]
 fn random_drops_lose_no_permit() {
     let semaphore = Semaphore::new(2);

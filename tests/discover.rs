@@ -1,4 +1,4 @@
-//! Which endpoints there are: lists, channels, any stream.
+//! Sources of endpoints: lists, channels and arbitrary streams.
 
 mod common;
 
@@ -50,7 +50,7 @@ fn cloned_list_starts_at_the_same_position() {
     }
 }
 
-/// Takes requests of two types.
+/// A service for two types of requests.
 #[derive(Clone, Debug)]
 struct Both;
 
@@ -78,7 +78,7 @@ impl Service<u16> for Both {
     }
 }
 
-/// What names a list, and infers one, with tower's as with ours.
+/// Naming a list and inferring its types, with tower's traits as with this crate's.
 macro_rules! names_and_inference {
     ($name:ident, $discover:path, $service:path) => {
         mod $name {
@@ -193,7 +193,7 @@ mod channel {
         assert!(!sender.is_closed());
         drop(changes);
         assert!(sender.is_closed());
-        // Neither the key nor the service has to have any trait for the error to be one.
+        // The error implements `Error` whatever the key and the service implement.
         struct Opaque(u8);
         let (opaque, taken) = channel::<Opaque, Opaque>();
         drop(taken);

@@ -63,7 +63,7 @@ fn a_report_is_the_innermost_error() {
     assert!(report.source().unwrap().is::<Inner>());
     assert_eq!(Report(in_the_middle()).to_string(), "service overloaded");
     assert!(Report(in_the_middle()).source().is_none());
-    // It is an error, so a stack of reports can be looked through too.
+    // A report is an error, so a stack of reports can be searched too.
     assert!(Report(report).as_error().is::<Report<Report<Stack>>>());
 }
 

@@ -1,4 +1,4 @@
-//! Filters: what passes, what is rejected, and what a rejection gives back.
+//! Filters: what passes, what is rejected, and what a rejection releases.
 mod common;
 
 use std::cell::{Cell, RefCell};
@@ -16,7 +16,7 @@ use campanile::{Layer, Service, ServiceExt, Timer, service_fn};
 use common::{Host, On, mock, on_every_runtime};
 use futures::executor::block_on;
 
-/// Reserves one of `free` when it is polled ready, and answers with its request.
+/// Takes one of `free` when it becomes ready, and answers with its request.
 #[derive(Debug)]
 struct Reserving {
     free: Rc<Cell<u32>>,
@@ -115,13 +115,13 @@ fn rejection_releases_the_reservation() {
     assert!(poll_ready(&mut service).is_ready());
     assert!(poll_ready(&mut other).is_pending());
 
-    // The permit is back at once, though neither the response future nor the filter is dropped.
+    // The reservation is released at once, though the response future and the filter still exist.
     let rejected = service.call("seven");
     assert!(poll_ready(&mut other).is_ready());
     assert!(matches!(block_on(rejected), Err(Error::Rejected(_))));
     assert_eq!(block_on(other.call(1)).unwrap(), 1);
 
-    // And the filter goes on.
+    // The filter still works.
     assert!(poll_ready(&mut service).is_ready());
     assert_eq!(block_on(service.call("7")).unwrap(), 7);
 }
@@ -134,7 +134,7 @@ fn async_rejection_releases_the_reservation() {
 
     assert!(poll_ready(&mut service).is_ready());
     let mut rejected = Box::pin(service.call("seven"));
-    // Until the predicate has answered, the call keeps its place.
+    // The call keeps its reservation until the predicate has answered.
     assert!(poll_ready(&mut other).is_pending());
     assert!(matches!(
         rejected.as_mut().poll(&mut cx()),
@@ -242,7 +242,7 @@ fn error_exposes_its_source() {
 fn error_flattens_into_a_box() {
     use campanile::BoxError;
 
-    // Two deep, and with a predicate that has a box already.
+    // Two levels deep, with a predicate whose error is already boxed.
     let service = Reserving::new(1)
         .filter(parse)
         .filter(|text: &'static str| {
@@ -270,7 +270,7 @@ fn inner_error_is_distinct() {
 
 #[test]
 fn ready_service_is_dropped_after_its_call() {
-    // What the inner service sees, in order.
+    // What happens to the inner service, in order.
     #[derive(Debug)]
     struct Logging(Rc<RefCell<Vec<&'static str>>>);
 
@@ -325,7 +325,7 @@ fn filters_implement_debug() {
     assert_eq!(format!("{:?}", service.call("x")), "ResponseFuture { .. }");
 }
 
-/// A check that takes its time holds up its own request and no other.
+/// A slow check delays its own request and no other.
 async fn slow_check_delays_only_its_request<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let time = rt.clone();

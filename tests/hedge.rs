@@ -1,4 +1,4 @@
-//! `Hedge`: which answer wins, when a hedge is sent, how its delay is found, and how many there are.
+//! `Hedge`: which answer wins, when a hedge is sent, how the delay is estimated, and how many hedges there are.
 #![cfg(all(feature = "alloc", target_has_atomic = "64"))]
 
 mod common;
@@ -103,7 +103,7 @@ fn failure_before_the_hedge_is_returned() {
     assert_eq!(response.poll(), Poll::Ready(Err(Failure("at once"))));
     assert_eq!((timer.armed(), handle.alive()), (0, 1), "nothing is left");
 
-    // While the hedge waits for its service, too.
+    // The same while the hedge waits for its service.
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
     handle.set_ready(false);
@@ -174,7 +174,7 @@ fn dropped_response_cancels_all_attempts() {
     assert_eq!((timer.armed(), handle.alive()), (0, 1));
 }
 
-/// Says no as it is told, and counts what it is asked.
+/// Refuses as configured, and counts the questions.
 #[derive(Clone, Default)]
 struct Picky {
     no_copy: bool,
@@ -246,7 +246,7 @@ fn zero_and_maximum_delay() {
     assert_eq!((handle.calls(), timer.made()), (5, 0));
 }
 
-/// Counts what is asked of it.
+/// Counts the requests to it.
 #[derive(Clone, Debug, Default)]
 struct Counting {
     timer: ManualTimer,
@@ -290,7 +290,7 @@ fn timer_is_used_sparingly() {
         (timer.reads.get(), timer.timer.made() - made)
     };
 
-    // Too little data: no copy, no timer.
+    // Too little data, so neither a copy nor a timer.
     assert_eq!(call(&mut service, true), (2, 0));
     assert_eq!((service.delay(), policy.copies.get()), (None, 0));
     service.seed([MS; 9]);
@@ -298,7 +298,7 @@ fn timer_is_used_sparingly() {
     assert_eq!(call(&mut service, false), (2, 0));
     assert_eq!(call(&mut service, true), (2, 1));
 
-    // A fixed delay measures nothing.
+    // A fixed delay needs no measurements.
     let mut service = Hedge::with_timer(inner, policy, Delay::fixed(LATE), timer.clone());
     assert_eq!(call(&mut service, false), (0, 0));
     assert_eq!(call(&mut service, true), (1, 1));
@@ -344,7 +344,7 @@ fn invalid_arguments_are_refused() {
     }
 }
 
-/// Answers each request after the next of the latencies.
+/// Answers each request after the next latency.
 fn slow(
     timer: &ManualTimer,
     latencies: impl FnMut() -> Duration + 'static,
@@ -361,21 +361,21 @@ fn slow(
     })
 }
 
-/// Calls, and moves time on until there is an answer.
+/// Sends a request and moves time forward until it is answered.
 fn call<S: Service<u32>>(service: &mut S, timer: &ManualTimer) -> Result<S::Response, S::Error> {
     let mut response = spawn(ready_call(service));
     loop {
         if let Poll::Ready(result) = response.poll() {
             return result;
         }
-        assert!(timer.advance_to_next(), "nobody waits for anything");
+        assert!(timer.advance_to_next(), "no deadline is armed");
     }
 }
 
 #[test]
 fn winning_hedges_do_not_shrink_the_delay() {
     let timer = ManualTimer::new();
-    // What answers a hedge is fast, and all else is slow.
+    // Hedges are answered fast, first attempts slowly.
     let mut calls = 0;
     let inner = slow(&timer, move || {
         calls += 1;
@@ -445,7 +445,7 @@ fn cancelled_calls_count_as_latency() {
         delay
     };
 
-    // One that was answered, and then two that were not.
+    // One call that is answered, then two that are cancelled.
     let mut answered = spawn(ready_call(&mut service));
     handle.try_next().unwrap().1.send(1);
     assert!(answered.poll().is_ready());
@@ -457,7 +457,7 @@ fn cancelled_calls_count_as_latency() {
     let delay = next_period(&mut service, &mut handle).unwrap();
     assert!(delay > 100 * MS && delay < 110 * MS, "{delay:?}");
 
-    // What failed does not count, and what was never polled neither.
+    // A failure does not count, nor does a response that was never polled.
     let mut failed = spawn(ready_call(&mut service));
     timer.advance(20 * MS);
     handle.try_next().unwrap().1.fail(Failure("no"));
@@ -525,7 +525,7 @@ fn budget_saves_up_to_ten_hedges() {
     (0..100).for_each(|_| budget.deposit());
     assert_eq!(drain(), 10);
 
-    // And not a part of another one.
+    // Fractions of a further hedge are not saved.
     let budget = ShareBudget::new(0.75);
     assert!(budget.withdraw());
     (0..2).for_each(|_| budget.deposit());
@@ -548,7 +548,7 @@ fn hedges_stay_within_the_budget() {
     for (delay, share) in budgets {
         let timer = ManualTimer::new();
         let calls = Rc::new(Cell::new(0));
-        // All of it has become slow, and the hedges are too.
+        // All calls have become slow, hedges included.
         let inner = slow(&timer, {
             let calls = calls.clone();
             move || {
@@ -682,7 +682,7 @@ async fn hedge_is_sent_despite_a_used_up_budget() {
     assert!(polls.get() <= 12, "{}", polls.get());
 }
 
-/// On a runtime with threads it can go to another.
+/// Asserts that the future can move to another thread.
 fn sent<T: Send>(future: T) -> T {
     future
 }

@@ -1,4 +1,4 @@
-//! What a call allocates, per middleware: nothing, except for boxes that were asked for.
+//! Allocations per call, by middleware: none, except for boxes that the user asked for.
 #![cfg(feature = "alloc")]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -17,16 +17,16 @@ std::thread_local! {
     static COUNT: Cell<u32> = const { Cell::new(0) };
 }
 
-// SAFETY: hands everything on to the system's allocator.
+// SAFETY: every call is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often `f` allocates.
+/// The number of allocations during `f`, and its result.
 fn allocations<T>(f: impl FnOnce() -> T) -> (u32, T) {
     let before = COUNT.get();
     let value = black_box(f());
@@ -64,8 +64,8 @@ fn one_per_call<S: Service<u32, Response = u32>>(mut service: S) {
 }
 
 #[test]
-fn a_box_allocates_once_when_it_is_made_once_per_clone_and_once_per_call() {
-    // `block_on` makes the waker of its thread the first time.
+fn box_allocates_when_made_cloned_or_called() {
+    // `block_on` creates the waker of its thread on first use.
     block_on(async {});
 
     let kept = [1_u8; 8];
@@ -108,7 +108,7 @@ fn combinators_and_filters_allocate_nothing() {
 
 #[cfg(feature = "std")]
 #[test]
-fn calling_all_allocates_nothing_once_there_is_room() {
+fn call_all_with_capacity_allocates_nothing() {
     use futures::stream::{StreamExt, repeat};
 
     block_on(async {});
@@ -131,7 +131,7 @@ fn calling_all_allocates_nothing_once_there_is_room() {
     assert_eq!((count, items), (0, 1_000));
 }
 
-/// Rooms on a timer that is there, so that the waiting paths are measured too.
+/// A timer is present, so the waiting paths are measured too.
 #[cfg(feature = "smol")]
 mod middleware {
     use std::num::NonZeroU32;
@@ -159,7 +159,7 @@ mod middleware {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    /// Pends once, so that whoever waits with it has to arm what it waits with.
+    /// Pends once, so that the middleware around it has to arm its timer.
     async fn pends_once(n: u32) -> Result<u32, std::io::Error> {
         let mut pended = false;
         poll_fn(|cx| {
@@ -183,7 +183,7 @@ mod middleware {
             let response = service.call(1);
             block_on(response).unwrap()
         };
-        // The first may fill what is kept.
+        // The first call may fill caches.
         call();
         let (count, answer) = allocations(&mut call);
         assert_eq!(answer, 1);
@@ -191,7 +191,7 @@ mod middleware {
     }
 
     #[test]
-    fn limits_shedding_and_filters_allocate_nothing() {
+    fn limits_and_filters_allocate_nothing() {
         block_on(async {});
         let leaf = service_fn(pends_once);
         assert_eq!(per_call(ConcurrencyLimit::new(leaf, 2)), 0);
@@ -215,7 +215,7 @@ mod middleware {
             fails = !fails;
             std::future::ready(if fails { Err(std::fmt::Error) } else { Ok(n) })
         });
-        // Without a wait: async-io's own bookkeeping of a timer that is armed is not ours to count.
+        // Without a wait: async-io's own bookkeeping for an armed timer does not count.
         #[derive(Clone)]
         struct Again;
         impl campanile::retry::Policy<u32, u32, std::fmt::Error> for Again {
@@ -237,7 +237,7 @@ mod middleware {
         assert_eq!(per_call(Retry::new(policy, service_fn(pends_once))), 0);
     }
 
-    /// Clones fail in turn, and not each at its first call.
+    /// Clones fail in turn, not each on its first call.
     #[derive(Clone)]
     struct Alternating<S>(std::rc::Rc<std::cell::RefCell<S>>);
 
@@ -260,7 +260,7 @@ mod middleware {
     fn a_hedge_allocates_nothing() {
         block_on(async {});
         let leaf = service_fn(pends_once);
-        // Both attempts are made, and without a wait.
+        // Both attempts are made without a wait.
         let at_once = Delay::fixed(Duration::ZERO);
         let hedge = Hedge::with_delay(leaf, CloneByClone, at_once).budget(Unlimited);
         assert_eq!(per_call(hedge), 0);
@@ -270,7 +270,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_timeout_that_is_not_armed_allocates_nothing() {
+    fn unarmed_timeout_allocates_nothing() {
         block_on(async {});
         let leaf = service_fn(|n: u32| std::future::ready(Ok::<_, std::io::Error>(n)));
         assert_eq!(per_call(Timeout::new(leaf, LONG)), 0);
@@ -279,7 +279,7 @@ mod middleware {
     }
 
     #[test]
-    fn waits_that_share_an_alarm_allocate_nothing_once_it_is_set() {
+    fn waits_on_a_set_alarm_allocate_nothing() {
         use campanile::Timer;
         use campanile::runtime::SharedTimer;
 
@@ -288,7 +288,7 @@ mod middleware {
         let leaf = service_fn(pends_once);
         let timeout = campanile::timeout::Timeout::with_timer(leaf, LONG, timer.clone());
         assert_eq!(per_call(timeout), 0);
-        // And a hundred at once, when there were as many before.
+        // A hundred waits at once, after as many before.
         let mut cx = Context::from_waker(Waker::noop());
         let mut begin = |all: &mut Vec<_>| {
             all.extend((0..100).map(|_| timer.sleep(LONG)));
@@ -308,7 +308,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_buffer_allocates_nothing_once_its_table_has_its_size() {
+    fn warm_buffer_allocates_nothing() {
         block_on(async {});
         let (mut buffer, worker) = buffer::pair(service_fn(pends_once), 4);
         let mut worker = std::pin::pin!(worker);
@@ -327,7 +327,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_choice_among_services_allocates_nothing() {
+    fn steer_allocates_nothing() {
         use campanile::steer::Steer;
 
         block_on(async {});
@@ -339,7 +339,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_connection_that_is_kept_up_allocates_nothing() {
+    fn open_connection_allocates_nothing() {
         use campanile::{make::Shared, smol::reconnect::Reconnect};
 
         block_on(async {});
@@ -349,11 +349,12 @@ mod middleware {
     }
 
     #[test]
-    fn readiness_in_the_background_allocates_nothing_once_there_is_a_task() {
+    fn running_spawn_ready_allocates_nothing() {
         use campanile::spawn_ready::{BackgroundReady, SpawnReady};
         use std::{cell::RefCell, pin::Pin};
 
-        /// Pends twice before each call: once where it is asked, once in the task. Then it is ready until the call.
+        /// Pends twice before each call: once when the handle polls it, once in the task. Then it is ready until the
+        /// call.
         struct Slow(u32);
 
         impl Service<u32> for Slow {
@@ -388,7 +389,7 @@ mod middleware {
         block_on(async {});
         let executor = ByHand::default();
         let mut service = SpawnReady::with_executor(Slow(0), &executor);
-        // Not a noop waker: that would be a try.
+        // Not the noop waker: polling with that one only tries.
         let waker = futures::task::noop_waker();
         let mut cx = Context::from_waker(&waker);
         let mut call = || {
@@ -421,7 +422,7 @@ mod middleware {
     }
 
     #[test]
-    fn a_balancer_and_a_ready_cache_allocate_nothing_once_the_endpoints_are_there() {
+    fn warm_balancer_and_cache_allocate_nothing() {
         use campanile::balance::p2c::Balance;
         use campanile::discover::ServiceList;
         use campanile::layer::Identity;

@@ -1,4 +1,4 @@
-//! The buffer: polled by hand where the order matters, and on every runtime where the runtime matters.
+//! The buffer: polled by hand where order matters, and on every runtime where the runtime matters.
 #![cfg(feature = "std")]
 
 mod common;
@@ -34,7 +34,7 @@ fn mock_pair(
     (buffer, worker, handle)
 }
 
-/// Polls `service` ready with a waker of its own, which has to be enough.
+/// Polls `service`, which has to be ready at once.
 #[track_caller]
 fn make_ready<S: Service<R>, R>(service: &mut S)
 where
@@ -56,7 +56,7 @@ fn the_bound_is_exact() {
             responses.push(buffer.call(n as u32));
             assert!(worker.poll().is_pending());
         }
-        // The worker has seen them all and holds none in its hand.
+        // The worker has received all of them and holds none outside the queue.
         let mut one_more = buffer.clone();
         let wakes = WakeCount::new();
         assert!(wakes.poll_ready(&mut one_more).is_pending());
@@ -71,7 +71,7 @@ fn the_bound_is_exact() {
 }
 
 #[test]
-fn requests_keep_their_order_while_the_service_is_not_ready() {
+fn unready_service_keeps_request_order() {
     let (mut buffer, worker, mut handle) = mock_pair(3);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -79,7 +79,7 @@ fn requests_keep_their_order_while_the_service_is_not_ready() {
         make_ready(&mut buffer);
         buffer.call(n)
     });
-    // It is asked for the first of them, again and again.
+    // The service is polled for the first request repeatedly.
     for _ in 0..2 {
         assert!(worker.poll().is_pending());
     }
@@ -89,9 +89,9 @@ fn requests_keep_their_order_while_the_service_is_not_ready() {
     assert_eq!(served.collect::<Vec<_>>(), [0, 1, 2]);
 }
 
-/// Room of which nobody has been told yet.
+/// Capacity that no waiter has been told about yet.
 #[test]
-fn there_is_no_room_after_the_end() {
+fn no_capacity_after_the_end() {
     let ends: [fn(&MockBuffer, &common::Handle<u32, u32>); 3] = [
         |buffer, _| buffer.close(),
         |buffer, _| drop(buffer.shutdown()),
@@ -103,7 +103,7 @@ fn there_is_no_room_after_the_end() {
         make_ready(&mut buffer);
         let mut others = [buffer.clone(), buffer.clone()];
         end(&buffer, &handle);
-        // The worker finds the failure when it asks the service, for this.
+        // The worker discovers the failure when it polls the service for this request.
         let _response = buffer.call(0);
         let _ = worker.poll();
         for other in &mut others {
@@ -136,7 +136,7 @@ fn a_bound_of_zero_is_refused() {
         message,
         Some("a buffer's bound is 0, and must be at least 1")
     );
-    // At the caller's line, whichever way the buffer is made.
+    // The panic names the caller's line, whichever way the buffer is made.
     let here = |line| (file!().to_owned(), line);
     let pair = || drop(buffer::pair(mock::<(), ()>().0, 0));
     assert_eq!(panics_at(pair), here(line!() - 1));
@@ -150,7 +150,7 @@ fn a_bound_of_zero_is_refused() {
 
 #[test]
 fn a_cancelled_request_is_dropped_at_once() {
-    // Each request holds one more reference.
+    // Each request holds a reference.
     let request = Rc::new(());
     let (service, handle) = mock::<Rc<()>, u32>();
     handle.set_ready(false);
@@ -167,7 +167,7 @@ fn a_cancelled_request_is_dropped_at_once() {
     assert!(wakes.poll_ready(&mut other).is_pending());
     drop(response);
     assert_eq!(Rc::strong_count(&request), 1);
-    // And its room is free.
+    // Its slot is free.
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut other)).unwrap();
 }
@@ -181,13 +181,13 @@ fn a_cancelled_response_is_dropped_at_once() {
     assert!(worker.poll().is_pending());
     let (_, responder) = handle.try_next().unwrap();
     assert!(!responder.is_cancelled());
-    // The response's future is on its way back to its caller.
+    // The response future is still with its caller.
     drop(response);
     assert!(responder.is_cancelled());
 }
 
 #[test]
-fn an_answered_request_has_no_other_answer() {
+fn answered_request_is_answered_once() {
     let (buffer, worker, mut handle) = mock_pair(1);
     let mut worker = spawn(worker);
     let mut response = spawn(buffer.clone().call(3));
@@ -203,7 +203,7 @@ fn an_answered_request_has_no_other_answer() {
 }
 
 #[test]
-fn a_response_that_nobody_polls_holds_no_room() {
+fn unpolled_response_holds_no_capacity() {
     let (mut buffer, worker, mut handle) = mock_pair(1);
     let mut worker = spawn(worker);
     let mut responses = Vec::new();
@@ -238,8 +238,8 @@ fn every_handle_sees_the_failure() {
     handle.fail(Failure("broken"));
     assert!(worker.is_woken());
     assert!(worker.poll().is_ready());
-    // The service is gone though handles live, one of them with a reservation, and though the
-    // executor has not dropped the task.
+    // The service is dropped even though handles live, one of them with a reservation, and the executor still has the
+    // task.
     assert_eq!(handle.alive(), 0);
 
     let is_failure = |error: &Error<Failure>| match error {
@@ -253,13 +253,13 @@ fn every_handle_sees_the_failure() {
         &ready(wakes.poll_ready(&mut waiting)).unwrap_err()
     ));
     assert!(is_failure(&ready(wakes.poll_ready(&mut idle)).unwrap_err()));
-    // A reservation is not worth anything any more.
+    // The reservation is void.
     assert!(is_failure(&ready(spawn(idle.call(2)).poll()).unwrap_err()));
     drop(worker);
 }
 
 #[test]
-fn a_failure_flattens() {
+fn failure_flattens_into_a_box() {
     let (service, handle) = mock::<u32, u32>();
     handle.fail(Failure("broken"));
     let service = service_fn({
@@ -288,7 +288,7 @@ fn a_failure_flattens() {
 }
 
 #[test]
-fn a_panic_is_told_apart_from_closing() {
+fn panic_differs_from_closing() {
     let (buffer, worker) = buffer::pair(
         service_fn(|n: u32| {
             assert_ne!(n, 13, "unlucky");
@@ -305,7 +305,7 @@ fn a_panic_is_told_apart_from_closing() {
     assert!(panicked.poll().is_pending());
     assert!(behind.poll().is_pending());
 
-    // As an executor does it: the panic is caught at the poll, and the task dropped after.
+    // Like an executor: catch the panic of the poll, then drop the task.
     let mut worker = spawn(worker);
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.poll()));
     assert!(caught.is_err());
@@ -323,7 +323,7 @@ fn a_panic_is_told_apart_from_closing() {
 }
 
 #[test]
-fn when_the_last_handle_goes_the_worker_drains_and_ends() {
+fn worker_drains_after_the_last_handle() {
     let (mut buffer, worker, mut handle) = mock_pair(4);
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
@@ -344,7 +344,7 @@ fn when_the_last_handle_goes_the_worker_drains_and_ends() {
 }
 
 #[test]
-fn the_worker_of_an_unready_service_ends_with_the_last_handle() {
+fn last_handle_ends_an_unready_worker() {
     let (mut buffer, worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -381,7 +381,7 @@ fn shutdown_drains_and_can_be_awaited() {
     assert!(shutdown.poll().is_pending());
     assert!(another.poll().is_pending());
     drop(given_up);
-    // Nothing new is accepted, reservation or not.
+    // No new request is accepted, with or without a reservation.
     assert_eq!(wakes.get(), 1);
     assert_eq!(
         ready(wakes.poll_ready(&mut waiting)),
@@ -391,7 +391,7 @@ fn shutdown_drains_and_can_be_awaited() {
         ready(spawn(idle.call(2)).poll()),
         Err(Error::Closed(Closed::new()))
     );
-    // What was accepted is served.
+    // Accepted requests are served.
     assert!(worker.poll().is_pending());
     handle.set_ready(true);
     assert!(worker.poll().is_ready());
@@ -402,7 +402,7 @@ fn shutdown_drains_and_can_be_awaited() {
 }
 
 #[test]
-fn however_many_wait_for_room_or_for_the_end_all_are_woken() {
+fn shutdown_wakes_every_waiter() {
     for shut_down in [false, true] {
         let (mut buffer, worker, _handle) = mock_pair(1);
         make_ready(&mut buffer);
@@ -424,8 +424,8 @@ fn however_many_wait_for_room_or_for_the_end_all_are_woken() {
 }
 
 #[test]
-fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
-    /// Drops what it wakes.
+fn waiter_dropped_in_its_wake_spares_others() {
+    /// Drops a future when woken.
     struct Cancel(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
     impl Wake for Cancel {
         fn wake(self: Arc<Self>) {
@@ -452,7 +452,7 @@ fn who_goes_when_it_is_woken_for_the_end_keeps_it_from_no_other() {
 }
 
 #[test]
-fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
+fn request_error_differs_from_buffer_errors() {
     let error = Error::Service(Failure("refused"));
     assert_eq!(error.into_service(), Some(Failure("refused")));
     assert_eq!(Error::<Failure>::Closed(Closed::new()).into_service(), None);
@@ -464,7 +464,7 @@ fn the_error_of_a_request_is_told_from_those_of_the_buffer() {
 }
 
 #[test]
-fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source() {
+fn service_error_is_shared_with_its_source() {
     let failed = |text| {
         let (mut buffer, worker, handle) = mock_pair(1);
         handle.fail(Failure(text));
@@ -494,7 +494,7 @@ fn the_error_of_a_service_that_failed_is_the_same_for_all_and_names_its_source()
 }
 
 #[test]
-fn buffers_are_printed_without_what_is_in_them() {
+fn debug_omits_the_contents() {
     let (buffer, _worker, _handle) = mock_pair(2);
     let printed = format!("{buffer:?}");
     assert_eq!(
@@ -505,7 +505,7 @@ fn buffers_are_printed_without_what_is_in_them() {
     assert!(format!("{layer:?}").contains("bound: 2"));
 }
 
-/// Wakes nobody.
+/// Does nothing when woken.
 struct NoWake;
 
 impl Wake for NoWake {
@@ -513,7 +513,7 @@ impl Wake for NoWake {
 }
 
 #[test]
-fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
+fn cancelled_shutdown_wait_drops_its_waker() {
     let (buffer, _worker, _handle) = mock_pair(1);
     let mut shutdown = Box::pin(buffer.shutdown());
     let count = Arc::new(NoWake);
@@ -525,7 +525,7 @@ fn who_gives_up_waiting_for_the_end_takes_his_waker_along() {
 }
 
 #[test]
-fn giving_up_wakes_the_worker_that_asks_for_it() {
+fn cancelling_wakes_the_polling_worker() {
     let (mut buffer, worker, handle) = mock_pair(2);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -535,7 +535,7 @@ fn giving_up_wakes_the_worker_that_asks_for_it() {
     });
     let _shutdown = buffer.shutdown();
     assert!(worker.poll().is_pending());
-    // The service is not asked on behalf of the second.
+    // The worker is not polling the service for the second request.
     drop(second);
     assert!(!worker.is_woken());
     drop(first);
@@ -544,7 +544,7 @@ fn giving_up_wakes_the_worker_that_asks_for_it() {
 }
 
 #[test]
-fn the_worker_gives_way_to_others() {
+fn worker_yields() {
     let calls = Arc::new(AtomicUsize::new(0));
     let count = calls.clone();
     let (mut buffer, worker) = buffer::pair(
@@ -573,7 +573,7 @@ fn the_worker_gives_way_to_others() {
 }
 
 #[test]
-fn a_call_without_readiness_waits_for_room() {
+fn unready_call_waits_for_capacity() {
     let (mut buffer, worker, mut handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -596,7 +596,7 @@ fn a_call_without_readiness_waits_for_room() {
 }
 
 #[test]
-fn unreserved_handles_that_idle_starve_nobody() {
+fn idle_unreserved_handles_starve_no_caller() {
     let (buffer, worker, mut handle) = mock_pair(1);
     let buffer = buffer.unreserved();
     let mut worker = spawn(worker);
@@ -612,7 +612,7 @@ fn unreserved_handles_that_idle_starve_nobody() {
 }
 
 #[test]
-fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
+fn unreserved_is_inherited_and_releases() {
     let layer = BufferLayer::with_executor(1, Threads).unreserved();
     let buffer = layer.clone().layer(mock::<u32, u32>().0);
     let mut idle = buffer.clone();
@@ -627,7 +627,7 @@ fn unreserved_is_kept_by_layers_and_clones_and_gives_back_what_was_reserved() {
 }
 
 #[test]
-fn a_waiting_request_that_is_dropped_leaves_the_line() {
+fn dropped_waiter_leaves_the_queue() {
     let (buffer, _worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut holder = buffer.clone();
@@ -637,7 +637,7 @@ fn a_waiting_request_that_is_dropped_leaves_the_line() {
     let (a, b) = (WakeCount::new(), WakeCount::new());
     assert!(a.poll_ready(&mut first).is_pending());
     assert!(b.poll_ready(&mut second).is_pending());
-    // The first was granted the room, and goes away before it looks.
+    // The first is granted the slot and goes away before polling again.
     drop(holder);
     assert_eq!((a.get(), b.get()), (1, 0));
     drop(first);
@@ -646,7 +646,7 @@ fn a_waiting_request_that_is_dropped_leaves_the_line() {
 }
 
 #[test]
-fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
+fn dropped_unready_call_leaves_the_queue() {
     let (mut buffer, _worker, _handle) = mock_pair(1);
     let mut holder = buffer.clone();
     make_ready(&mut holder);
@@ -658,7 +658,7 @@ fn a_call_without_readiness_that_is_dropped_leaves_the_line() {
 }
 
 #[test]
-fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
+fn response_dropped_in_call_spares_others() {
     type Answer = std::future::Ready<Result<u32, Failure>>;
     type Slot = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer>>>>;
     let (first, second) = (Slot::default(), Slot::default());
@@ -666,7 +666,7 @@ fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
     let service = service_fn({
         let (first, second, handle) = (first.clone(), second.clone(), handle.clone());
         move |n: u32| -> Answer {
-            // The next request comes when the place of the first would be free.
+            // The next request arrives when the slot of the first would be free.
             if let Some(mut buffer) = handle.take() {
                 drop(first.take());
                 let buffer: &mut Buffer<u32, Answer> = &mut buffer;
@@ -686,10 +686,10 @@ fn a_response_that_is_dropped_within_the_call_costs_no_other_its_answer() {
 }
 
 #[test]
-fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
+fn request_dropped_in_poll_frees_capacity() {
     type Answer = std::future::Ready<Result<(), Failure>>;
 
-    /// Is not ready, and gives up what it is asked for.
+    /// Never ready; drops the future it holds when polled.
     struct GivesUp<F>(Rc<RefCell<Option<F>>>);
 
     impl<F> Service<()> for GivesUp<F> {
@@ -734,7 +734,7 @@ fn a_request_that_is_dropped_while_the_service_is_asked_gives_its_room_back() {
 }
 
 #[test]
-fn shedding_leaves_nobody_in_the_line() {
+fn shedding_leaves_no_waiter() {
     let (buffer, worker, handle) = mock_pair(1);
     handle.set_ready(false);
     let mut worker = spawn(worker);
@@ -750,13 +750,13 @@ fn shedding_leaves_nobody_in_the_line() {
         Err(load_shed::Error::Overloaded(_))
     ));
     drop(response);
-    // The room goes to who is there, though the one that was shed still exists.
+    // The slot goes to another caller, though the shed handle still exists.
     let mut other = buffer.clone();
     make_ready(&mut other);
 }
 
 #[test]
-fn a_request_that_waits_for_room_is_served_after_the_last_handle_went() {
+fn waiter_outlives_the_last_handle() {
     for unreserved in [false, true] {
         let (mut buffer, worker, handle) = mock_pair(1);
         if unreserved {
@@ -769,14 +769,14 @@ fn a_request_that_waits_for_room_is_served_after_the_last_handle_went() {
         assert!(worker.poll().is_pending());
         assert!(response.poll().is_pending());
         assert!(worker.is_woken());
-        // And then there is nobody any more.
+        // No handle is left.
         assert!(worker.poll().is_ready());
         assert_eq!(handle.calls(), 1);
     }
 }
 
 #[test]
-fn cancelling_the_last_request_ends_a_worker_that_drains() {
+fn cancelled_last_request_ends_draining() {
     for shut_down in [false, true] {
         let (mut buffer, worker, handle) = mock_pair(1);
         handle.set_ready(false);
@@ -797,7 +797,7 @@ fn cancelling_the_last_request_ends_a_worker_that_drains() {
 }
 
 #[test]
-fn a_bound_can_be_as_large_as_it_gets() {
+fn huge_bound_is_accepted() {
     let (buffer, worker, _handle) = mock_pair(usize::MAX);
     let mut worker = spawn(worker);
     let mut shutdown = spawn(buffer.shutdown());
@@ -810,7 +810,7 @@ fn a_bound_can_be_as_large_as_it_gets() {
 }
 
 #[test]
-fn a_request_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_request_drop_wakes_waiters() {
     struct Bomb(bool);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -840,7 +840,7 @@ fn a_request_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
 }
 
 #[test]
-fn a_panic_is_known_though_the_worker_is_kept() {
+fn panic_is_seen_while_the_worker_lives() {
     let (mut buffer, worker) = buffer::pair(
         service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") }),
         4,
@@ -860,11 +860,11 @@ fn a_panic_is_known_though_the_worker_is_kept() {
         assert!(response.is_woken());
         assert!(matches!(ready(response.poll()), Err(Error::Panicked(_))));
     }
-    // Polled again, it has ended, and does not call the service any more.
+    // Polled again, the worker has ended and does not call the service.
     assert!(worker.poll().is_ready());
 }
 
-/// Ready for one request, and then as it is told.
+/// Ready for one request, then as configured.
 struct Then(Poll<Result<(), Failure>>, u32);
 
 impl Service<u32> for Then {
@@ -887,7 +887,7 @@ impl Service<u32> for Then {
 }
 
 #[test]
-fn what_was_answered_is_delivered_whatever_becomes_of_the_next() {
+fn answer_survives_the_next_failure() {
     for then in [
         Poll::Pending,
         Poll::Ready(Err(Failure("told to"))),
@@ -922,7 +922,7 @@ fn a_clone_has_no_reservation() {
 
 async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
     let mut sum = 0;
-    // Neither `Clone` nor in need of a lock.
+    // Neither `Clone` nor behind a lock.
     let service = service_fn(move |n: u64| {
         sum += n;
         std::future::ready(Ok::<_, Failure>(sum))
@@ -941,7 +941,7 @@ async fn many_handles_share_one_service<H: Host>(rt: On<H>) {
     buffer.shutdown().await;
 }
 
-async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
+async fn cancelled_request_frees_capacity<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<Arc<u32>, u32>();
     handle.set_ready(false);
     let buffer = Buffer::with_executor(service, 2, &rt);
@@ -952,7 +952,7 @@ async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
     let mut waiting = spawn(third.ready());
     assert!(waiting.poll().is_pending());
 
-    // The service is not ready, and yet the request is gone, and its room is free.
+    // The service is not ready, yet the request is dropped and its slot is free.
     drop(given_up);
     until(|| Arc::strong_count(&request) == 1).await;
     waiting.finish().await.unwrap();
@@ -966,7 +966,7 @@ async fn who_gives_up_makes_room_for_who_waits<H: Host>(rt: On<H>) {
     assert_eq!(futures::join!(other, third), (Ok(20), Ok(30)));
 }
 
-async fn a_shutdown_waits_for_what_was_accepted<H: Host>(rt: On<H>) {
+async fn shutdown_waits_for_accepted_requests<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let buffer = Buffer::with_executor(service, 2, &rt);
@@ -990,7 +990,7 @@ async fn a_shutdown_waits_for_what_was_accepted<H: Host>(rt: On<H>) {
     until(|| handle.alive() == 0).await;
 }
 
-async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
+async fn failure_reaches_every_caller<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let mut buffer = BufferLayer::with_executor(2, rt).layer(service);
@@ -1003,7 +1003,7 @@ async fn a_failure_reaches_all<H: Host>(rt: On<H>) {
     until(|| handle.alive() == 0).await;
 }
 
-async fn a_panic_reaches_all<H: Host>(rt: On<H>) {
+async fn panic_reaches_every_caller<H: Host>(rt: On<H>) {
     let service =
         service_fn(|n: u32| -> std::future::Ready<Result<u32, Failure>> { panic!("told to: {n}") });
     let mut buffer = Buffer::with_executor(service, 2, &rt);
@@ -1013,7 +1013,7 @@ async fn a_panic_reaches_all<H: Host>(rt: On<H>) {
     assert!(matches!(buffer.call(1).await, Err(Error::Panicked(_))));
 }
 
-async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
+async fn last_handle_ends_the_worker<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     let buffer = Buffer::with_executor(service, 2, &rt);
     drop(buffer);
@@ -1022,14 +1022,14 @@ async fn the_worker_ends_with_the_last_handle<H: Host>(rt: On<H>) {
 
 on_every_runtime! {
     many_handles_share_one_service,
-    who_gives_up_makes_room_for_who_waits,
-    a_shutdown_waits_for_what_was_accepted,
-    a_failure_reaches_all,
-    a_panic_reaches_all,
-    the_worker_ends_with_the_last_handle,
+    cancelled_request_frees_capacity,
+    shutdown_waits_for_accepted_requests,
+    failure_reaches_every_caller,
+    panic_reaches_every_caller,
+    last_handle_ends_the_worker,
 }
 
-/// Ready when it is told; counts how often it is asked, and keeps the last waker.
+/// Ready on command; counts its polls and keeps the last waker.
 #[derive(Clone, Default)]
 struct Background(Arc<std::sync::Mutex<(bool, usize, Option<std::task::Waker>)>>);
 
@@ -1069,7 +1069,7 @@ impl Service<u32> for Background {
 }
 
 #[test]
-fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle() {
+fn idle_buffer_polls_a_woken_service() {
     let service = Background::default();
     service.set_ready(true);
     let (mut buffer, worker) = buffer::pair(service.clone(), 2);
@@ -1078,7 +1078,7 @@ fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle
     let mut response = spawn(buffer.call(1));
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // Not after the call: it has not asked for it.
+    // Not polled after the call, since it has not been woken.
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 1);
 
@@ -1099,7 +1099,7 @@ fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle
     assert!(worker.poll().is_pending());
     service.wake();
     assert!(worker.is_woken());
-    // Also when it is woken for a request and by the service at once.
+    // Also when a request and the service wake the worker at once.
     make_ready(&mut buffer);
     let mut response = spawn(buffer.call(2));
     assert!(response.poll().is_pending());
@@ -1109,13 +1109,13 @@ fn a_service_that_has_something_to_go_on_with_is_polled_while_the_buffer_is_idle
 }
 
 #[test]
-fn a_service_that_is_not_asked_for_is_not_asked() {
+fn unneeded_service_is_not_polled() {
     let service = Background::default();
     let (mut buffer, worker) = buffer::pair(service.clone(), 2);
     let mut worker = spawn(worker);
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 0);
-    // The worker is woken by a request that is gone when it runs.
+    // The request that woke the worker is gone when the worker runs.
     make_ready(&mut buffer);
     drop(spawn(buffer.call(1)));
     assert!(worker.is_woken());
@@ -1139,7 +1139,7 @@ fn a_service_can_be_kept_ready() {
     assert!(worker.poll().is_pending());
     assert_eq!(service.asked(), 2);
 
-    // After a call it is asked again.
+    // It is polled again after a call.
     make_ready(&mut buffer);
     let mut response = spawn(buffer.call(1));
     assert!(worker.poll().is_pending());
@@ -1150,7 +1150,7 @@ fn a_service_can_be_kept_ready() {
 }
 
 #[test]
-fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
+fn failed_kept_ready_service_is_dropped() {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let layer = BufferLayer::with_executor(1, Threads).keep_ready();
@@ -1162,10 +1162,10 @@ fn a_service_that_fails_while_it_is_kept_ready_is_gone_at_once() {
     assert!(matches!(failed, Error::Failed(_)), "{failed}");
 }
 
-/// Inside a task, the compiler asks whether a future that contains a `dyn` is `Send` for every lifetime that the `dyn`
-/// may have.
+/// Inside a task, the compiler checks whether a future that contains a `dyn` is `Send` for every lifetime that the
+/// `dyn` may have.
 #[test]
-fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
+fn buffer_of_boxed_futures_is_send() {
     type Boxed = Pin<Box<dyn Future<Output = Result<u32, Failure>> + Send>>;
 
     fn is_send<F: Future + Send>(task: F) -> F {
@@ -1176,7 +1176,7 @@ fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
     let (buffer, worker) = buffer::pair(service, 1);
     #[expect(
         clippy::redundant_async_block,
-        reason = "what is inside of an async block is what has to be `Send`"
+        reason = "the contents of the async block have to be `Send`"
     )]
     let worker = is_send(async move { worker.await });
     let task = is_send(async move {
@@ -1188,9 +1188,9 @@ fn a_task_with_a_buffer_of_boxed_futures_can_be_sent() {
     assert_eq!(answer, Ok(2));
 }
 
-/// Handles, requests and responses are dropped at random, on several threads; at the end all books balance.
+/// Several threads drop handles, requests and responses at random; at the end everything is accounted for.
 #[test]
-fn whatever_is_dropped_nothing_is_lost() {
+fn random_drops_lose_nothing() {
     let (service, handle) = mock::<Arc<()>, u32>();
     let token = Arc::new(());
     let (buffer, worker) = buffer::pair(service, 3);
@@ -1224,7 +1224,7 @@ fn whatever_is_dropped_nothing_is_lost() {
                         buffer.call(token.clone()).await
                     };
                     let mut request = std::pin::pin!(request);
-                    // Given up after some polls, or not at all.
+                    // Cancelled after a few polls, or never.
                     let patient = random.next_range(0..2) == 0;
                     let outcome = futures::executor::block_on(std::future::poll_fn(|cx| {
                         if !patient {
@@ -1250,7 +1250,7 @@ fn whatever_is_dropped_nothing_is_lost() {
         .into_iter()
         .map(|caller| caller.join().unwrap())
         .sum();
-    // All room is there again.
+    // All capacity is available again.
     let mut handles: Vec<_> = (0..3).map(|_| buffer.clone()).collect();
     handles.iter_mut().for_each(make_ready);
     drop((handles, buffer));

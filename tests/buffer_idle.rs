@@ -33,7 +33,7 @@ fn make_ready<S: Service<u32, Error: std::fmt::Debug>>(service: &mut S) {
     ready(WakeCount::new().poll_ready(service)).unwrap();
 }
 
-/// A limit of one, and a handle that has its permit.
+/// A limit of one, with a handle that holds its permit.
 fn busy() -> (
     impl Service<u32, Response = u32, Error = Infallible, Future: Send> + Clone + Send + 'static,
     Semaphore,
@@ -46,7 +46,7 @@ fn busy() -> (
 }
 
 #[test]
-fn request_given_up_takes_its_place_along() {
+fn cancelled_request_leaves_the_queue() {
     let (limit, semaphore) = busy();
     let (mut first, mut last) = (limit.clone(), limit.clone());
     make_ready(&mut first);
@@ -68,7 +68,7 @@ fn request_given_up_takes_its_place_along() {
 }
 
 #[test]
-fn permit_of_a_request_given_up_goes_to_others() {
+fn cancelled_request_releases_its_permit() {
     let (limit, semaphore) = busy();
     let mut first = limit.clone();
     make_ready(&mut first);
@@ -77,7 +77,7 @@ fn permit_of_a_request_given_up_goes_to_others() {
     let mut response = spawn(buffer.clone().oneshot(1));
     assert!(response.poll().is_pending());
     assert!(worker.poll().is_pending());
-    // The permit is granted, and the request is given up before the worker learns of it.
+    // The permit is granted, and the request is cancelled before the worker notices.
     drop(first);
     assert_eq!(semaphore.available_permits(), 0);
     drop(response);
@@ -86,7 +86,7 @@ fn permit_of_a_request_given_up_goes_to_others() {
 }
 
 #[test]
-fn queued_request_has_a_clock_of_its_own() {
+fn queued_request_has_its_own_deadline() {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -102,7 +102,7 @@ fn queued_request_has_a_clock_of_its_own() {
     assert!(queued.poll().is_pending());
     drop(given_up);
     assert!(worker.poll().is_pending());
-    // A second of the first one's.
+    // The first request's second has started.
     timer.advance(SECOND / 2);
     assert!(worker.poll().is_pending());
     assert!(queued.poll().is_pending());
@@ -113,7 +113,7 @@ fn queued_request_has_a_clock_of_its_own() {
 }
 
 #[test]
-fn queued_request_waits_for_its_own_second() {
+fn queued_request_gets_its_full_timeout() {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -140,9 +140,9 @@ fn queued_request_waits_for_its_own_second() {
     ));
 }
 
-/// Whoever waited, and whatever happened meanwhile: a request an hour later has a second of its own.
+/// Whoever waited and whatever happened in the meantime, a request an hour later gets its own full second.
 #[track_caller]
-fn kept_ready_starts_no_clock(meanwhile: impl FnOnce(&ManualTimer)) {
+fn kept_ready_starts_no_deadline(meanwhile: impl FnOnce(&ManualTimer)) {
     let timer = ManualTimer::new();
     let (limit, _semaphore) = busy();
     let mut first = limit.clone();
@@ -170,10 +170,10 @@ fn kept_ready_starts_no_clock(meanwhile: impl FnOnce(&ManualTimer)) {
 }
 
 #[test]
-fn deadline_that_is_kept_ready_starts_with_a_request() {
-    kept_ready_starts_no_clock(|_| {});
-    kept_ready_starts_no_clock(|timer| timer.advance(SECOND / 2));
-    kept_ready_starts_no_clock(|timer| timer.advance(2 * SECOND));
+fn kept_ready_deadline_starts_with_request() {
+    kept_ready_starts_no_deadline(|_| {});
+    kept_ready_starts_no_deadline(|timer| timer.advance(SECOND / 2));
+    kept_ready_starts_no_deadline(|timer| timer.advance(2 * SECOND));
 }
 
 /// Counts its polls, keeps the last waker, and reserves nothing.
@@ -209,8 +209,8 @@ fn idle_service_is_polled_once_per_wake_up() {
     assert!(response.poll().is_pending());
     assert!(worker.poll().is_pending());
     assert_eq!(ready(response.poll()), Ok(1));
-    // It was polled for the request, and not after the call: a service that does not know the marks would reserve
-    // something for nobody.
+    // It was polled for the request, but not after the call: a service that does not know the marks would reserve
+    // something without a request.
     assert!(worker.poll().is_pending());
     assert_eq!(polls.get(), 1);
     for n in 2..5 {
@@ -236,7 +236,7 @@ fn busy_service_is_polled_once_per_request() {
     assert_eq!(polls.get(), 4);
 }
 
-/// A request is for one of several services, and all of them were ready for it.
+/// A request goes to one of several services, though all of them became ready for it.
 #[track_caller]
 fn holds_no_permit_after_a_call<S>(service: S, permits: &[Semaphore])
 where
@@ -269,9 +269,9 @@ fn parts_hold_no_permit_after_a_call() {
     holds_no_permit_after_a_call(balance, &permits);
 }
 
-/// A request that is shed calls none of the parts, which were ready for the one before it.
+/// A shed request calls none of the parts, which became ready for the one before it.
 #[test]
-fn parts_hold_no_permit_after_a_shed_request() {
+fn parts_hold_no_permit_after_shedding() {
     let timer = ManualTimer::new();
     let permits = [(); 2].map(|()| Semaphore::new(1));
     let parts = permits
@@ -289,10 +289,10 @@ fn parts_hold_no_permit_after_a_shed_request() {
     assert!(permits.iter().all(|p| p.available_permits() == 1));
 }
 
-/// A service that does not know the marks would take a permit in a poll for nobody.
+/// A service that does not know the marks would take a permit when polled without a request.
 #[cfg(feature = "tower")]
 #[test]
-fn idle_buffer_takes_no_permit_of_a_foreign_limit() {
+fn idle_buffer_takes_no_foreign_permit() {
     let semaphore = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
     let mut buffers = [(); 2].map(|()| {
         let limit = tower::limit::ConcurrencyLimit::with_semaphore(echo(), semaphore.clone());
@@ -321,7 +321,7 @@ fn idle_buffer_holds_no_token() {
     let mut other = rate.clone();
     let (buffer, worker) = buffer::pair(rate, 4);
     let mut worker = spawn(worker);
-    // The only token goes.
+    // The only token is taken.
     make_ready(&mut other);
     assert_eq!(ready(spawn(other.call(0)).poll()).unwrap(), 0);
     let mut given_up = spawn(buffer.clone().oneshot(1));
@@ -335,7 +335,7 @@ fn idle_buffer_holds_no_token() {
     make_ready(&mut other);
 }
 
-/// The permit that a request waited for goes to who is there, and the request's clock with it.
+/// The permit that a request waited for goes to the next caller, and the request's deadline ends with it.
 async fn idle_buffer_holds_no_permit<H: Host>(rt: On<H>) {
     let (limit, semaphore) = busy();
     let deadline = Deadline::with_timer(limit.clone(), SECOND, rt.clone());
@@ -350,16 +350,16 @@ async fn idle_buffer_holds_no_permit<H: Host>(rt: On<H>) {
         given_up.await.unwrap().unwrap_err();
         drop(first);
         common::until(|| semaphore.available_permits() == 1).await;
-        // No alarm of before has the service take it again.
+        // No earlier alarm makes the service take it again.
         rt.advance(3600 * SECOND).await;
         yield_now().await;
         assert_eq!(semaphore.available_permits(), 1);
-        // And what comes an hour later has a second of its own.
+        // A request an hour later gets its own full second.
         assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2);
     }
 }
 
-/// The alarm of a deadline is off once its request is answered.
+/// The alarm of a deadline is disarmed once its request is answered.
 async fn answered_request_leaves_no_alarm<H: Host>(rt: On<H>) {
     let (limit, semaphore) = busy();
     let deadline = Deadline::with_timer(limit.clone(), SECOND, rt.clone());

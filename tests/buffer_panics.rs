@@ -1,4 +1,4 @@
-//! User code may panic when it is woken or dropped: that costs no other handle or request a wake-up, a place or an
+//! User code may panic when it is woken or dropped. That costs no other handle or request a wake-up, a slot or an
 //! answer.
 #![cfg(feature = "std")]
 
@@ -61,9 +61,9 @@ impl Drop for Answer {
 type Kept<Q> = Rc<RefCell<Option<buffer::ResponseFuture<u32, Answer, Q>>>>;
 type Heap = buffer::HeapQueue<u32, Answer>;
 
-/// The waker of who gets the room of the request that is taken is lost.
+/// Without care, the waiter that gets the slot of the taken request would lose its wake-up.
 #[test]
-fn a_given_up_response_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_response_drop_wakes_waiters() {
     let first = Kept::<Heap>::default();
     let service = {
         let first = first.clone();
@@ -87,12 +87,12 @@ fn a_given_up_response_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
     panics(|| _ = worker.poll());
     assert!(second.is_woken());
     for other in &mut others {
-        assert!(other.is_woken(), "asleep for ever");
+        assert!(other.is_woken(), "never woken");
         assert!(matches!(ready(other.poll()), Err(Error::Panicked(_))));
     }
 }
 
-/// A service of a closure that gives an `Answer`.
+/// A service from a closure that returns an `Answer`.
 struct Calls<F>(F);
 
 impl<F: FnMut(u32) -> Answer> Service<u32> for Calls<F> {
@@ -107,9 +107,9 @@ impl<F: FnMut(u32) -> Answer> Service<u32> for Calls<F> {
     }
 }
 
-/// The response of a request that was given up goes to another.
+/// Without care, the response of a cancelled request would go to another.
 #[test]
-fn no_request_gets_the_response_of_another_whatever_panics() {
+fn panic_never_mixes_up_responses() {
     let queue = LocalQueue::<u32, Answer, 2>::new();
     let first = Kept::default();
     let service = Calls({
@@ -134,9 +134,9 @@ fn no_request_gets_the_response_of_another_whatever_panics() {
     assert_eq!(ready(second.poll()), Ok(2));
 }
 
-/// The worker's task is not that of who is answered, or is given room.
+/// A caller that is answered or given capacity runs in another task than the worker.
 #[test]
-fn callers_wakers_that_panic_end_no_buffer() {
+fn panicking_caller_wakers_keep_the_buffer() {
     for bound in [2, 8] {
         let service = Calls(|n: u32| Answer { n, is_bomb: false });
         let (mut buffer, worker) = buffer::pair(service, bound);
@@ -151,7 +151,7 @@ fn callers_wakers_that_panic_end_no_buffer() {
         assert!(good.poll().is_pending());
         let mut worker = spawn(worker);
         assert!(worker.poll().is_pending());
-        // Those that were given room fill it.
+        // The callers that were given capacity use it.
         for response in &mut bad {
             _ = WakeCount::new().poll(response);
         }
@@ -165,9 +165,9 @@ fn callers_wakers_that_panic_end_no_buffer() {
     }
 }
 
-/// Nor are there two panics at once, which would end the process.
+/// Two panics at once, which would abort the process, are avoided too.
 #[test]
-fn callers_waker_and_service_may_panic_both() {
+fn callers_waker_and_service_may_both_panic() {
     let (mut buffer, worker) = buffer::pair(Calls(|_| panic!("called")), 2);
     make_ready(&mut buffer);
     let mut bad = Box::pin(buffer.call(1));
@@ -183,9 +183,9 @@ fn callers_waker_and_service_may_panic_both() {
     assert!(matches!(ready(good.poll()), Err(Error::Panicked(_))));
 }
 
-/// Who gives up while the service is asked for him makes room for one whose waker panics.
+/// A caller that cancels while the service is polled for it makes room for one whose waker panics.
 #[test]
-fn waker_that_panics_when_it_gets_room_ends_no_buffer() {
+fn panicking_waiter_wakers_keep_the_buffer() {
     let asked = Rc::new(RefCell::new(None));
     let service = Asks {
         given_up: asked.clone(),
@@ -206,7 +206,7 @@ fn waker_that_panics_when_it_gets_room_ends_no_buffer() {
     assert_eq!(response.poll(), Poll::Ready(Ok(2)));
 }
 
-/// Is not ready as long as there is a response to be given up.
+/// Pending while it still has a response to cancel.
 struct Asks {
     given_up: Kept<Heap>,
 }
@@ -226,9 +226,9 @@ impl Service<u32> for Asks {
     }
 }
 
-/// What was answered is given up once more, when its slot is free or another's.
+/// Without care, an answered request would be cancelled again when its slot is free or reused.
 #[test]
-fn a_response_whose_poll_panicked_costs_no_other_its_answer() {
+fn panicking_response_poll_spares_others() {
     let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -240,7 +240,7 @@ fn a_response_whose_poll_panicked_costs_no_other_its_answer() {
     let mut second = Box::pin(buffer.call(2));
     let polled = second.as_mut().poll(&mut Context::from_waker(&waker));
     assert!(polled.is_pending());
-    // It makes room for the second, whose waker panics.
+    // This makes room for the second, whose waker panics.
     panics(|| _ = first.poll());
     drop(first);
     let wakes = WakeCount::new();
@@ -262,9 +262,9 @@ impl Drop for DropWaker {
     }
 }
 
-/// A worker's waker that panics when it is dropped keeps `close` from refusing the rest.
+/// Without care, a worker's waker that panics on drop would keep `close` from refusing the rest.
 #[test]
-fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
+fn panicking_waker_drop_wakes_waiters() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     let mut worker = Box::pin(worker);
@@ -272,23 +272,23 @@ fn a_workers_waker_that_panics_when_it_is_dropped_leaves_no_one_asleep() {
         let waker = Waker::from(Arc::new(DropWaker));
         let polled = worker.as_mut().poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
-        // `send` takes the waker out where it finds it idle: this one reserves only.
+        // `send` would take the waker of an idle worker, so this handle only reserves.
     }
     make_ready(&mut buffer);
     let mut other = buffer.clone();
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut other).is_pending());
     panics(|| drop(worker));
-    assert_eq!(wakes.get(), 1, "asleep for ever");
+    assert_eq!(wakes.get(), 1, "never woken");
     assert!(matches!(
         ready(wakes.poll_ready(&mut other)),
         Err(Error::Closed(_))
     ));
 }
 
-/// A request is left in the queue that nobody can give up, and takes a place for ever.
+/// Without care, an orphaned request would stay in the queue and occupy a slot for ever.
 #[test]
-fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
+fn panicking_call_holds_no_capacity() {
     let queue = LocalQueue::<u32, Answer, 1>::new();
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -302,9 +302,9 @@ fn a_call_that_panics_because_the_workers_waker_does_holds_no_place() {
     assert!(wakes.poll_ready(&mut buffer).is_ready(), "no room for ever");
 }
 
-/// A worker whose waker panics keeps `close` from waking those who wait for room.
+/// Without care, a worker whose waker panics would keep `close` from waking those that wait for capacity.
 #[test]
-fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
+fn panicking_worker_waker_spares_shutdown() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     let mut worker = Box::pin(worker);
@@ -318,9 +318,9 @@ fn a_workers_waker_that_panics_keeps_no_one_from_hearing_of_the_shutdown() {
     assert_eq!(wakes.get(), 1, "asleep");
 }
 
-/// A handle is counted for ever, and the worker never ends.
+/// Without care, a handle would be counted for ever and the worker would never end.
 #[test]
-fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
+fn handle_is_gone_if_the_next_waker_panics() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     make_ready(&mut buffer);
@@ -332,9 +332,9 @@ fn a_handle_whose_room_goes_to_who_panics_is_gone_all_the_same() {
     assert!(spawn(worker).poll().is_ready());
 }
 
-/// The first of those who wait for room panics when it hears of the shutdown, and the others are not told.
+/// Without care, the first waiter's panic at the shutdown would leave the other waiters asleep.
 #[test]
-fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
+fn panicking_shutdown_waker_spares_others() {
     let service = Calls(|n: u32| Answer { n, is_bomb: false });
     let (mut buffer, worker) = buffer::pair(service, 1);
     make_ready(&mut buffer);
@@ -349,15 +349,15 @@ fn who_panics_when_woken_for_the_shutdown_keeps_no_other_from_hearing_of_it() {
     drop(worker);
 }
 
-/// Polls with a waker that panics, and has to wait.
-fn wait_badly<S: Service<u32>>(service: &mut S) {
+/// Polls with a panicking waker; the poll has to be pending.
+fn wait_with_panicking_waker<S: Service<u32>>(service: &mut S) {
     let polled = service.poll_ready(&mut Context::from_waker(&bad_waker()));
     assert!(polled.is_pending());
 }
 
-/// Several wakers panic, and still everybody who waits for room hears of the end.
+/// Several wakers panic, yet every waiter learns of the end.
 #[test]
-fn wakers_that_panic_cost_no_other_its_wake_up() {
+fn panicking_wakers_spare_other_waiters() {
     type Close = fn(Buffer<u32, Answer>, Box<dyn std::any::Any>);
     let ends: [Close; 2] = [|buffer, _| buffer.close(), |_, worker| drop(worker)];
     for end in ends {
@@ -368,7 +368,7 @@ fn wakers_that_panic_cost_no_other_its_wake_up() {
         let wakes = WakeCount::new();
         for (n, handle) in handles.iter_mut().enumerate() {
             if n % 3 < 2 {
-                wait_badly(handle);
+                wait_with_panicking_waker(handle);
             } else {
                 assert!(wakes.poll_ready(handle).is_pending());
             }
@@ -387,9 +387,9 @@ impl Drop for Bomb {
     }
 }
 
-/// Requests that panic when the queue ends, and wakers of others that do.
+/// Requests that panic when the queue ends, and panicking wakers of others.
 #[test]
-fn requests_that_panic_cost_no_other_its_answer() {
+fn panicking_request_drops_spare_others() {
     let service = campanile::service_fn(|bomb: Bomb| {
         std::mem::forget(bomb);
         std::future::ready(Ok::<_, Failure>(()))
@@ -409,7 +409,7 @@ fn requests_that_panic_cost_no_other_its_answer() {
     }
 }
 
-/// Notes whether something is alive when it is woken.
+/// Records whether something is alive when woken.
 struct Look {
     at: Weak<()>,
     was_alive: Mutex<Option<bool>>,
@@ -435,9 +435,9 @@ impl Wake for Look {
     }
 }
 
-/// Whoever hears of the panic finds the service gone, though the worker is kept.
+/// Every caller that learns of the panic finds the service dropped, though the worker still exists.
 #[test]
-fn service_that_panicked_is_gone_before_others_learn() {
+fn panicked_service_is_dropped_before_wakes() {
     let service = Arc::new(());
     let look = Look::new(&service);
     let calls = Calls(move |_| {
@@ -457,9 +457,9 @@ fn service_that_panicked_is_gone_before_others_learn() {
     assert!(matches!(answer, Err(Error::Panicked(_))));
 }
 
-/// What was given up is dropped before its room is given to another.
+/// A cancelled request is dropped before its slot goes to another.
 #[test]
-fn room_is_given_away_after_the_request_is_gone() {
+fn slot_is_reused_after_the_request_is_gone() {
     let service = campanile::service_fn(|_: Arc<()>| std::future::ready(Ok::<_, Failure>(())));
     let (mut buffer, _worker) = buffer::pair(service, 1);
     ready(WakeCount::new().poll_ready(&mut buffer)).unwrap();

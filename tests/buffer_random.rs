@@ -1,5 +1,5 @@
-//! A buffer whose tasks are polled, given up and driven at random: whoever is not woken has nothing to wake up for, no
-//! more requests wait than there is room for, and at the end the books balance.
+//! A buffer whose tasks are polled, cancelled and driven at random. A task that is not woken cannot make progress, no
+//! more requests wait than there is capacity, and at the end everything is accounted for.
 #![cfg(feature = "std")]
 
 mod common;
@@ -23,7 +23,7 @@ thread_local! {
     static WORLD: RefCell<Shared> = RefCell::default();
 }
 
-/// Counts, and now and then gives up others.
+/// Counts wake-ups, and now and then cancels other requests.
 struct Meddler(WakeCount);
 
 impl Wake for Meddler {
@@ -38,7 +38,7 @@ impl Wake for Meddler {
 
 impl Drop for Meddler {
     fn drop(&mut self) {
-        // Where this is, no lock is held.
+        // No lock is held here.
         let world = WORLD.try_with(|world| world.borrow().clone());
         if let Ok(world) = world {
             give_up_some(&world);
@@ -48,7 +48,7 @@ impl Drop for Meddler {
 
 /// A task with its latest waker.
 struct Polled<T> {
-    // Goes before the task, so that the last of it is dropped in the queue.
+    // Dropped before the task, so that the last clone of it is dropped in the queue.
     waker: Waker,
     task: Task<T>,
     wakes: WakeCount,
@@ -76,7 +76,7 @@ impl<T> Polled<T> {
         let mut cx = Context::from_waker(&self.waker);
         self.task.as_mut().poll(&mut cx)
     }
-    /// With a waker that wakes nobody, so that there is another poll to come.
+    /// Polls with the noop waker, so that another poll has to follow.
     fn attempt(&mut self) -> Poll<T> {
         self.is_new = true;
         let mut cx = Context::from_waker(Waker::noop());
@@ -101,11 +101,11 @@ struct World {
     fails: bool,
     panics: bool,
     waker: Option<Waker>,
-    /// Requests that were not dropped yet.
+    /// Requests not yet dropped.
     alive: usize,
-    /// Those that have room, or whose handle has it, and that the service was not called with.
+    /// Requests or handles that hold capacity and whose request the service has not been called with.
     with_room: usize,
-    /// The last request with room that the service was called with, and how many came before their turn.
+    /// The last request with capacity that reached the service, and how many arrived out of order.
     last: u32,
     disorder: usize,
     sent: u32,
@@ -119,7 +119,7 @@ struct World {
 
 type Shared = Rc<RefCell<World>>;
 
-/// Some are given up while the service is asked or called.
+/// Cancels a few requests while the service is polled or called.
 fn give_up_some(world: &Shared) {
     let victim = {
         let Ok(mut world) = world.try_borrow_mut() else {
@@ -137,7 +137,7 @@ fn give_up_some(world: &Shared) {
     drop(victim);
 }
 
-/// Room that is had without a doubt.
+/// Capacity that is held for certain.
 struct Room(Shared);
 
 impl Room {
@@ -155,7 +155,7 @@ impl Drop for Room {
 
 struct Request {
     n: u32,
-    /// Its place in the order in which requests were sent.
+    /// Its position in the order of sending.
     place: u32,
     room: Option<Room>,
     world: Shared,
@@ -243,7 +243,7 @@ impl Service<Request> for Svc {
             let world = &mut *self.0.borrow_mut();
             world.calls += 1;
             let random = world.random.get_or_insert(SplitMix64::new(1));
-            // The service may get unready.
+            // The service may stop being ready.
             if random.next_range(0..3) == 0 {
                 world.is_ready = false;
             }
@@ -257,7 +257,7 @@ impl Service<Request> for Svc {
     }
 }
 
-/// How it comes to an end, if that is before the last handle goes.
+/// How the buffer ends, if it does before the last handle is dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Shutdown,
@@ -297,7 +297,7 @@ where
             1 => worker.poll(true),
             _ => worker.poll(false),
         }));
-        // It is over, though the worker is kept.
+        // The buffer has ended, though the worker still exists.
         polled.unwrap_or(Poll::Ready(())).is_ready()
     };
     let is_due_error = |error: &str| match end {
@@ -329,7 +329,7 @@ where
                         let mut room = None;
                         if is_patient {
                             poll_fn(|cx| buffer.poll_ready(cx)).await?;
-                            // In fixed storage those for whom there is no place in line are ready, too.
+                            // In fixed storage, handles without a place in the wait queue are ready, too.
                             room = (!is_fixed).then(|| Room::new(&shared));
                             while idles > 0 {
                                 idles -= 1;
@@ -349,7 +349,7 @@ where
                 world.borrow_mut().senders.push(Polled::new(Box::pin(task)));
             }
             3..=6 if len > 0 => {
-                // Any, also who was not woken.
+                // Any sender, woken or not.
                 let at = random.next_range(0..len) as usize;
                 let mut sender = world.borrow_mut().senders.swap_remove(at);
                 let polled = match random.next_range(0..8) {
@@ -419,16 +419,16 @@ where
             },
             _ => {}
         }
-        // Now and then: who was not woken since the last poll, has nothing to do.
+        // Now and then: a task not woken since its last poll has nothing to do.
         if random.next_range(0..4) == 0 {
             if !is_over && !worker.is_due() {
                 let before = (world.borrow().given_up, world.borrow().calls);
                 is_over = drive(&mut worker, 2);
                 let after = (world.borrow().given_up, world.borrow().calls);
-                // Unless the service ends it, or gives up the last request, when it is asked again.
+                // Unless the service ends the buffer, or cancels the last request, when polled again.
                 let ends = world.borrow().fails || world.borrow().panics || before.0 < after.0;
                 assert!(ends || !is_over, "seed {seed} step {step}");
-                // A poll that nobody asked for may ask the service again, if a request waits for it.
+                // An unrequested poll may ask the service again if a request waits for it.
                 assert_eq!(before.1, after.1, "seed {seed} step {step}: worker asleep");
             }
             let mut senders = std::mem::take(&mut world.borrow_mut().senders);
@@ -450,7 +450,7 @@ where
             });
         }
     }
-    // All are given up or served: whoever is woken is polled.
+    // All requests are cancelled or served: poll each task that is woken.
     {
         let waker = {
             let mut world = world.borrow_mut();
@@ -515,7 +515,7 @@ where
         );
     }
     if !closed && !is_over {
-        // All room is there.
+        // All capacity is available.
         let mut handles: Vec<_> = (0..=bound).map(|_| buffer.clone()).collect();
         let wakes = WakeCount::new();
         for (at, handle) in handles.iter_mut().enumerate() {

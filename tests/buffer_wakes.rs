@@ -1,5 +1,5 @@
-//! Whom a buffer wakes for an answer: who waits for it, and nobody else. Who was ready is not woken for what it has not
-//! asked for yet: a worker around another buffer would take that as a reason to ask for room.
+//! Which task an answer wakes: the one that waits for it, and no other. A ready handle is not woken for what it has not
+//! asked for: a worker around another buffer would then ask for capacity.
 #![cfg(feature = "std")]
 
 mod common;
@@ -20,7 +20,7 @@ type MockBuffer = Buffer<u32, MockFuture<u32>>;
 type Response = buffer::ResponseFuture<u32, MockFuture<u32>>;
 type Worker = buffer::Worker<Mock<u32, u32>, u32>;
 
-/// A buffer, and its worker, which has asked for work.
+/// A buffer and its worker, which has asked for work.
 fn idle() -> (MockBuffer, Task<Worker>, Handle<u32, u32>) {
     let (service, handle) = mock();
     let (buffer, worker) = buffer::pair(service, 4);
@@ -29,23 +29,23 @@ fn idle() -> (MockBuffer, Task<Worker>, Handle<u32, u32>) {
     (buffer, worker, handle)
 }
 
-/// A request of a task's, which polls its handle ready.
+/// Sends a request from `task`, after polling the handle ready.
 fn call(task: &WakeCount, buffer: &MockBuffer, n: u32) -> Response {
     let mut buffer = buffer.clone();
     ready(task.poll_ready(&mut buffer)).unwrap();
     buffer.call(n)
 }
 
-/// Has the service answer the one request that the worker has for it.
+/// Answers the one request that the worker has.
 fn answer(worker: &mut Task<Worker>, handle: &mut Handle<u32, u32>) {
     assert!(worker.is_woken() && worker.poll().is_pending());
     let (n, responder) = handle.try_next().unwrap();
     responder.send(n * 10);
 }
 
-/// Whatever came before: its handle was ready, was tried, or was not asked.
+/// Whether the handle was polled ready, was only tried, or was not polled.
 #[test]
-fn who_waits_is_woken_once() {
+fn waiter_is_woken_once() {
     fn is_woken_once<F, E>(request: impl FnOnce(&WakeCount, &MockBuffer) -> F)
     where
         F: Future<Output = Result<u32, E>> + Unpin,
@@ -72,7 +72,7 @@ fn who_waits_is_woken_once() {
 }
 
 #[test]
-fn who_waits_is_woken_and_not_who_was_ready() {
+fn waiter_is_woken_but_not_a_ready_handle() {
     let (buffer, mut worker, mut handle) = idle();
     let [was_ready, waits] = [(); 2].map(|()| WakeCount::new());
     let mut response = call(&was_ready, &buffer, 1);
@@ -83,7 +83,7 @@ fn who_waits_is_woken_and_not_who_was_ready() {
 }
 
 #[test]
-fn who_waited_first_is_not_woken_once_the_response_is_another_s() {
+fn moved_response_spares_the_old_task() {
     let (buffer, mut worker, mut handle) = idle();
     let [first, second] = [(); 2].map(|()| WakeCount::new());
     let mut response = call(&first, &buffer, 1);
@@ -94,20 +94,20 @@ fn who_waited_first_is_not_woken_once_the_response_is_another_s() {
 }
 
 #[test]
-fn an_answer_that_came_before_anyone_waited_is_there_at_once() {
+fn early_answer_is_ready_at_once() {
     let (buffer, mut worker, mut handle) = idle();
     let task = WakeCount::new();
     let mut response = call(&task, &buffer, 1);
     answer(&mut worker, &mut handle);
-    // Nobody has waited for it.
+    // No task has waited for it.
     assert_eq!(task.get(), 0);
     assert_eq!(task.poll(&mut response), Poll::Ready(Ok(10)));
 }
 
 #[test]
-fn who_waits_after_another_was_answered_is_woken() {
+fn waiter_after_an_answer_is_woken() {
     let (service, mut handle) = mock();
-    // Not ready for the second before the first is done.
+    // Not ready for the second request before the first is done.
     let service = ConcurrencyLimit::new(service, 1);
     let (mut buffer, worker) = buffer::pair(service, 4);
     let mut worker = spawn(worker);
@@ -127,7 +127,7 @@ fn who_waits_after_another_was_answered_is_woken() {
 }
 
 #[test]
-fn an_end_before_or_after_the_first_poll_is_learned() {
+fn end_around_the_first_poll_is_seen() {
     for is_polled in [false, true] {
         let (buffer, worker, _handle) = idle();
         let task = WakeCount::new();
@@ -147,8 +147,8 @@ fn an_end_before_or_after_the_first_poll_is_learned() {
 }
 
 #[test]
-fn a_panic_before_the_first_poll_is_learned() {
-    // The first is with the worker.
+fn panic_before_the_first_poll_is_seen() {
+    // The worker holds the first request.
     for requests in [1, 2] {
         let panics = service_fn(|_: u32| -> Ready<Result<u32, Failure>> {
             resume_unwind(Box::new("told to"));
@@ -171,16 +171,16 @@ fn a_panic_before_the_first_poll_is_learned() {
     }
 }
 
-/// Counts by its clones.
+/// Counts its live wakers by its clones.
 struct Alive;
 
 impl Wake for Alive {
     fn wake(self: Arc<Self>) {}
 }
 
-/// A handle in a task that nobody wakes any more goes with it, and so the worker may end.
+/// A kept waker could keep its task alive, and with it the handle, so that the worker would never end.
 #[test]
-fn a_handle_that_is_ready_keeps_no_waker() {
+fn ready_handle_keeps_no_waker() {
     let (buffer, _worker, _handle) = idle();
     let alive = Arc::new(Alive);
     let waker = Waker::from(alive.clone());
@@ -197,8 +197,8 @@ fn a_handle_that_is_ready_keeps_no_waker() {
     }
 }
 
-/// Two buffers around handles of a `service` that has room for one: the first, once it is idle, leaves it to the second.
-fn an_idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
+/// Two buffers around handles of a `service` with capacity for one: once the first is idle, the second can use it.
+fn idle_worker_keeps_nothing<S>(service: S, worker: impl Future<Output = ()>)
 where
     S: Service<u32, Response = u32, Error: std::fmt::Debug> + Clone,
 {
@@ -213,7 +213,7 @@ where
         ready(task.poll_ready(buffer)).unwrap();
         let mut response = Box::pin(buffer.call(1));
         assert!(task.poll(&mut response).is_pending());
-        // The inner worker answers before anybody has asked for what it answers.
+        // The inner worker answers before any task has polled for it.
         assert!(worker.poll().is_pending());
         assert!(inner.is_woken() && inner.poll().is_pending());
         while worker.is_woken() {
@@ -224,13 +224,13 @@ where
 }
 
 #[test]
-fn an_idle_worker_keeps_no_room_of_another_buffer() {
+fn idle_worker_keeps_no_inner_capacity() {
     let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 1);
-    an_idle_worker_keeps_nothing(inner, worker);
+    idle_worker_keeps_nothing(inner, worker);
 }
 
 #[test]
-fn an_idle_worker_keeps_no_permit_of_a_limit_around_another_buffer() {
+fn idle_worker_keeps_no_outer_permit() {
     let (inner, worker) = buffer::pair(service_fn(async |n: u32| Ok::<_, Failure>(n)), 100);
-    an_idle_worker_keeps_nothing(ConcurrencyLimit::new(inner, 1), worker);
+    idle_worker_keeps_nothing(ConcurrencyLimit::new(inner, 1), worker);
 }

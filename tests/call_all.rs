@@ -22,7 +22,7 @@ use futures::stream::{self, FusedStream, Stream, StreamExt};
 
 type Item = Result<u32, Failure>;
 
-/// A service whose responses are as far as the test has brought them.
+/// A service whose responses progress only as the test says.
 #[derive(Clone, Default)]
 struct Desk(Rc<RefCell<BTreeMap<u32, Entry>>>);
 
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Desk {
-    /// Lets it be answered, or only woken.
+    /// Stores `answer`, if there is one, and wakes the response.
     fn wake(&self, n: u32, answer: Option<Item>) {
         let waker = {
             let mut entries = self.0.borrow_mut();
@@ -97,7 +97,7 @@ fn poll<St: Stream + ?Sized>(stream: Pin<&mut St>, wakes: &WakeCount) -> Poll<Op
     wakes.enter(|cx| stream.poll_next(cx))
 }
 
-/// Answers in random orders, with wake-ups for nothing in between, and looks at each item.
+/// Answers in random order, with spurious wake-ups in between, and checks each item.
 fn against_a_model<St: Stream<Item = Item>>(
     seed: u64,
     ordered: bool,
@@ -129,7 +129,7 @@ fn against_a_model<St: Stream<Item = Item>>(
                         0 => desk.wake(n, None),
                         1..3 => {
                             let answer = match rng.next_range(0..5) {
-                                0 => Err(Failure("so it is")),
+                                0 => Err(Failure("told to fail")),
                                 _ => Ok(n + 1),
                             };
                             desk.wake(n, Some(answer));
@@ -140,7 +140,7 @@ fn against_a_model<St: Stream<Item = Item>>(
                     }
                 }
             }
-            // As a task does: not unless it was woken, and then until it is pending.
+            // Like a task: poll only after a wake-up, and then until pending.
             _ if wakes.get() != seen => loop {
                 seen = wakes.get();
                 match poll(stream.as_mut(), &wakes) {
@@ -176,7 +176,7 @@ fn against_a_model<St: Stream<Item = Item>>(
 }
 
 #[test]
-fn responses_come_in_the_order_of_the_requests_whatever_the_order_of_the_answers() {
+fn responses_keep_request_order() {
     for seed in 0..20 {
         for n in [1, 2, 7, 100] {
             against_a_model(seed, true, n, |desk, requests| {
@@ -187,7 +187,7 @@ fn responses_come_in_the_order_of_the_requests_whatever_the_order_of_the_answers
 }
 
 #[test]
-fn unordered_responses_come_as_soon_as_they_are_there() {
+fn unordered_responses_come_at_once() {
     for seed in 0..20 {
         for n in [1, 2, 7, 100] {
             against_a_model(seed, false, n, |desk, requests| {
@@ -198,7 +198,7 @@ fn unordered_responses_come_as_soon_as_they_are_there() {
 }
 
 #[test]
-fn what_is_under_way_is_bounded() {
+fn requests_in_flight_are_bounded() {
     assert_eq!(DEFAULT_CONCURRENCY, 1024);
     for (concurrency, expected) in [(None, 1024), (Some(3), 3), (Some(2000), 2000)] {
         let desk = Desk::default();
@@ -208,7 +208,7 @@ fn what_is_under_way_is_bounded() {
         }
         let mut stream = pin!(stream);
         let wakes = WakeCount::new();
-        // In one go no more are called than others can wait for.
+        // One poll calls a bounded number, until all that fit are in flight.
         for _ in 0..expected / 100 {
             assert!(poll(stream.as_mut(), &wakes).is_pending());
         }
@@ -216,7 +216,7 @@ fn what_is_under_way_is_bounded() {
             assert!(poll(stream.as_mut(), &wakes).is_pending());
             assert_eq!(desk.0.borrow().len(), expected);
         }
-        // A response that waits for its turn takes up room.
+        // A response that waits for its turn counts towards the bound.
         desk.wake(1, Some(Ok(1)));
         assert!(poll(stream.as_mut(), &wakes).is_pending());
         assert_eq!(desk.0.borrow().len(), expected - 1);
@@ -229,7 +229,7 @@ fn what_is_under_way_is_bounded() {
 }
 
 #[test]
-fn an_endless_stream_that_is_ready_lets_others_run() {
+fn endless_ready_stream_yields() {
     let ready = || service_fn(|n: u32| std::future::ready(Ok::<_, Infallible>(n)));
     let ordered = pin!(ready().call_all(stream::repeat(1)));
     let unordered = pin!(ready().call_all(stream::repeat(1)).unordered());
@@ -249,7 +249,7 @@ fn an_endless_stream_that_is_ready_lets_others_run() {
 }
 
 #[test]
-fn many_responses_that_are_woken_at_once_let_others_run() {
+fn many_simultaneous_wakes_yield() {
     let desk = Desk::default();
     let calls = desk.clone().call_all(stream::iter(0..1_000));
     let mut stream = pin!(calls.concurrency(1_000));
@@ -273,7 +273,7 @@ fn many_responses_that_are_woken_at_once_let_others_run() {
 }
 
 #[test]
-fn a_response_that_wakes_itself_lets_others_run() {
+fn self_waking_response_yields() {
     let service = service_fn(|()| {
         let mut polls = 0;
         futures::future::poll_fn(move |cx| {
@@ -296,7 +296,7 @@ fn a_response_that_wakes_itself_lets_others_run() {
 }
 
 #[test]
-fn a_failure_of_readiness_comes_once_and_ends_the_stream() {
+fn readiness_error_ends_the_stream() {
     let failure = Failure("no more");
     for ordered in [true, false] {
         let (service, mut handle) = mock::<u32, u32>();
@@ -339,7 +339,7 @@ fn a_failure_of_readiness_comes_once_and_ends_the_stream() {
 }
 
 #[test]
-fn a_request_waits_for_readiness_while_responses_go_on() {
+fn responses_progress_while_a_request_waits() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut stream = pin!(service.call_all(stream::iter(0..2)));
     let wakes = WakeCount::new();
@@ -367,7 +367,7 @@ fn a_request_waits_for_readiness_while_responses_go_on() {
 }
 
 #[test]
-fn the_requests_are_not_polled_after_their_end() {
+fn ended_requests_are_not_polled() {
     let mut over = false;
     let requests = stream::poll_fn(move |_| {
         assert!(!std::mem::replace(&mut over, true), "polled after its end");
@@ -382,7 +382,7 @@ fn the_requests_are_not_polled_after_their_end() {
 }
 
 #[test]
-fn the_service_can_be_had_back_at_any_time() {
+fn service_can_be_taken_back_at_any_time() {
     let wakes = WakeCount::new();
     let (service, mut handle) = mock::<u32, u32>();
     let mut stream = service.call_all(stream::iter(0..)).concurrency(2);
@@ -404,7 +404,7 @@ fn the_service_can_be_had_back_at_any_time() {
 }
 
 #[test]
-fn the_order_can_be_given_up_at_any_time() {
+fn order_can_be_dropped_at_any_time() {
     let desk = Desk::default();
     let mut stream = desk.clone().call_all(stream::iter(0..4));
     let wakes = WakeCount::new();
@@ -431,7 +431,7 @@ fn the_order_can_be_given_up_at_any_time() {
 }
 
 #[test]
-fn a_response_that_panics_is_lost_and_no_other() {
+fn panicking_response_spares_others() {
     fn check<St: Stream<Item = Result<u32, Infallible>>>(responses: St) {
         let mut responses = pin!(responses);
         let wakes = WakeCount::new();
@@ -465,7 +465,7 @@ fn a_response_that_panics_is_lost_and_no_other() {
 }
 
 #[test]
-fn the_task_that_polled_last_is_woken() {
+fn last_polling_task_is_woken() {
     let desk = Desk::default();
     let mut responses = pin!(desk.clone().call_all(stream::iter([1])));
     let (before, now) = (WakeCount::new(), WakeCount::new());
@@ -478,7 +478,7 @@ fn the_task_that_polled_last_is_woken() {
 }
 
 #[test]
-fn dropping_the_stream_drops_all_that_is_under_way() {
+fn dropping_the_stream_drops_in_flight() {
     let desk = Desk::default();
     let responses = desk.clone().call_all(stream::iter(0..)).concurrency(64);
     let mut stream = Box::pin(responses.unordered());
@@ -489,18 +489,18 @@ fn dropping_the_stream_drops_all_that_is_under_way() {
         .collect();
     drop(stream);
     assert!(desk.0.borrow().is_empty());
-    // Nor do wakers that are left keep anything.
+    // Leftover wakers keep nothing alive either.
     wakers.into_iter().for_each(Waker::wake);
 }
 
 #[test]
-fn a_waker_that_is_left_does_no_harm_and_does_not_keep_the_task() {
+fn stale_waker_is_harmless() {
     struct Task;
     impl Wake for Task {
         fn wake(self: Arc<Self>) {}
     }
 
-    // Hands its waker out, and is answered at once the second time.
+    // Hands out its waker, and is ready on the second poll.
     let wakers = Rc::new(RefCell::new(Vec::new()));
     let polls = Rc::new(RefCell::new(Vec::new()));
     let service = service_fn(|n: u32| {
@@ -520,7 +520,7 @@ fn a_waker_that_is_left_does_no_harm_and_does_not_keep_the_task() {
     let mut cx = Context::from_waker(&waker);
     let mut stream = Box::pin(service.call_all(stream::iter(0..3)).concurrency(1));
     for n in 0..3 {
-        // The wakers of those before, for whom their slot has another now.
+        // The wakers of earlier responses, whose slots now belong to others.
         wakers.borrow().iter().for_each(Waker::wake_by_ref);
         let mut polled = stream.as_mut().poll_next(&mut cx);
         while polled.is_pending() {

@@ -34,7 +34,7 @@ where
 }
 
 #[test]
-fn a_request_has_its_permit_until_the_response_is_ready() {
+fn permit_is_held_until_the_response() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut limit = ConcurrencyLimit::new(service, 1);
     make_ready(&mut limit);
@@ -49,13 +49,13 @@ fn a_request_has_its_permit_until_the_response_is_ready() {
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut limit)).unwrap();
     drop(response);
-    // And gives nothing back a second time.
+    // Dropping it does not return the permit a second time.
     let mut other = limit.clone();
     assert!(wakes.poll_ready(&mut other).is_pending());
 }
 
 #[test]
-fn a_permit_can_go_with_the_response() {
+fn permit_can_travel_with_the_response() {
     let (service, mut handle) = mock::<u32, u32>();
     let semaphore = Semaphore::new(1);
     let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone()).with_permit();
@@ -73,7 +73,7 @@ fn a_permit_can_go_with_the_response() {
     drop(permit);
     assert_eq!(semaphore.available_permits(), 1);
 
-    // Not with an error.
+    // An error takes no permit along.
     make_ready(&mut limit);
     let mut response = spawn(limit.call(1));
     assert!(response.poll().is_pending());
@@ -82,7 +82,7 @@ fn a_permit_can_go_with_the_response() {
     assert_eq!(semaphore.available_permits(), 1);
 }
 
-/// Notes how many of a service's futures are alive, and the most that ever were.
+/// Counts the live futures of a service, and their maximum.
 #[derive(Clone, Default)]
 struct Alive(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -136,7 +136,7 @@ fn counted(
 }
 
 #[test]
-fn permit_is_free_when_the_future_inside_is_gone() {
+fn permit_is_free_once_the_future_is_gone() {
     let alive = Alive::default();
     let limit = ConcurrencyLimit::new(counted(&alive), 1);
     let mut kept = Vec::new();
@@ -159,7 +159,7 @@ fn permit_is_free_when_the_future_inside_is_gone() {
 }
 
 #[test]
-fn limit_counts_what_a_timeout_gave_up() {
+fn limit_counts_timed_out_futures() {
     let alive = Alive::default();
     let timer = ManualTimer::new();
     let second = Duration::from_secs(1);
@@ -190,10 +190,10 @@ fn unready_service_takes_no_permit() {
     assert!(wakes.poll_ready(&mut stuck).is_pending());
     make_ready(&mut other);
     let response = other.call(1);
-    // It is ready now, and waits for the permit.
+    // The service is ready now, and the handle waits for the permit.
     handle.set_ready(true);
     assert!(wakes.poll_ready(&mut stuck).is_pending());
-    // And it is not when it is given the permit, which is for whoever can go on.
+    // The service is no longer ready when the permit arrives, so the permit goes to a handle that can proceed.
     handle.set_ready(false);
     drop(response);
     assert!(wakes.poll_ready(&mut stuck).is_pending());
@@ -201,7 +201,7 @@ fn unready_service_takes_no_permit() {
     make_ready(&mut other);
 }
 
-/// Two limits of one permit each, and what is in front of one or of both of them.
+/// Two limits of one permit each, with services behind one or both of them.
 struct TwoLimits {
     outer: Semaphore,
     inner: Semaphore,
@@ -225,15 +225,15 @@ impl TwoLimits {
     }
 }
 
-/// Each has gone a while after the other came, so that one of the two permits is always another's.
+/// Each user leaves a while after the next one came, so that one of the two permits is always taken.
 #[test]
-fn who_needs_two_contended_permits_gets_them() {
+fn two_contended_permits_are_both_acquired() {
     let limits = TwoLimits::new();
     let users = |semaphore| {
         let mut users = VecDeque::from([(); 2].map(|()| TwoLimits::one(semaphore)));
         let [first, second] = [0, 1].map(|n| WakeCount::new().poll_ready(&mut users[n]));
         assert!(first.is_ready() && second.is_pending());
-        // Who has the permit goes, if somebody has it, and comes again.
+        // The user that holds the permit, if there is one, leaves and queues again.
         move || {
             if WakeCount::new().poll_ready(&mut users[0]).is_ready() {
                 let mut next = users[0].clone();
@@ -257,11 +257,11 @@ fn who_needs_two_contended_permits_gets_them() {
         }
         inner_goes();
     }
-    panic!("it was passed over ten times");
+    panic!("passed over ten times");
 }
 
 #[test]
-fn two_permits_do_not_go_round() {
+fn two_permits_do_not_circulate() {
     let limits = TwoLimits::new();
     let mut outer = TwoLimits::one(&limits.outer);
     let mut inner = TwoLimits::one(&limits.inner);
@@ -271,18 +271,18 @@ fn two_permits_do_not_go_round() {
         wakes.poll_ready(handle).is_ready()
     };
     make_ready(&mut outer);
-    assert!(!poll(0) && !poll(2), "they wait for the first permit");
+    assert!(!poll(0) && !poll(2), "both wait for the first permit");
     make_ready(&mut inner);
     assert!(!poll(1), "it waits for the second one");
     drop((outer, inner));
     assert!(
         (0..30).any(|turn| poll(turn % 3)),
-        "both permits are there, and nobody has them"
+        "both permits are free and unclaimed"
     );
 }
 
 #[test]
-fn call_without_readiness_holds_no_place_further_in() {
+fn unready_call_leaves_the_inner_queue() {
     let limits = TwoLimits::new();
     let mut outer = TwoLimits::one(&limits.outer);
     let mut inner = TwoLimits::one(&limits.inner);
@@ -292,7 +292,7 @@ fn call_without_readiness_holds_no_place_further_in() {
     assert!(WakeCount::new().poll_ready(&mut first).is_pending());
     let mut second = spawn(second.call(2));
     assert!(second.poll().is_pending());
-    // It was the first to wait for the second permit.
+    // This was the first to wait for the second permit.
     let mut first = spawn(first.call(1));
     assert!(first.poll().is_pending());
     drop((outer, inner));
@@ -301,7 +301,7 @@ fn call_without_readiness_holds_no_place_further_in() {
 }
 
 #[test]
-fn waiting_for_a_permit_holds_no_room() {
+fn permit_waiter_holds_no_inner_capacity() {
     let (service, mut handle) = mock::<u32, u32>();
     let (buffer, worker) = campanile::buffer::pair(service, 1);
     let mut worker = spawn(worker);
@@ -312,17 +312,17 @@ fn waiting_for_a_permit_holds_no_room() {
     assert!(worker.poll().is_pending());
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut second).is_pending());
-    // Nor does a request that is shed.
+    // A shed request holds none either.
     let mut shed = LoadShed::new(limit.clone());
     make_ready(&mut shed);
-    // As another attempt of the first request would.
+    // Like another attempt of the first request.
     make_ready(&mut buffer.clone());
     assert!(wakes.poll_ready(&mut second).is_pending());
     make_ready(&mut buffer.clone());
     handle.try_next().unwrap().1.send(2);
     assert!(ready(response.poll()).is_ok());
     assert_eq!(wakes.get(), 1);
-    // It has the permit, and no room: others have the permit then.
+    // The handle gets the permit but no capacity, so it leaves the permit to others.
     let mut room = buffer.clone();
     make_ready(&mut room);
     assert!(wakes.poll_ready(&mut second).is_pending());
@@ -334,7 +334,7 @@ fn waiting_for_a_permit_holds_no_room() {
 }
 
 #[test]
-fn deadline_that_elapsed_leaves_the_line() {
+fn elapsed_deadline_leaves_the_queue() {
     let (service, _handle) = mock::<u32, u32>();
     let timer = ManualTimer::new();
     let second = Duration::from_secs(1);
@@ -347,14 +347,14 @@ fn deadline_that_elapsed_leaves_the_line() {
     assert!(wakes.poll_ready(&mut last).is_pending());
     timer.advance(second);
     make_ready(&mut late);
-    // Before its request is refused, and though the handle is kept.
+    // The permit is free before the request is refused, though the handle is kept.
     drop(first);
     make_ready(&mut last);
     assert!(ready(spawn(late.call(1)).poll()).is_err());
     assert_eq!(timer.armed(), 0);
 }
 
-/// A limit of one around a service that answers with a stream, which the test sees dropped.
+/// A limit of one around a service that answers with a stream; the test sees when it is dropped.
 fn streamed(
     semaphore: &Semaphore,
 ) -> impl Service<u32, Response = Permitted<Body>, Error = Failure> + Clone {
@@ -388,7 +388,7 @@ where
 }
 
 #[test]
-fn stream_has_the_permit_until_it_ends() {
+fn stream_holds_its_permit_to_the_end() {
     let semaphore = Semaphore::new(1);
     let mut limit = streamed(&semaphore);
     let mut other = limit.clone();
@@ -404,7 +404,7 @@ fn stream_has_the_permit_until_it_ends() {
     assert_eq!(wakes.get(), 1);
     ready(wakes.poll_ready(&mut other)).unwrap();
 
-    // It gives nothing back a second time.
+    // Dropping it does not return the permit a second time.
     assert_eq!(body.next().now_or_never(), Some(None));
     drop(body);
     assert_eq!(semaphore.available_permits(), 0);
@@ -413,7 +413,7 @@ fn stream_has_the_permit_until_it_ends() {
 }
 
 #[test]
-fn stream_has_the_permit_until_it_is_dropped() {
+fn stream_holds_its_permit_until_dropped() {
     let semaphore = Semaphore::new(1);
     let mut limit = streamed(&semaphore);
     let mut body = answer(&mut limit, 2);
@@ -422,7 +422,7 @@ fn stream_has_the_permit_until_it_is_dropped() {
     drop(body);
     assert_eq!(semaphore.available_permits(), 1);
 
-    // Taken apart and put together, and as a part of what is changed.
+    // Taken apart, put together, and mapped.
     let (body, permit) = answer(&mut limit, 2).into_parts();
     let body = Permitted::from_parts(body.map(|n| n + 10), permit);
     let mut body = Permitted::map(body, StreamExt::enumerate);
@@ -433,7 +433,7 @@ fn stream_has_the_permit_until_it_is_dropped() {
 }
 
 #[test]
-fn permit_goes_back_after_its_response() {
+fn permit_returns_after_its_response() {
     struct Watch(Semaphore, Arc<AtomicUsize>);
 
     impl Drop for Watch {
@@ -451,7 +451,7 @@ fn permit_goes_back_after_its_response() {
     let mut limit = ConcurrencyLimit::with_semaphore(inner, semaphore.clone()).with_permit();
     drop(answer(&mut limit, 1));
     assert_eq!(seen.load(Ordering::SeqCst), 1);
-    // A panic loses none.
+    // A panic loses no permit.
     let answer = answer(&mut limit, 1);
     let panics = AssertUnwindSafe(|| Permitted::map(answer, |_| panic!("here")));
     assert!(catch_unwind(panics).is_err());
@@ -460,7 +460,7 @@ fn permit_goes_back_after_its_response() {
 }
 
 #[test]
-fn layer_gives_permits_along() {
+fn layer_passes_permits_to_responses() {
     let inner = || service_fn(async |n: u32| Ok::<_, Failure>(n));
     let own = ConcurrencyLimitLayer::new(1).unreserved().with_permit();
     let (mut a, mut b) = (own.layer(inner()), own.layer(inner()));
@@ -497,7 +497,7 @@ fn a_shed_request_leaves_nothing_behind() {
     ));
     handle.try_next().unwrap().1.send(1);
     assert_eq!(ready(in_flight.poll()), Ok(1));
-    // B's handle still exists and idles.
+    // The handle `b` still exists and idles.
     make_ready(&mut c);
     let mut admitted = spawn(c.call(3));
     assert!(admitted.poll().is_pending());
@@ -507,7 +507,7 @@ fn a_shed_request_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_shed_request_keeps_no_permit_of_an_unready_service() {
+fn shed_request_returns_permit_if_unready() {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let semaphore = Semaphore::new(1);
@@ -518,7 +518,7 @@ fn a_shed_request_keeps_no_permit_of_an_unready_service() {
 }
 
 #[test]
-fn a_service_that_failed_keeps_no_permit() {
+fn failed_service_keeps_no_permit() {
     let (service, handle) = mock::<u32, u32>();
     handle.fail(Failure("broken"));
     let semaphore = Semaphore::new(1);
@@ -528,7 +528,7 @@ fn a_service_that_failed_keeps_no_permit() {
 }
 
 #[test]
-fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+fn shed_poll_keeps_the_waiters_waker() {
     let mut holder = ConcurrencyLimit::new(mock::<u32, u32>().0, 1);
     let mut waiting = holder.clone();
     make_ready(&mut holder);
@@ -555,7 +555,7 @@ fn first_come_first_served() {
         .collect();
     drop(holder);
     for n in 0..3 {
-        // One is woken, the first; nobody overtakes it.
+        // Only the first waiter is woken; none overtakes it.
         let woken: Vec<_> = wakes.iter().map(WakeCount::get).collect();
         assert_eq!(woken.iter().sum::<usize>(), n + 1);
         assert_eq!(woken[n], 1);
@@ -568,7 +568,7 @@ fn first_come_first_served() {
 }
 
 #[test]
-fn who_gives_up_waiting_passes_the_permit_on() {
+fn cancelled_waiter_passes_its_permit_on() {
     let (service, _handle) = mock::<u32, u32>();
     let mut holder = ConcurrencyLimit::new(service, 1);
     make_ready(&mut holder);
@@ -578,14 +578,14 @@ fn who_gives_up_waiting_passes_the_permit_on() {
     assert!(b.poll_ready(&mut second).is_pending());
     drop(holder);
     assert_eq!((a.get(), b.get()), (1, 0));
-    // Granted, and gone before it looked.
+    // Granted, and dropped before it was polled again.
     drop(first);
     assert_eq!(b.get(), 1);
     ready(b.poll_ready(&mut second)).unwrap();
 }
 
 #[test]
-fn a_waiter_is_woken_by_the_last_waker_it_was_polled_with() {
+fn last_waker_is_the_one_woken() {
     let (service, _handle) = mock::<u32, u32>();
     let mut holder = ConcurrencyLimit::new(service, 1);
     make_ready(&mut holder);
@@ -600,7 +600,7 @@ fn a_waiter_is_woken_by_the_last_waker_it_was_polled_with() {
 #[test]
 fn a_call_without_readiness_waits() {
     let (service, mut handle) = mock::<u32, u32>();
-    // The contract of the mock is kept by another layer: here it is the limit that is called unready.
+    // The inner service waits for readiness of its own; only the limit is called unready.
     let service = service_fn(move |n| {
         let mut service = service.clone();
         async move {
@@ -623,7 +623,7 @@ fn a_call_without_readiness_waits() {
 }
 
 #[test]
-fn unreserved_handles_that_idle_starve_nobody() {
+fn idle_unreserved_handles_starve_no_caller() {
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimitLayer::new(1).unreserved().layer(service);
     let mut idle: Vec<_> = (0..5).map(|_| limit.clone()).collect();
@@ -646,7 +646,7 @@ fn a_global_limit_can_be_unreserved_too() {
 }
 
 #[test]
-fn unreserved_gives_back_what_readiness_had_taken_and_takes_no_more() {
+fn unreserved_returns_the_reserved_permit() {
     let semaphore = Semaphore::new(1);
     let (service, _handle) = mock::<u32, u32>();
     let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
@@ -679,7 +679,7 @@ fn a_panic_gives_the_permit_back() {
 }
 
 #[test]
-fn a_semaphore_is_shared_by_whoever_has_it() {
+fn semaphore_can_be_shared() {
     let semaphore = Semaphore::new(2);
     let layer = GlobalConcurrencyLimitLayer::with_semaphore(semaphore.clone());
     let (mut a, mut b, mut c) = (
@@ -724,7 +724,7 @@ mod shared_with_the_application {
     use super::*;
 
     #[test]
-    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+    fn shed_poll_keeps_the_waiters_waker() {
         let semaphore = Arc::new(async_lock::Semaphore::new(1));
         let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
         let mut waiting = holder.clone();
@@ -737,12 +737,12 @@ mod shared_with_the_application {
     }
 
     #[test]
-    fn permits_are_taken_waited_for_and_returned() {
+    fn permits_are_acquired_and_returned() {
         let semaphore = Arc::new(async_lock::Semaphore::new(1));
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
         let elsewhere = semaphore.try_acquire().unwrap();
-        // First, so that it would take the wake-up if it were in the line.
+        // Polled first, so that it would take the wake-up if it were in the wait queue.
         let mut shedding = LoadShed::new(limit.clone());
         make_ready(&mut shedding);
         let wakes = WakeCount::new();
@@ -767,7 +767,7 @@ mod shared_with_tokio {
     use tokio::sync::Semaphore;
 
     #[test]
-    fn an_attempt_leaves_the_waker_of_a_wait_where_it_is() {
+    fn shed_poll_keeps_the_waiters_waker() {
         let semaphore = Arc::new(Semaphore::new(1));
         let mut holder = ConcurrencyLimit::with_semaphore(mock::<u32, u32>().0, semaphore);
         let mut waiting = holder.clone();
@@ -777,19 +777,19 @@ mod shared_with_tokio {
         make_ready(&mut LoadShed::new(&mut waiting));
         drop(holder);
         assert_eq!(wakes.get(), 1);
-        // The permit was given to who waits; it is there for an attempt, too.
+        // The permit was granted to the waiting handle; a shed poll can use it, too.
         let mut shedding = LoadShed::new(waiting);
         make_ready(&mut shedding);
         assert!(spawn(shedding.call(1)).poll().is_pending());
     }
 
     #[test]
-    fn permits_are_taken_waited_for_and_returned() {
+    fn permits_are_acquired_and_returned() {
         let semaphore = Arc::new(Semaphore::new(1));
         let (service, mut handle) = mock::<u32, u32>();
         let mut limit = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
         let elsewhere = semaphore.try_acquire().unwrap();
-        // First, so that it would take the permit if it were in the line.
+        // Polled first, so that it would take the permit if it were in the wait queue.
         let mut shedding = LoadShed::new(limit.clone());
         make_ready(&mut shedding);
         let wakes = WakeCount::new();
@@ -862,8 +862,8 @@ async fn never_more_than_the_limit<H: Host>(rt: On<H>) {
     assert!(most.load(Ordering::SeqCst) <= 3);
 }
 
-/// Whether it waits, has just got its permit, or has called: who gives up holds up nobody.
-async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+/// A request may be cancelled while it waits, with a new permit, or after its call: none blocks the next.
+async fn cancelled_request_passes_its_permit_on<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimit::new(service, 1);
     for _ in 0..20 {
@@ -888,8 +888,8 @@ async fn who_gives_up_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
     }
 }
 
-/// Requests time out, and their futures are kept: by then nothing of them is alive.
-async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
+/// Requests time out and their futures are kept, yet nothing inside them is alive.
+async fn limit_counts_live_futures<H: Host>(rt: On<H>) {
     let alive = Alive::default();
     let second = Duration::from_secs(1);
     let inner = Timeout::with_timer(counted(&alive), second, rt.clone());
@@ -905,21 +905,21 @@ async fn limit_counts_what_is_alive<H: Host>(rt: On<H>) {
             [response]
         })
     });
-    // All of them are kept.
+    // All the futures are kept.
     let elapsed = futures::future::join_all(elapsed);
     rt.advance_until(second / 4, elapsed).await;
     assert_eq!(alive.most(), 1);
 }
 
 on_every_runtime! {
-    limit_counts_what_is_alive,
+    limit_counts_live_futures,
     never_more_than_the_limit,
-    who_gives_up_leaves_the_permit_to_the_next,
+    cancelled_request_passes_its_permit_on,
 }
 
-/// Waits and calls are given up at random, on several threads; at the end all permits are there.
+/// Several threads cancel waits and calls at random; at the end all permits are free.
 #[test]
-fn whatever_is_dropped_no_permit_is_lost() {
+fn random_drops_lose_no_permit() {
     let semaphore = Semaphore::new(2);
     let service = service_fn(async |n: u32| {
         for _ in 0..n {

@@ -1,5 +1,5 @@
-//! Everything that is set by a number, over the number's whole range: it is refused with an error that names the value
-//! and what is allowed, or it works, at any moment of a clock of 64 bits.
+//! Every numeric setting over its whole range: either it is refused with an error that names the value and the allowed
+//! range, or it works, at any moment of a 64-bit clock.
 #![cfg(feature = "testing")]
 
 mod common;
@@ -61,7 +61,7 @@ const EDGES: [u64; 18] = [
     u64::MAX,
 ];
 
-/// The edges, and some numbers of all magnitudes.
+/// The edges, and a few numbers of every magnitude.
 fn numbers(seed: u64) -> impl Iterator<Item = u64> {
     let mut rng = SplitMix64::new(seed);
     let others = (0..12).map(move |n| rng.next_u64() >> (5 * n));
@@ -137,12 +137,12 @@ fn at(nanos: u64) -> ManualTimer {
     ManualTimer::at(Instant::from_nanos(nanos))
 }
 
-/// As many nanoseconds as a clock has, at the most.
+/// The duration in nanoseconds, capped at the clock's maximum.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// An error says what was given, and what is allowed.
+/// Asserts that the error names the value given and the allowed range.
 #[track_caller]
 fn assert_says(error: &dyn Error, given: &str) {
     let message = error.to_string();
@@ -150,7 +150,7 @@ fn assert_says(error: &dyn Error, given: &str) {
     assert!(says, "{message:?} does not say that it was {given}");
 }
 
-/// What `$try` gives is an error if and only if `$valid` is false; and then that says what was `$given`, and `$new`
+/// Asserts that `$try` gives an error if and only if `$valid` is false, and that it then names `$given` and `$new`
 /// panics in this line.
 macro_rules! agree {
     ($valid:expr, $given:expr, $try:expr, $new:expr) => {{
@@ -174,7 +174,7 @@ macro_rules! agree {
     }};
 }
 
-/// One request: `None` if the service is not ready.
+/// Sends one request; `None` if the service is not ready.
 fn send<S: Service<u32>>(service: &mut S) -> Option<Result<S::Response, S::Error>> {
     match WakeCount::new().poll_ready(service) {
         Poll::Ready(Ok(())) => service.call(1).now_or_never(),
@@ -205,15 +205,15 @@ fn drive_rate(rate: Rate, moment: u64) {
     let timer = at(moment);
     let limit = RateLimit::with_timer(echo(), rate, timer.clone());
     let mut service = limit.clone().reject();
-    // A token that is given back, and some that are not.
+    // One token that is given back, and some that are not.
     let mut idle = limit.clone();
     let is_first = WakeCount::new().poll_ready(&mut idle).is_ready();
-    // A token cannot be paid for beyond the end of time.
+    // A token cannot be repaid beyond the end of time.
     assert!(is_first || moment > 1 << 63, "{rate:?} at {moment}");
     drop(idle);
     for _ in 0..4 {
         let Some(answer) = send(&mut service) else {
-            // It rejects, and does not wait, but where nothing can be later.
+            // It rejects instead of waiting, except where no later moment exists.
             assert_eq!(timer.now(), Instant::MAX);
             return;
         };
@@ -221,7 +221,7 @@ fn drive_rate(rate: Rate, moment: u64) {
             Ok(n) => assert_eq!(n, 1),
             Err(error @ (RateError::Overflow(_) | RateError::Service(_))) => panic!("{error}"),
             Err(RateError::Limited(limited)) => {
-                // At the end of time, nothing will ever change.
+                // At the end of time, no wait would help.
                 let now = timer.now().as_nanos();
                 let wait = nanos(limited.retry_after());
                 assert!(wait > 0 || now == u64::MAX, "{rate:?} at {moment}");
@@ -229,7 +229,7 @@ fn drive_rate(rate: Rate, moment: u64) {
                 timer.advance(limited.retry_after());
                 let answer = send(&mut service);
                 let is_served = matches!(answer, Some(Ok(1)));
-                // A budget that would be full beyond the end of time only is not paid out of.
+                // A budget that would refill only beyond the end of time grants nothing.
                 assert!(
                     is_served || debt(rate, now) > 1 << 63,
                     "{rate:?} at {moment}"
@@ -242,7 +242,8 @@ fn drive_rate(rate: Rate, moment: u64) {
     let _ = send(&mut limit.reject());
 }
 
-/// In nanoseconds, by the numbers that its `Debug` shows: when a budget that is used up at `now`, and another token, are paid back.
+/// The moment in nanoseconds, from the numbers in the `Debug` output, when a budget used up at `now` and one more token
+/// are repaid.
 fn debt(rate: Rate, now: u64) -> u128 {
     let numbers = format!("{rate:?}").replace(|c: char| !c.is_ascii_digit(), " ");
     let numbers: Vec<u128> = numbers
@@ -255,7 +256,7 @@ fn debt(rate: Rate, now: u64) -> u128 {
     u128::from(now) + (burst + 2) * per.div_ceil(num)
 }
 
-/// Who has as much patience as it takes waits, and nobody else does.
+/// A handle waits if and only if its patience is long enough.
 fn drive_patience(limit: &RateLimit<Echo, ManualTimer>, limited: Limited) {
     let enough = limited.retry_after();
     let around = [
@@ -277,12 +278,12 @@ fn drive_patience(limit: &RateLimit<Echo, ManualTimer>, limited: Limited) {
 }
 
 #[test]
-fn limits_of_time() {
+fn time_limits() {
     let never = service_fn(|_: u32| pending::<Result<u32, u32>>());
     for limit in durations(3) {
         for moment in MOMENTS {
             let end = moment.checked_add(nanos(limit));
-            // What would be over at the last moment of the clock, or later, is never over.
+            // A limit that would elapse at or after the clock's last moment never elapses.
             let end = end.filter(|&end| end < u64::MAX && limit < Duration::MAX);
 
             for from_call in [false, true] {
@@ -318,7 +319,7 @@ fn check_limit(
     let moment = timer.now();
     let first = is_over();
     let Some(_) = end else {
-        // At the very end of the clock it may be either.
+        // At the very end of the clock, both results are allowed.
         assert!(
             !first || moment.as_nanos() > 1 << 63,
             "{limit:?} at {moment:?}"
@@ -387,7 +388,7 @@ fn drive_backoff(
 ) {
     let mut backoff = maker.backoff();
     let (min, max) = (nanos(min), nanos(max));
-    // What it would be without jitter.
+    // The delay without jitter.
     let mut base = min;
     for n in 0..70 {
         let wait = nanos(backoff.next_delay());
@@ -461,7 +462,7 @@ fn drive_budget(
     (0..3).for_each(|_| budget.deposit());
     let taken = (0..MOST).take_while(|_| budget.withdraw()).count() as u128;
     let all = (held + earned).min(MOST);
-    // At the end of time the reserve has no room to be paid back in.
+    // At the end of time there is no room for repaying the reserve.
     let is_late = moment > 1 << 63;
     assert!(
         taken == all || is_late && taken <= all,
@@ -470,7 +471,7 @@ fn drive_budget(
 }
 
 #[test]
-fn shares_of_hedges() {
+fn hedge_shares() {
     for share in singles() {
         let valid = (0.0..=1.0).contains(&share);
         let given = share.to_string();
@@ -550,7 +551,7 @@ fn drive_estimate(delay: Delay, period: Duration) {
         assert_eq!(send(&mut hedge), Some(Ok(1)));
         assert!(hedge.delay().is_none_or(|delay| delay <= period + HOUR));
     }
-    // The longer it took, the longer it waits.
+    // Longer latencies give longer delays.
     let mut last = Duration::ZERO;
     let mut latencies: Vec<_> = durations(12).collect();
     latencies.sort_unstable();
@@ -567,7 +568,7 @@ fn drive_estimate(delay: Delay, period: Duration) {
     }
 }
 
-/// A hedge is sent when its delay is over, and no earlier.
+/// A hedge is sent when its delay has elapsed, and no earlier.
 fn drive_hedge(delay: Duration, moment: u64) {
     let calls = std::rc::Rc::new(std::cell::Cell::new(0));
     let counted = calls.clone();
@@ -605,7 +606,7 @@ fn drive_hedge(delay: Duration, moment: u64) {
 }
 
 #[test]
-fn loads_that_decay() {
+fn decaying_loads() {
     for rtt in durations(13) {
         for decay in FLOATS.into_iter().chain([1e3 - 1.0, 1e3]) {
             let valid = !rtt.is_zero() && (1e3..=3.15576e16).contains(&decay);
@@ -652,7 +653,7 @@ fn drive_ewma(make: impl Fn() -> PeakEwma<Echo, CompleteOnResponse, ManualTimer>
 }
 
 #[test]
-fn loads_with_penalties() {
+fn load_penalties() {
     for decay in durations(14) {
         for moment in MOMENTS {
             let timer = at(moment);
@@ -684,7 +685,7 @@ fn loads_with_penalties() {
 }
 
 #[test]
-fn limits_of_requests() {
+fn request_limits() {
     for max in sizes() {
         let valid = max > 0;
         let given = max.to_string();
@@ -702,7 +703,7 @@ fn limits_of_requests() {
         );
         let semaphore = agree!(valid, given, Semaphore::try_new(max), Semaphore::new(max));
         let Some(semaphore) = semaphore else { continue };
-        // One number stands for the line of those who wait.
+        // One number is reserved to mark the wait queue.
         let max = max.min(usize::MAX - 1);
 
         let limit = ConcurrencyLimit::with_semaphore(echo(), semaphore.clone());
@@ -717,7 +718,7 @@ fn limits_of_requests() {
     }
 }
 
-/// Drops what it is to run.
+/// Drops the tasks given to it.
 #[derive(Clone, Copy, Default)]
 struct Never;
 
@@ -726,7 +727,7 @@ impl<F> Executor<F> for Never {
 }
 
 #[test]
-fn bounds_of_buffers() {
+fn buffer_bounds() {
     type Queue = Buffer<u32, std::future::Ready<Result<u32, u32>>, Never>;
     for bound in sizes() {
         let valid = bound > 0;
@@ -753,7 +754,7 @@ fn bounds_of_buffers() {
 }
 
 #[test]
-fn concurrency_of_streams() {
+fn stream_concurrency() {
     let all = || echo().call_all(futures::stream::iter([1, 2, 3]));
     for most in sizes() {
         let given = most.to_string();
@@ -766,7 +767,7 @@ fn concurrency_of_streams() {
 }
 
 #[test]
-fn chances_of_faults() {
+fn fault_probabilities() {
     for chance in FLOATS {
         let valid = (0.0..=1.0).contains(&chance);
         let given = chance.to_string();
@@ -811,7 +812,7 @@ fn chances_of_faults() {
 }
 
 #[test]
-fn failures_before_a_quarantine() {
+fn quarantine_failures() {
     let failing = service_fn(|n: u32| std::future::ready(Err::<u32, u32>(n)));
     for limit in numbers(15).map(|n| u32::try_from(n).unwrap_or(u32::MAX)) {
         for moment in MOMENTS {
@@ -836,7 +837,7 @@ fn failures_before_a_quarantine() {
 }
 
 #[test]
-fn policies_of_retries() {
+fn retry_policies() {
     let fail = |policy: &mut StandardPolicy<_, _, _>| {
         let retry = Policy::<u32, u32, u32>::retry(policy, &mut 1, &mut Err(2));
         retry.is_some()
@@ -859,7 +860,7 @@ fn policies_of_retries() {
                 let mut policy = policy.classify(after);
                 Policy::<u32, u32, u32>::clone_request(&mut policy, &1);
                 let retry = Policy::<u32, u32, u32>::retry(&mut policy, &mut 1, &mut Err(2));
-                // The backoff is from 0 to 50 ms.
+                // The backoff is between 0 and 50 ms.
                 let longest = hint.saturating_add(Duration::from_millis(50));
                 let [waits_until, over] =
                     [hint, total].map(|time| moment.saturating_add(nanos(time)));

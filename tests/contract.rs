@@ -1,5 +1,5 @@
-//! `Service` and `Layer`: tower's own with the feature `tower`, and the same without it. This file is
-//! written against the one and has to compile against the other.
+//! `Service` and `Layer`: tower's own with the feature `tower`, and identical ones without it. This file is written
+//! against one of them and has to compile against the other.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -10,7 +10,7 @@ use campanile::layer::{Identity, Layer, LayerFn, Stack, layer_fn};
 use campanile::{Service, service_fn};
 use futures::FutureExt;
 
-/// The traits and types are tower's, not ones like them.
+/// The traits and types are tower's own, not copies.
 #[cfg(feature = "tower")]
 mod unified {
     use super::*;
@@ -36,7 +36,7 @@ mod unified {
     }
 
     #[test]
-    fn middleware_goes_into_tower_and_tower_into_it() {
+    fn middleware_mixes_with_tower() {
         use campanile::load_shed::LoadShedLayer;
 
         ours(&service_fn(async |n: u8| Ok::<_, Infallible>(n)));
@@ -52,7 +52,7 @@ mod unified {
     }
 }
 
-/// As a user writes one, with neither trait's crate in sight.
+/// As a user writes a service, without importing either trait's crate.
 struct Twice<S>(S);
 
 impl<S: Service<u32>> Service<u32> for Twice<S> {
@@ -96,15 +96,14 @@ where
 }
 
 #[test]
-fn a_service_serves_through_a_reference_and_a_box() {
+fn references_and_boxes_are_services() {
     let mut service = Twice(Echo);
     assert_eq!(answer(&mut service, 1), 2);
     assert_eq!(answer(&mut &mut service, 2), 4);
     assert_eq!(answer(service, 3), 6);
 }
 
-// As with tower: sized behind `&mut`, and a trait object only in a `Box`. Without tower the box needs
-// `alloc`.
+// As in tower: sized behind `&mut`, and a trait object only in a `Box`. Without tower, the box needs `alloc`.
 #[cfg(feature = "alloc")]
 #[test]
 fn a_boxed_service_may_be_a_trait_object() {
@@ -116,7 +115,7 @@ fn a_boxed_service_may_be_a_trait_object() {
     assert_eq!(answer(Box::new(Echo), 1), 1);
 }
 
-/// A layer that leaves its name, so that the order can be read off the service.
+/// A layer that records its name, so that the order shows in the service.
 #[derive(Clone, Copy)]
 struct Name(&'static str);
 
@@ -145,7 +144,7 @@ fn layers_apply_in_towers_order() {
 }
 
 #[test]
-fn tuples_up_to_sixteen_are_layers_outermost_first() {
+fn tuples_up_to_16_are_layers() {
     let [a, b, c] = ["a", "b", "c"].map(Name);
     assert_eq!(on(()), "x");
     assert_eq!(on((a,)), "a(x)");
@@ -159,7 +158,7 @@ fn tuples_up_to_sixteen_are_layers_outermost_first() {
 }
 
 #[test]
-fn debug_reads_the_same_with_and_without_tower() {
+fn debug_is_the_same_without_tower() {
     assert_eq!(format!("{:?}", Identity::new()), "Identity");
     assert_eq!(format!("{:?}", Stack::new(1, Stack::new(2, 3))), "3, 2, 1");
     assert_eq!(format!("{:#?}", Stack::new(1, 2)), "2,\n1");
@@ -173,8 +172,8 @@ fn debug_reads_the_same_with_and_without_tower() {
     assert_eq!(format!("{service:?}"), "ServiceFn { f: fn(u8) -> u8 }");
 }
 
-/// Middleware asks nothing of a response future but that it is one: not `Send`, `'static`, `Unpin`, `Clone` or
-/// `Debug`, and of the error and the response not either.
+/// Middleware requires nothing of a response future beyond `Future`: not `Send`, `'static`, `Unpin`, `Clone` or
+/// `Debug`, neither of the future nor of the error and the response.
 #[cfg(all(feature = "std", feature = "smol"))]
 #[test]
 fn response_futures_need_no_bounds() {

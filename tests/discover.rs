@@ -1,4 +1,4 @@
-//! Which endpoints there are: lists, channels, any stream.
+//! Sources of endpoints: lists, channels and arbitrary streams.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn next<D: Discover + Unpin>(
 }
 
 #[test]
-fn a_list_gives_each_service_under_its_place_and_ends() {
+fn list_yields_services_by_index_and_ends() {
     let mut list = ServiceList::new(vec![echo(), echo()]);
     assert_eq!(futures::Stream::size_hint(&list), (2, Some(2)));
     for place in 0..2 {
@@ -37,7 +37,7 @@ fn a_list_gives_each_service_under_its_place_and_ends() {
 }
 
 #[test]
-fn a_clone_of_a_list_begins_where_its_original_stands() {
+fn cloned_list_starts_at_the_same_position() {
     let mut list = ServiceList::new([echo(), echo()]);
     let _ = next(&mut list);
     let mut clone = list.clone();
@@ -50,7 +50,7 @@ fn a_clone_of_a_list_begins_where_its_original_stands() {
     }
 }
 
-/// Takes requests of two types.
+/// A service for two types of requests.
 #[derive(Clone, Debug)]
 struct Both;
 
@@ -78,7 +78,7 @@ impl Service<u16> for Both {
     }
 }
 
-/// What names a list, and infers one, with tower's as with ours.
+/// Naming a list and inferring its types, with tower's traits as with this crate's.
 macro_rules! names_and_inference {
     ($name:ident, $discover:path, $service:path) => {
         mod $name {
@@ -153,7 +153,7 @@ mod channel {
     use std::future::poll_fn;
 
     #[test]
-    fn changes_arrive_in_the_order_in_which_they_were_sent() {
+    fn changes_arrive_in_order() {
         let (sender, mut changes) = channel();
         let clone = sender.clone();
         sender.insert(1, "one").unwrap();
@@ -172,7 +172,7 @@ mod channel {
     }
 
     #[test]
-    fn it_ends_when_the_last_sender_is_gone_and_all_is_taken() {
+    fn channel_ends_with_the_last_sender() {
         let (sender, mut changes) = channel();
         let clone = sender.clone();
         drop(sender);
@@ -188,12 +188,12 @@ mod channel {
     }
 
     #[test]
-    fn a_change_that_nobody_takes_comes_back() {
+    fn unsent_change_is_returned() {
         let (sender, changes) = channel();
         assert!(!sender.is_closed());
         drop(changes);
         assert!(sender.is_closed());
-        // Neither the key nor the service has to have any trait for the error to be one.
+        // The error implements `Error` whatever the key and the service implement.
         struct Opaque(u8);
         let (opaque, taken) = channel::<Opaque, Opaque>();
         drop(taken);
@@ -209,7 +209,7 @@ mod channel {
     }
 
     #[test]
-    fn services_that_were_not_taken_are_dropped_with_the_receiver() {
+    fn receiver_drops_pending_services() {
         let service = std::sync::Arc::new(());
         let (sender, changes) = channel();
         sender.insert(1, service.clone()).unwrap();
@@ -217,7 +217,7 @@ mod channel {
         assert_eq!(std::sync::Arc::strong_count(&service), 1);
     }
 
-    async fn a_change_wakes_who_waits_for_it<H: Host>(rt: On<H>) {
+    async fn change_wakes_the_waiter<H: Host>(rt: On<H>) {
         let (sender, mut changes) = channel::<u32, u32>();
         rt.execute(async move {
             for n in 0..100 {
@@ -233,5 +233,5 @@ mod channel {
         assert_eq!(end, None);
     }
 
-    on_every_runtime! { a_change_wakes_who_waits_for_it }
+    on_every_runtime! { change_wakes_the_waiter }
 }

@@ -1,4 +1,4 @@
-//! The stack on embassy's executor and clock, as they run on the host.
+//! The stack on embassy's executor and clock, on the host.
 #![cfg(feature = "embassy-executor")]
 
 mod common;
@@ -37,7 +37,7 @@ impl Service<u16> for Sensor {
     }
 }
 
-/// Runs `start` on an executor in a thread of its own, which stays, since embassy's never end.
+/// Runs `start` on an executor in its own thread, which stays because embassy's executors never end.
 fn on_embassy<T: Send + 'static>(
     start: impl FnOnce(Spawner, mpsc::Sender<T>) + Send + 'static,
 ) -> T {
@@ -73,7 +73,7 @@ fn a_buffer_runs_in_a_static_pool() {
 }
 
 #[test]
-fn a_task_without_room_is_dropped() {
+fn task_beyond_the_pool_is_dropped() {
     static QUEUES: [Queue; 2] = [const { StaticQueue::new() }; 2];
     static POOL: TaskPool<SensorWorker, 1> = TaskPool::new();
     let (first, second) = on_embassy(|spawner, sender| {
@@ -92,7 +92,7 @@ fn a_task_without_room_is_dropped() {
     assert_eq!(futures::executor::block_on(first.oneshot(1)), Ok(2));
 }
 
-/// How long a wait took, and whether a call without an answer was timed out.
+/// How long a wait took, and whether a call without an answer timed out.
 #[embassy_executor::task]
 async fn wait(outcome: mpsc::Sender<(Duration, bool)>) {
     Embassy.sleep_until(Instant::from_nanos(0)).await;
@@ -104,7 +104,7 @@ async fn wait(outcome: mpsc::Sender<(Duration, bool)>) {
         .service_fn(async |(): ()| std::future::pending::<Result<(), Failure>>().await);
     let answer = silent.oneshot(()).await;
     let timed_out = matches!(answer, Err(timeout::Error::Elapsed(_)));
-    // Never, as far as the clock can tell.
+    // The clock never reaches `MAX`.
     assert!(Embassy.now() < Instant::MAX);
     outcome.send((took, timed_out)).unwrap();
 }

@@ -43,7 +43,7 @@ fn in_the_middle() -> Stack {
 }
 
 #[test]
-fn find_looks_through_every_level_and_the_sources() {
+fn find_searches_all_levels_and_sources() {
     assert_eq!(find::<Outer>(&at_the_bottom()), Some(&Outer(Inner)));
     assert_eq!(find::<Inner>(&at_the_bottom()), Some(&Inner));
     assert_eq!(find::<Overloaded>(&at_the_bottom()), None);
@@ -63,7 +63,7 @@ fn a_report_is_the_innermost_error() {
     assert!(report.source().unwrap().is::<Inner>());
     assert_eq!(Report(in_the_middle()).to_string(), "service overloaded");
     assert!(Report(in_the_middle()).source().is_none());
-    // It is an error, so a stack of reports can be looked through too.
+    // A report is an error, so a stack of reports can be searched too.
     assert!(Report(report).as_error().is::<Report<Report<Stack>>>());
 }
 
@@ -89,7 +89,7 @@ mod boxed {
     }
 
     #[test]
-    fn the_question_mark_flattens_a_stack_of_any_depth() {
+    fn question_mark_flattens_any_stack() {
         let error = question_mark(at_the_bottom()).unwrap_err();
         assert!(error.is::<Outer>());
         assert!(error.source().unwrap().is::<Inner>());

@@ -1,4 +1,4 @@
-//! Rules that every middleware keeps, whatever else it does.
+//! Rules that every middleware keeps.
 #![cfg(feature = "testing")]
 
 use std::future::{Pending, poll_fn, ready};
@@ -60,12 +60,12 @@ async fn pass_later(n: u32) -> Result<u32, BoxError> {
 
 type Middleware<S> = (&'static str, fn(Cloned) -> S);
 
-/// What a middleware tells the time by.
+/// The timer of a middleware.
 trait Clock: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static {}
 
 impl<T: Timer<Sleep: 'static, Alarm: 'static> + Clone + Default + 'static> Clock for T {}
 
-/// The middleware that have clones, each around a service that is given.
+/// The middleware that implement `Clone`, each around a given service.
 fn cloned<T: Clock>() -> Vec<Middleware<Cloned>> {
     vec![
         ("and_then", |s| boxed(s.and_then(pass_later))),
@@ -118,12 +118,12 @@ fn cloned<T: Clock>() -> Vec<Middleware<Cloned>> {
     ]
 }
 
-/// Starts a task when it is made.
+/// Starts a task when it is created.
 fn buffer(inner: Cloned) -> Cloned {
     boxed(Buffer::new(inner, 1))
 }
 
-/// Those that have none.
+/// The middleware that do not implement `Clone`.
 fn single_ones<T: Clock>() -> Vec<Middleware<Single>> {
     vec![
         ("balance", |s| {
@@ -139,7 +139,7 @@ fn single_ones<T: Clock>() -> Vec<Middleware<Single>> {
     ]
 }
 
-/// All of them.
+/// All middleware.
 fn middleware() -> impl Iterator<Item = (&'static str, Box<dyn Fn(Cloned) -> Single>)> {
     let cloned = cloned::<Sim>().into_iter().chain([("buffer", buffer as _)]);
     let cloned = cloned.map(|(name, middleware): Middleware<Cloned>| {
@@ -150,7 +150,7 @@ fn middleware() -> impl Iterator<Item = (&'static str, Box<dyn Fn(Cloned) -> Sin
     cloned.chain(others.map(|(name, middleware)| (name, Box::new(middleware) as _)))
 }
 
-/// Runs `scenario` for a middleware in a runtime, and says which middleware it was if it fails.
+/// Runs `scenario` for a middleware in a runtime, and names the middleware if it fails.
 fn run<F: Future<Output = ()>>(name: &str, scenario: F) {
     let runtime = Runtime::new(1);
     let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(scenario)));
@@ -172,7 +172,7 @@ fn echo() -> Cloned {
     boxed(service_fn(async |n: u32| Ok::<_, BoxError>(n)))
 }
 
-/// A service of which one handle at a time is ready, and what sees its calls.
+/// A service that has one ready handle at a time, and the semaphore that limits it.
 fn one_at_a_time(probe: &Probe) -> (Cloned, Semaphore) {
     let semaphore = Semaphore::new(1);
     let service = ConcurrencyLimit::with_semaphore(probe.layer(echo()), semaphore.clone());
@@ -190,20 +190,20 @@ fn a_clone_starts_as_never_polled() {
 
             let mut clone = service.clone();
             if poll_once(&mut clone).await.is_ready() {
-                // As of a middleware that is always ready: it is to refuse the request, or to let it wait.
+                // A middleware that is always ready has to refuse the request or let it wait.
                 let answer = clone.call(1).now_or_never();
                 assert!(!matches!(answer, Some(Ok(_))), "{name}: {answer:?}");
                 assert_eq!(probe.calls(), 0, "{name}");
             }
             drop(clone);
-            // And it has taken nothing from its original.
+            // It has taken nothing from its original.
             assert_eq!(service.call(2).await.unwrap(), 2, "{name}");
         });
     }
 }
 
 #[test]
-fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
+fn shed_request_leaves_no_waiter_or_timer() {
     for (name, middleware) in middleware() {
         let runtime = Runtime::new(1);
         let result = runtime.block_on(async {
@@ -213,7 +213,7 @@ fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
             first.ready().await.unwrap();
 
             let mut shed = LoadShed::new(middleware(inner.clone()));
-            // What connects, or looks for endpoints, does so meanwhile.
+            // Connecting and discovery take place meanwhile.
             for _ in 0..3 {
                 assert!(poll_once(&mut shed).await.is_ready(), "{name}");
                 idle().await;
@@ -224,7 +224,7 @@ fn a_shed_request_leaves_no_waiter_and_no_timer_behind() {
             }
             drop(first);
             idle().await;
-            // The first handle's permit is for whoever comes next, though the one that was shed still exists.
+            // The first handle's permit goes to the next caller, though the shed handle still exists.
             if name != "buffer" {
                 assert_eq!(semaphore.available_permits(), 1, "{name}");
             }
@@ -246,7 +246,7 @@ fn a_call_without_readiness_does_not_panic() {
     }
 }
 
-/// A clock that is not to be looked at.
+/// A clock that must not be used.
 #[derive(Clone, Debug, Default)]
 struct Untouchable;
 
@@ -268,7 +268,7 @@ impl Timer for Untouchable {
 }
 
 #[test]
-fn to_construct_clone_and_drop_it_needs_no_runtime() {
+fn building_needs_no_runtime() {
     for (_, middleware) in cloned::<Untouchable>() {
         drop(middleware(echo()).clone());
     }
@@ -307,7 +307,7 @@ fn quietly<T>(act: impl FnOnce() -> T) -> Option<T> {
 
 const EXPECTED: &str = "an expected panic";
 
-/// Prints no word of a panic that is expected.
+/// Silences expected panics.
 fn expect_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -321,7 +321,7 @@ fn expect_panics() {
 }
 
 #[test]
-fn a_panic_gives_back_what_was_taken() {
+fn panic_releases_the_reservation() {
     expect_panics();
     for in_call in [true, false] {
         for (name, middleware) in middleware() {
@@ -333,7 +333,7 @@ fn a_panic_gives_back_what_was_taken() {
                 let mut service = ConcurrencyLimit::with_semaphore(service, outside.clone());
                 service.ready().await.unwrap();
                 let mut response = quietly(|| Box::pin(service.call(1)));
-                // In a worker it is the worker's.
+                // In a worker, the panic hits the worker.
                 idle().await;
                 if let Some(response) = &mut response {
                     let answer = poll_fn(|cx| {
@@ -354,7 +354,7 @@ fn a_panic_gives_back_what_was_taken() {
     }
 }
 
-/// What is the user's and runs in a call panics there, before the inner service is called.
+/// User code that panics within a call, before the inner service is called.
 #[derive(Clone, Copy)]
 struct PanicsFirst;
 
@@ -381,7 +381,7 @@ impl campanile::hedge::Policy<u32> for PanicsFirst {
 }
 
 #[test]
-fn a_panic_before_the_call_keeps_nothing_ready() {
+fn panic_before_the_call_releases_readiness() {
     expect_panics();
     let middleware: [Middleware<Single>; 5] = [
         ("filter", |s| {
@@ -409,14 +409,14 @@ fn a_panic_before_the_call_keeps_nothing_ready() {
                 service.ready().await.unwrap();
                 assert_eq!(semaphore.available_permits(), 0, "{name}");
                 assert!(quietly(|| drop(service.call(1))).is_none(), "{name}");
-                // The handle is still there.
+                // The handle still exists.
                 assert_eq!(semaphore.available_permits(), 1, "{name}");
             }
         });
     }
 }
 
-/// A middleware that is asked again and again while it is ready stays so, and reserves once.
+/// A middleware that is polled repeatedly while ready stays ready and reserves once.
 #[test]
 fn readiness_stays_until_the_call() {
     for (name, middleware) in middleware() {
@@ -438,7 +438,7 @@ fn readiness_stays_until_the_call() {
     }
 }
 
-/// A request that is given up takes along what its service had reserved, or waited for, in an idle buffer.
+/// In an idle buffer, a cancelled request releases what its service had reserved or waited for.
 #[test]
 fn idle_buffer_holds_nothing() {
     for (name, middleware) in middleware() {
@@ -447,7 +447,7 @@ fn idle_buffer_holds_nothing() {
             let probe = Probe::new();
             let (inner, semaphore) = one_at_a_time(&probe);
             let buffer = Buffer::new(middleware(inner.clone()), 1);
-            // It is used, so that it is connected, and so on.
+            // A first request makes it connect, and so on.
             assert_eq!(buffer.clone().oneshot(0).await.unwrap(), 0, "{name}");
             sleep(10 * SECOND).await;
             let mut first = inner.clone();
@@ -461,9 +461,9 @@ fn idle_buffer_holds_nothing() {
             idle().await;
             drop(first);
             idle().await;
-            // Nobody asks the buffer for anything, and so the permit is there for others.
+            // No request is waiting, so the permit is free for others.
             assert_eq!(semaphore.available_permits(), 1, "{name}");
-            // The next request finds it, and inherits nothing, however late it comes.
+            // The next request gets the permit and inherits nothing, however late it comes.
             sleep(1_000 * SECOND).await;
             assert_eq!(semaphore.available_permits(), 1, "{name}");
             assert_eq!(buffer.clone().oneshot(2).await.unwrap(), 2, "{name}");
@@ -477,16 +477,16 @@ fn idle_buffer_holds_nothing() {
     }
 }
 
-/// Whoever is given an answer finds nothing of the request alive: neither by a future that is kept, nor otherwise.
+/// A caller that has its answer finds nothing of the request alive, even if the response future is kept.
 #[test]
-fn answered_request_is_gone() {
+fn answered_request_is_dropped() {
     for (name, middleware) in middleware() {
         run(name, async {
             let alive = Rc::new(());
             let guard = alive.clone();
             let inner = service_fn(move |n: u32| {
                 let guard = guard.clone();
-                // Held until it is dropped, and not until it is ready.
+                // Held until the future is dropped, not until it is ready.
                 std::future::poll_fn(move |_| {
                     let _ = &guard;
                     Poll::Ready(Ok::<_, BoxError>(n))
@@ -502,7 +502,7 @@ fn answered_request_is_gone() {
     }
 }
 
-/// tokio's timers are pending, whatever the time, in a task that has used up its share of a poll.
+/// tokio's timers stay pending in a task that has used up its budget for one poll.
 #[cfg(feature = "tokio")]
 mod tokio_budget {
     use super::*;
@@ -512,7 +512,7 @@ mod tokio_budget {
     use campanile::tokio::reconnect::Reconnect;
     use campanile::tokio::timeout::Deadline;
 
-    /// Polls once, after everything else in the task has had its turn.
+    /// Polls once, after using up the task's budget.
     async fn is_ready<S: Service<u32>>(service: &mut S) -> bool {
         poll_fn(|cx| {
             while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
@@ -528,7 +528,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_though_something_else_uses_up_the_budget() {
+    async fn wait_ends_despite_a_used_up_budget() {
         let mut limited = RateLimit::new(echo(), Rate::new(1, SECOND));
         limited.ready().await.unwrap().call(1).await.unwrap();
         assert_waits_for(SECOND, limited).await;
@@ -545,7 +545,7 @@ mod tokio_budget {
             })
         });
         let reconnect = Reconnect::<_, ()>::new(connect, ());
-        // No wait is longer than the first one, which is 50 ms.
+        // No wait is longer than the first, which is 50 ms.
         let reconnect = reconnect.connect_errors(ConnectErrors::Nowhere);
         assert_waits_for(SECOND, reconnect).await;
     }

@@ -1,5 +1,5 @@
-//! When its owner drops an executor, it is gone, together with its tasks and the services in them: no task keeps alive
-//! the executor that runs it.
+//! An executor ends when its owner drops it, together with its tasks and the services in them: no task keeps alive the
+//! executor that runs it.
 
 #![cfg(all(feature = "smol", feature = "tokio"))]
 
@@ -24,7 +24,7 @@ fn current_thread() -> tokio::runtime::Runtime {
     builder.enable_all().build().unwrap()
 }
 
-/// A service that shares a flag, by which a test sees whether it is there.
+/// A service that shares a flag, which shows the test whether the service is alive.
 #[derive(Clone)]
 struct Held(#[expect(dead_code, reason = "it is counted, and not read")] Arc<()>);
 
@@ -45,7 +45,7 @@ impl Service<u32> for Held {
     }
 }
 
-/// Like [`Held`], and ready at the second poll only: there is work for a `SpawnReady`.
+/// Like [`Held`], but ready only at the second poll, so that a `SpawnReady` has work to do.
 struct Slow(Held, bool);
 
 impl Service<u32> for Slow {
@@ -71,7 +71,7 @@ impl Service<u32> for Slow {
 }
 
 /// For each stack in a buffer on `$runtime`: a request is answered while `$run` runs the executor, and the service is
-/// gone when `$executor`, the last of its owners, is.
+/// dropped together with `$executor`, the last owner.
 macro_rules! goes_with_its_executor {
     ($make:expr, |$executor:ident| $runtime:expr, $run:expr; $(|$builder:ident| $stack:expr),* $(,)?) => {$({
         let $executor = $make;
@@ -89,7 +89,7 @@ macro_rules! goes_with_its_executor {
     })*};
 }
 
-/// The same for all that asks the builder for a timer or an executor.
+/// The same for every middleware that asks the builder for a timer or an executor.
 macro_rules! every_stack_goes {
     ($make:expr, |$executor:ident| $runtime:expr, $run:expr) => {
         goes_with_its_executor! { $make, |$executor| $runtime, $run;
@@ -155,7 +155,7 @@ fn tokio_runtime_drops_its_services() {
 }
 
 #[test]
-fn pair_with_a_weak_executor_drops_its_services() {
+fn weak_pair_drops_its_services() {
     every_stack_goes!(
         Rc::new(LocalExecutor::new()),
         |e| Runtime::new(Rc::downgrade(&e), SharedTimer::new(Smol)),
@@ -168,7 +168,7 @@ fn pair_with_a_weak_executor_drops_its_services() {
     );
 }
 
-/// The halves of a pair are apart: who waits does not get what runs tasks.
+/// The halves of a pair are separate: a timed layer does not get the executor.
 #[test]
 fn pair_gives_timed_layers_no_executor() {
     goes_with_its_executor! {
@@ -183,7 +183,7 @@ fn pair_gives_timed_layers_no_executor() {
     }
 }
 
-/// An executor behind a reference: what is built on it is gone before it is, and so is the service.
+/// An executor behind a reference: the services built on it are dropped before it.
 #[test]
 fn borrowed_executor_drops_its_services() {
     let flag = Arc::new(());
@@ -219,7 +219,7 @@ fn borrowed_executor_drops_its_services() {
 }
 
 #[test]
-fn task_for_an_executor_that_is_gone_is_dropped() {
+fn task_for_a_dropped_executor_is_dropped() {
     use campanile::Executor as _;
 
     let (flag, executor) = (Arc::new(()), Arc::new(Executor::new()));
@@ -238,8 +238,8 @@ fn task_for_an_executor_that_is_gone_is_dropped() {
     assert_eq!(Arc::strong_count(&flag), 1);
 }
 
-/// The executors of `#[apply(main!)]` and `#[apply(test!)]` of smol-macros are handed over as they come.
-mod smol_macros_hand_over {
+/// The executors of smol-macros' `#[apply(main!)]` and `#[apply(test!)]` can be passed on directly.
+mod smol_macros_pass {
     use super::*;
     use macro_rules_attribute::apply;
     use smol_macros::test;

@@ -1,4 +1,4 @@
-//! Filters: what passes, what is rejected, and what a rejection gives back.
+//! Filters: what passes, what is rejected, and what a rejection releases.
 mod common;
 
 use std::cell::{Cell, RefCell};
@@ -16,7 +16,7 @@ use campanile::{Layer, Service, ServiceExt, Timer, service_fn};
 use common::{Host, On, mock, on_every_runtime};
 use futures::executor::block_on;
 
-/// Reserves one of `free` when it is polled ready, and answers with its request.
+/// Takes one of `free` when it becomes ready, and answers with its request.
 #[derive(Debug)]
 struct Reserving {
     free: Rc<Cell<u32>>,
@@ -94,7 +94,7 @@ fn poll_ready<R, S: Service<R>>(service: &mut S) -> Poll<Result<(), S::Error>> {
 }
 
 #[test]
-fn a_filter_calls_the_inner_service_with_what_the_predicate_gives() {
+fn inner_service_gets_the_predicates_output() {
     let inner = Reserving::new(1);
     assert_eq!(
         block_on(inner.clone().filter(parse).oneshot("7")).unwrap(),
@@ -107,7 +107,7 @@ fn a_filter_calls_the_inner_service_with_what_the_predicate_gives() {
 }
 
 #[test]
-fn a_rejected_request_gives_back_what_readiness_had_reserved() {
+fn rejection_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = Filter::new(inner.clone(), parse);
     let mut other = inner.clone();
@@ -115,26 +115,26 @@ fn a_rejected_request_gives_back_what_readiness_had_reserved() {
     assert!(poll_ready(&mut service).is_ready());
     assert!(poll_ready(&mut other).is_pending());
 
-    // The permit is back at once, though neither the response future nor the filter is dropped.
+    // The reservation is released at once, though the response future and the filter still exist.
     let rejected = service.call("seven");
     assert!(poll_ready(&mut other).is_ready());
     assert!(matches!(block_on(rejected), Err(Error::Rejected(_))));
     assert_eq!(block_on(other.call(1)).unwrap(), 1);
 
-    // And the filter goes on.
+    // The filter still works.
     assert!(poll_ready(&mut service).is_ready());
     assert_eq!(block_on(service.call("7")).unwrap(), 7);
 }
 
 #[test]
-fn an_asynchronous_rejection_gives_back_what_readiness_had_reserved() {
+fn async_rejection_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = AsyncFilter::new(inner.clone(), parse_later);
     let mut other = inner.clone();
 
     assert!(poll_ready(&mut service).is_ready());
     let mut rejected = Box::pin(service.call("seven"));
-    // Until the predicate has answered, the call keeps its place.
+    // The call keeps its reservation until the predicate has answered.
     assert!(poll_ready(&mut other).is_pending());
     assert!(matches!(
         rejected.as_mut().poll(&mut cx()),
@@ -144,7 +144,7 @@ fn an_asynchronous_rejection_gives_back_what_readiness_had_reserved() {
 }
 
 #[test]
-fn an_asynchronous_check_that_is_cancelled_gives_its_place_back() {
+fn cancelled_check_releases_the_reservation() {
     let inner = Reserving::new(1);
     let mut service = AsyncFilter::new(inner.clone(), |_: u32| {
         std::future::pending::<Result<u32, ParseIntError>>()
@@ -168,13 +168,13 @@ fn a_request_that_passes_clones_nothing() {
 }
 
 #[test]
-fn a_filter_hands_on_that_the_inner_service_is_not_ready() {
+fn inner_pending_is_passed_on() {
     assert!(poll_ready(&mut Filter::new(Reserving::new(0), parse)).is_pending());
     assert!(poll_ready(&mut AsyncFilter::new(Reserving::new(0), parse_later)).is_pending());
 }
 
 #[test]
-fn layer_of_the_asynchronous_filter_gives_the_asynchronous_layer() {
+fn async_filter_layer_builds_async_filter() {
     let layer: AsyncFilterLayer<_> = AsyncFilter::<(), _>::layer(parse_later);
     let service: AsyncFilter<Reserving, _> = layer.layer(Reserving::new(1));
     assert_eq!(block_on(service.oneshot("7")).unwrap(), 7);
@@ -185,7 +185,7 @@ fn layer_of_the_asynchronous_filter_gives_the_asynchronous_layer() {
 }
 
 #[test]
-fn predicates_can_be_asked_alone_and_be_types() {
+fn predicates_can_be_types() {
     #[derive(Clone, Copy, Debug, PartialEq)]
     struct AtMost(u32);
 
@@ -224,7 +224,7 @@ fn predicates_can_be_asked_alone_and_be_types() {
 }
 
 #[test]
-fn the_error_is_looked_through_and_shown() {
+fn error_exposes_its_source() {
     type Io = std::io::Error;
     let rejected: Error<Io, ParseIntError> = Error::Rejected(parse("x").unwrap_err());
     assert!(find::<ParseIntError>(&rejected).is_some());
@@ -239,10 +239,10 @@ fn the_error_is_looked_through_and_shown() {
 
 #[cfg(feature = "alloc")]
 #[test]
-fn the_error_flattens_into_a_box() {
+fn error_flattens_into_a_box() {
     use campanile::BoxError;
 
-    // Two deep, and with a predicate that has a box already.
+    // Two levels deep, with a predicate whose error is already boxed.
     let service = Reserving::new(1)
         .filter(parse)
         .filter(|text: &'static str| {
@@ -260,7 +260,7 @@ fn the_error_flattens_into_a_box() {
 }
 
 #[test]
-fn an_error_of_the_inner_service_is_told_apart() {
+fn inner_error_is_distinct() {
     let failing = service_fn(|_: u32| ready(Err::<(), _>(std::io::Error::other("broken"))));
     let error = block_on(failing.filter(parse).oneshot("7")).unwrap_err();
     assert!(matches!(error, Error::Service(error) if error.to_string() == "broken"));
@@ -269,8 +269,8 @@ fn an_error_of_the_inner_service_is_told_apart() {
 }
 
 #[test]
-fn the_ready_service_is_dropped_once_it_was_called() {
-    // What the inner service sees, in order.
+fn ready_service_is_dropped_after_its_call() {
+    // What happens to the inner service, in order.
     #[derive(Debug)]
     struct Logging(Rc<RefCell<Vec<&'static str>>>);
 
@@ -310,7 +310,7 @@ fn the_ready_service_is_dropped_once_it_was_called() {
 }
 
 #[test]
-fn filters_are_debug() {
+fn filters_implement_debug() {
     #[derive(Clone, Copy, Debug)]
     struct Any;
     assert_eq!(
@@ -325,8 +325,8 @@ fn filters_are_debug() {
     assert_eq!(format!("{:?}", service.call("x")), "ResponseFuture { .. }");
 }
 
-/// A check that takes its time holds up its own request and no other.
-async fn a_check_that_waits_holds_up_its_own_request<H: Host>(rt: On<H>) {
+/// A slow check delays its own request and no other.
+async fn slow_check_delays_only_its_request<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let time = rt.clone();
     let filter = AsyncFilter::new(service, move |n: u32| {
@@ -357,4 +357,4 @@ async fn a_check_that_waits_holds_up_its_own_request<H: Host>(rt: On<H>) {
     assert_eq!((handle.calls(), handle.alive()), (2, 0));
 }
 
-on_every_runtime! { a_check_that_waits_holds_up_its_own_request }
+on_every_runtime! { slow_check_delays_only_its_request }

@@ -1,4 +1,4 @@
-//! `Hedge`: which answer wins, when a hedge is sent, how its delay is found, and how many there are.
+//! `Hedge`: which answer wins, when a hedge is sent, how the delay is estimated, and how many hedges there are.
 #![cfg(all(feature = "alloc", target_has_atomic = "64"))]
 
 mod common;
@@ -40,7 +40,7 @@ fn ready_call<S: Service<u32>>(service: &mut S) -> S::Future {
 }
 
 #[test]
-fn a_hedge_that_fails_does_not_beat_a_healthy_first_attempt() {
+fn failed_hedge_does_not_win() {
     let (mut service, mut handle, timer) = after_10_ms();
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
@@ -59,7 +59,7 @@ fn a_hedge_that_fails_does_not_beat_a_healthy_first_attempt() {
 }
 
 #[test]
-fn a_call_fails_when_all_attempts_have_and_with_the_first_ones_error() {
+fn first_error_is_returned_when_all_fail() {
     for hedge_first in [false, true] {
         let (mut service, mut handle, timer) = after_10_ms();
         let mut response = spawn(ready_call(&mut service));
@@ -82,7 +82,7 @@ fn a_call_fails_when_all_attempts_have_and_with_the_first_ones_error() {
 }
 
 #[test]
-fn a_first_attempt_that_fails_leaves_the_answer_to_the_hedge_that_is_under_way() {
+fn hedge_in_flight_survives_first_failure() {
     let (mut service, mut handle, timer) = after_10_ms();
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
@@ -95,7 +95,7 @@ fn a_first_attempt_that_fails_leaves_the_answer_to_the_hedge_that_is_under_way()
 }
 
 #[test]
-fn a_failure_before_the_hedge_is_sent_is_the_answer() {
+fn failure_before_the_hedge_is_returned() {
     let (mut service, mut handle, timer) = after_10_ms();
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
@@ -103,7 +103,7 @@ fn a_failure_before_the_hedge_is_sent_is_the_answer() {
     assert_eq!(response.poll(), Poll::Ready(Err(Failure("at once"))));
     assert_eq!((timer.armed(), handle.alive()), (0, 1), "nothing is left");
 
-    // While the hedge waits for its service, too.
+    // The same while the hedge waits for its service.
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
     handle.set_ready(false);
@@ -115,7 +115,7 @@ fn a_failure_before_the_hedge_is_sent_is_the_answer() {
 }
 
 #[test]
-fn the_hedge_waits_for_readiness_of_its_own_beside_the_first_attempt() {
+fn hedge_waits_for_its_own_readiness() {
     let (mut service, mut handle, timer) = after_10_ms();
     for first_wins in [true, false] {
         handle.set_ready(true);
@@ -142,7 +142,7 @@ fn the_hedge_waits_for_readiness_of_its_own_beside_the_first_attempt() {
 }
 
 #[test]
-fn a_hedge_whose_service_fails_leaves_the_first_attempt_alone() {
+fn unready_hedge_spares_the_first_attempt() {
     let (mut service, mut handle, timer) = after_10_ms();
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
@@ -155,7 +155,7 @@ fn a_hedge_whose_service_fails_leaves_the_first_attempt_alone() {
 }
 
 #[test]
-fn a_response_that_is_dropped_takes_all_along() {
+fn dropped_response_cancels_all_attempts() {
     let (mut service, mut handle, timer) = after_10_ms();
     let mut response = spawn(ready_call(&mut service));
     assert!(response.poll().is_pending());
@@ -174,7 +174,7 @@ fn a_response_that_is_dropped_takes_all_along() {
     assert_eq!((timer.armed(), handle.alive()), (0, 1));
 }
 
-/// Says no as it is told, and counts what it is asked.
+/// Refuses as configured, and counts the questions.
 #[derive(Clone, Default)]
 struct Picky {
     no_copy: bool,
@@ -220,7 +220,7 @@ fn the_policy_decides() {
 }
 
 #[test]
-fn a_delay_of_zero_hedges_what_is_pending_and_the_greatest_one_nothing() {
+fn zero_and_maximum_delay() {
     let (inner, mut handle) = mock::<u32, u32>();
     let timer = ManualTimer::new();
     let with = |delay| {
@@ -246,7 +246,7 @@ fn a_delay_of_zero_hedges_what_is_pending_and_the_greatest_one_nothing() {
     assert_eq!((handle.calls(), timer.made()), (5, 0));
 }
 
-/// Counts what is asked of it.
+/// Counts the requests to it.
 #[derive(Clone, Debug, Default)]
 struct Counting {
     timer: ManualTimer,
@@ -272,7 +272,7 @@ impl Timer for Counting {
 }
 
 #[test]
-fn the_timer_is_asked_for_as_little_as_can_be() {
+fn timer_is_used_sparingly() {
     let timer = Counting::default();
     let (inner, mut handle) = mock::<u32, u32>();
     let policy = Picky::default();
@@ -290,7 +290,7 @@ fn the_timer_is_asked_for_as_little_as_can_be() {
         (timer.reads.get(), timer.timer.made() - made)
     };
 
-    // Too little data: no copy, no timer.
+    // Too little data, so neither a copy nor a timer.
     assert_eq!(call(&mut service, true), (2, 0));
     assert_eq!((service.delay(), policy.copies.get()), (None, 0));
     service.seed([MS; 9]);
@@ -298,14 +298,14 @@ fn the_timer_is_asked_for_as_little_as_can_be() {
     assert_eq!(call(&mut service, false), (2, 0));
     assert_eq!(call(&mut service, true), (2, 1));
 
-    // A fixed delay measures nothing.
+    // A fixed delay needs no measurements.
     let mut service = Hedge::with_timer(inner, policy, Delay::fixed(LATE), timer.clone());
     assert_eq!(call(&mut service, false), (0, 0));
     assert_eq!(call(&mut service, true), (1, 1));
 }
 
 #[test]
-fn arguments_that_make_no_sense_are_typed_errors_and_panic_at_the_callers_line() {
+fn invalid_arguments_are_refused() {
     type On<S> = Hedge<S, CloneByClone, ManualTimer>;
     type Layer = HedgeLayer<CloneByClone, ManualTimer>;
     let second = Duration::from_secs(1);
@@ -344,7 +344,7 @@ fn arguments_that_make_no_sense_are_typed_errors_and_panic_at_the_callers_line()
     }
 }
 
-/// Answers each request after the next of the latencies.
+/// Answers each request after the next latency.
 fn slow(
     timer: &ManualTimer,
     latencies: impl FnMut() -> Duration + 'static,
@@ -361,21 +361,21 @@ fn slow(
     })
 }
 
-/// Calls, and moves time on until there is an answer.
+/// Sends a request and moves time forward until it is answered.
 fn call<S: Service<u32>>(service: &mut S, timer: &ManualTimer) -> Result<S::Response, S::Error> {
     let mut response = spawn(ready_call(service));
     loop {
         if let Poll::Ready(result) = response.poll() {
             return result;
         }
-        assert!(timer.advance_to_next(), "nobody waits for anything");
+        assert!(timer.advance_to_next(), "no deadline is armed");
     }
 }
 
 #[test]
-fn the_delay_does_not_collapse_when_the_hedges_win() {
+fn winning_hedges_do_not_shrink_the_delay() {
     let timer = ManualTimer::new();
-    // What answers a hedge is fast, and all else is slow.
+    // Hedges are answered fast, first attempts slowly.
     let mut calls = 0;
     let inner = slow(&timer, move || {
         calls += 1;
@@ -398,7 +398,7 @@ fn the_delay_does_not_collapse_when_the_hedges_win() {
 }
 
 #[test]
-fn the_delay_does_not_collapse_in_a_thousand_calls_with_two_kinds_of_latency() {
+fn delay_is_stable_under_bimodal_latency() {
     for (slow_share, percentile) in [(0.2, 0.9), (0.6, 0.6), (0.1, 0.98)] {
         let timer = ManualTimer::new();
         let mut rng = SplitMix64::new(27);
@@ -427,7 +427,7 @@ fn the_delay_does_not_collapse_in_a_thousand_calls_with_two_kinds_of_latency() {
 }
 
 #[test]
-fn what_the_caller_gives_up_on_counts() {
+fn cancelled_calls_count_as_latency() {
     let timer = ManualTimer::new();
     let (inner, mut handle) = mock::<u32, u32>();
     let second = Duration::from_secs(1);
@@ -445,7 +445,7 @@ fn what_the_caller_gives_up_on_counts() {
         delay
     };
 
-    // One that was answered, and then two that were not.
+    // One call that is answered, then two that are cancelled.
     let mut answered = spawn(ready_call(&mut service));
     handle.try_next().unwrap().1.send(1);
     assert!(answered.poll().is_ready());
@@ -457,7 +457,7 @@ fn what_the_caller_gives_up_on_counts() {
     let delay = next_period(&mut service, &mut handle).unwrap();
     assert!(delay > 100 * MS && delay < 110 * MS, "{delay:?}");
 
-    // What failed does not count, and what was never polled neither.
+    // A failure does not count, nor does a response that was never polled.
     let mut failed = spawn(ready_call(&mut service));
     timer.advance(20 * MS);
     handle.try_next().unwrap().1.fail(Failure("no"));
@@ -486,7 +486,7 @@ fn an_attempt_counts_once() {
 }
 
 #[test]
-fn an_attempt_counts_until_there_is_an_answer_and_not_until_it_is_dropped() {
+fn latency_ends_with_the_answer() {
     for hedge_wins in [false, true] {
         let timer = ManualTimer::new();
         let (inner, mut handle) = mock::<u32, u32>();
@@ -517,7 +517,7 @@ fn an_attempt_counts_until_there_is_an_answer_and_not_until_it_is_dropped() {
 }
 
 #[test]
-fn a_budget_saves_up_ten_hedges_and_no_more() {
+fn budget_saves_up_to_ten_hedges() {
     let budget = ShareBudget::new(0.4);
     let drain = || std::iter::from_fn(|| budget.withdraw().then_some(())).count();
     (0..100).for_each(|_| budget.deposit());
@@ -525,7 +525,7 @@ fn a_budget_saves_up_ten_hedges_and_no_more() {
     (0..100).for_each(|_| budget.deposit());
     assert_eq!(drain(), 10);
 
-    // And not a part of another one.
+    // Fractions of a further hedge are not saved.
     let budget = ShareBudget::new(0.75);
     assert!(budget.withdraw());
     (0..2).for_each(|_| budget.deposit());
@@ -538,7 +538,7 @@ fn a_budget_saves_up_ten_hedges_and_no_more() {
 }
 
 #[test]
-fn hedges_are_at_most_the_share_that_the_budget_allows() {
+fn hedges_stay_within_the_budget() {
     let hour = Duration::from_secs(3600);
     let budgets = [
         (Delay::percentile(1, 0.9, hour), 0.1),
@@ -548,7 +548,7 @@ fn hedges_are_at_most_the_share_that_the_budget_allows() {
     for (delay, share) in budgets {
         let timer = ManualTimer::new();
         let calls = Rc::new(Cell::new(0));
-        // All of it has become slow, and the hedges are too.
+        // All calls have become slow, hedges included.
         let inner = slow(&timer, {
             let calls = calls.clone();
             move || {
@@ -571,7 +571,7 @@ fn hedges_are_at_most_the_share_that_the_budget_allows() {
 }
 
 #[test]
-fn a_budget_may_be_the_one_that_retries_have() {
+fn budget_can_be_shared_with_retries() {
     let timer = ManualTimer::new();
     let hour = Duration::from_secs(3600);
     let budget = TpsBudget::with_timer(hour, 0, 0.5, timer.clone());
@@ -591,7 +591,7 @@ fn a_budget_may_be_the_one_that_retries_have() {
 }
 
 #[test]
-fn clones_share_the_estimate_and_have_readiness_of_their_own() {
+fn clones_share_only_the_estimate() {
     let layer = HedgeLayer::with_timer(
         CloneByClone,
         Delay::percentile(3, 1.0, Duration::from_secs(1)),
@@ -628,7 +628,7 @@ fn clones_share_the_estimate_and_have_readiness_of_their_own() {
 
 #[cfg(feature = "tokio")]
 #[test]
-fn nothing_needs_a_runtime_but_a_wait() {
+fn only_a_wait_needs_a_runtime() {
     let (inner, mut handle) = mock::<u32, u32>();
     let mut service = campanile::tokio::ServiceBuilder::new()
         .hedge(CloneByClone, 1, 0.9, MS)
@@ -644,7 +644,7 @@ fn nothing_needs_a_runtime_but_a_wait() {
 
 #[cfg(feature = "tokio")]
 #[tokio::test(start_paused = true)]
-async fn the_hedge_is_sent_though_the_first_attempt_uses_up_the_budget_of_tokio() {
+async fn hedge_is_sent_despite_a_used_up_budget() {
     use campanile::tokio::Tokio;
     use std::pin::pin;
 
@@ -682,12 +682,12 @@ async fn the_hedge_is_sent_though_the_first_attempt_uses_up_the_budget_of_tokio(
     assert!(polls.get() <= 12, "{}", polls.get());
 }
 
-/// On a runtime with threads it can go to another.
+/// Asserts that the future can move to another thread.
 fn sent<T: Send>(future: T) -> T {
     future
 }
 
-async fn the_answer_that_comes_first_wins<H: Host>(rt: On<H>) {
+async fn first_answer_wins<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let layer = HedgeLayer::with_timer(CloneByClone, Delay::fixed(LATE), rt.clone());
     let mut service = layer.layer(service);
@@ -715,7 +715,7 @@ async fn the_answer_that_comes_first_wins<H: Host>(rt: On<H>) {
     }
 }
 
-async fn delays_are_measured_on_the_runtimes_time<H: Host>(rt: On<H>) {
+async fn delays_use_the_runtimes_clock<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let second = Duration::from_secs(1);
     let delay = Delay::percentile(3, 1.0, second);
@@ -737,6 +737,6 @@ async fn delays_are_measured_on_the_runtimes_time<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    the_answer_that_comes_first_wins,
-    delays_are_measured_on_the_runtimes_time,
+    first_answer_wins,
+    delays_use_the_runtimes_clock,
 }

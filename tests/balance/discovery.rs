@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
+fn removed_endpoint_is_not_called() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9]);
@@ -16,7 +16,7 @@ fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
     balance.call(1).now_or_never().unwrap().unwrap();
     assert_eq!(calls(&sites), [0, 1]);
 
-    // And where nobody is left, the caller waits.
+    // With no endpoint left, the caller waits.
     found(wakes.poll_ready(&mut balance)).unwrap();
     remove(&feed, 1);
     assert!(wakes.poll_ready(&mut balance).is_pending());
@@ -29,7 +29,7 @@ fn a_removed_endpoint_is_not_called_though_it_was_chosen() {
 }
 
 #[test]
-fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
+fn choice_does_not_pass_to_a_newcomer() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9]);
@@ -46,7 +46,7 @@ fn a_choice_does_not_pass_to_who_takes_the_place_of_the_chosen() {
 }
 
 #[test]
-fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_ready() {
+fn ready_newcomer_causes_a_new_choice() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let sites = sites(&[1, 9, 20]);
@@ -61,7 +61,7 @@ fn a_choice_is_made_again_when_another_takes_the_place_of_the_chosen_and_is_read
 }
 
 #[test]
-fn a_choice_stands_when_others_come_and_go() {
+fn choice_survives_changes_to_others() {
     for seed in 0..20 {
         let wakes = WakeCount::new();
         let (feed, balance) = fed();
@@ -86,7 +86,7 @@ fn a_choice_stands_when_others_come_and_go() {
 }
 
 #[test]
-fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
+fn replaced_endpoint_serves_meanwhile() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
@@ -103,23 +103,23 @@ fn a_replaced_endpoint_is_used_until_the_new_one_is_ready() {
 }
 
 #[test]
-fn a_replaced_endpoint_goes_on_whatever_it_does() {
+fn replaced_endpoint_keeps_working() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
     insert(&feed, 0, &old);
-    // It was just called.
+    // The old endpoint has just been called.
     answer(&mut balance).unwrap();
     insert(&feed, 0, &new);
     for calls in 2..4 {
         answer(&mut balance).unwrap();
         assert_eq!(old.calls.get(), calls);
     }
-    // It is busy, and waits to be woken.
+    // The old endpoint is busy and waits for a wake-up.
     old.mood.set(Mood::Busy);
     assert!(wakes.poll_ready(&mut balance).is_pending());
     assert_eq!((balance.len(), old.alive.get()), (2, 1));
-    // Another one comes meanwhile.
+    // Another replacement arrives in the meantime.
     let newer = Site::new(Mood::Busy, 1);
     insert(&feed, 0, &newer);
     assert!(wakes.poll_ready(&mut balance).is_pending());
@@ -135,7 +135,7 @@ fn a_replaced_endpoint_goes_on_whatever_it_does() {
 }
 
 #[test]
-fn a_replaced_endpoint_that_fails_is_gone() {
+fn failed_replaced_endpoint_is_dropped() {
     let wakes = WakeCount::new();
     let (feed, mut balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1));
@@ -147,7 +147,7 @@ fn a_replaced_endpoint_that_fails_is_gone() {
     assert_eq!((balance.len(), old.alive.get()), (1, 0));
     new.become_(Mood::Ready);
     answer(&mut balance).unwrap();
-    // And a removal takes both.
+    // A removal drops both.
     insert(&feed, 0, &Site::new(Mood::Busy, 1));
     answer(&mut balance).unwrap();
     remove(&feed, 0);
@@ -156,7 +156,7 @@ fn a_replaced_endpoint_that_fails_is_gone() {
 }
 
 #[test]
-fn ended_and_empty_is_an_error_and_not_a_wait() {
+fn ended_and_empty_is_an_error() {
     let wakes = WakeCount::new();
     let mut none = listed(&[]);
     assert_eq!(
@@ -165,7 +165,10 @@ fn ended_and_empty_is_an_error_and_not_a_wait() {
     );
 
     let (feed, mut balance) = fed();
-    assert!(wakes.poll_ready(&mut balance).is_pending(), "some may come");
+    assert!(
+        wakes.poll_ready(&mut balance).is_pending(),
+        "more endpoints may come"
+    );
     let site = Site::new(Mood::Broken, 1);
     insert(&feed, 0, &site);
     drop(feed);
@@ -178,7 +181,7 @@ fn ended_and_empty_is_an_error_and_not_a_wait() {
 }
 
 #[test]
-fn ended_is_no_error_while_there_are_endpoints() {
+fn ended_with_endpoints_is_no_error() {
     let wakes = WakeCount::new();
     let site = Site::new(Mood::Busy, 1);
     let mut balance = listed(std::slice::from_ref(&site));
@@ -189,7 +192,7 @@ fn ended_is_no_error_while_there_are_endpoints() {
 }
 
 #[test]
-fn its_failure_is_typed_and_keeps_its_source() {
+fn discovery_error_is_typed_with_its_source() {
     let (feed, mut balance) = fed();
     feed.unbounded_send(Err(BROKEN)).unwrap();
     let error = found(WakeCount::new().poll_ready(&mut balance)).unwrap_err();
@@ -212,9 +215,9 @@ fn its_failure_is_typed_and_keeps_its_source() {
     assert!(BoxError::from(any).is::<NoEndpoints>());
 }
 
-/// Without a bound the balancer would never give the thread back.
+/// Without a bound, the balancer would never yield the thread.
 #[test]
-fn one_that_never_pauses_makes_no_loop() {
+fn endless_discovery_yields() {
     let wakes = WakeCount::new();
     let taken = Cell::new(0_u32);
     let site = Site::new(Mood::Ready, 1);
@@ -233,7 +236,7 @@ fn one_that_never_pauses_makes_no_loop() {
 }
 
 #[test]
-fn one_that_has_ended_is_not_polled_again() {
+fn ended_discovery_is_not_polled_again() {
     let site = Site::new(Mood::Ready, 1);
     let mut left = Some(site.endpoint());
     let mut ended = false;
@@ -250,10 +253,10 @@ fn one_that_has_ended_is_not_polled_again() {
     assert_eq!(answer(&mut balance), Ok(1));
 }
 
-/// Random changes, moods and calls. Nobody is called who is not ready, was removed, or has the highest
-/// load; and the balancer is ready exactly when somebody is.
+/// Random changes, moods and calls. The balancer never calls an endpoint that is not ready, was removed or has the
+/// highest load, and it is ready exactly when some endpoint is.
 #[test]
-fn whatever_changes_the_right_ones_are_called() {
+fn random_changes_keep_the_invariants() {
     for seed in 0..8 {
         random_walk(seed);
     }
@@ -265,7 +268,7 @@ fn random_walk(seed: u64) {
     let (feed, mut balance) = fed();
     balance = balance.seed(SplitMix64::new(seed));
     let wakes = WakeCount::new();
-    // What discovery has said: each key has one service, and the ready one that it is to replace.
+    // What discovery has reported: each key has one service, and perhaps the ready one that it is to replace.
     let mut known: BTreeMap<u32, Vec<Rc<Site>>> = BTreeMap::new();
     let mut removed: Vec<Rc<Site>> = Vec::new();
     let (mut called, mut waited) = (0, 0);
@@ -297,7 +300,7 @@ fn random_walk(seed: u64) {
             }
             _ => {
                 let polled = wakes.poll_ready(&mut balance);
-                // Who was dropped has failed or was replaced.
+                // A dropped instance has failed or was replaced.
                 for sites in known.values_mut() {
                     sites.retain(|site| site.alive.get() > 0);
                 }
@@ -324,7 +327,7 @@ fn random_walk(seed: u64) {
                 assert_eq!(changed.len(), 1);
                 let chosen = &everybody[changed[0]];
                 assert_eq!(chosen.mood.get(), Mood::Ready);
-                // Whoever is ready besides is an endpoint that may have been drawn with it.
+                // Any other ready endpoint may have been drawn together with the chosen one.
                 if balance.ready_len() > 0 {
                     called += 1;
                     let others = everybody.iter().filter(|site| !Rc::ptr_eq(site, chosen));

@@ -1,4 +1,4 @@
-//! A balancer in an idle buffer, without a waiting caller: it follows discovery and has endpoints connect, but holds
+//! A balancer in an idle buffer, with no caller waiting: it follows discovery and lets endpoints connect, but holds
 //! nothing.
 
 use super::*;
@@ -9,14 +9,14 @@ use campanile::limit::{ConcurrencyLimit, RateLimit};
 use campanile::timeout::Deadline;
 use common::Task;
 
-/// An endpoint of which one request at a time is under way; its permits are those of all who share `permits`.
+/// An endpoint that allows one request in flight per permit of `permits`.
 fn limited(site: &Rc<Site>, permits: &Semaphore) -> ConcurrencyLimit<Endpoint> {
     ConcurrencyLimit::with_semaphore(site.endpoint(), permits.clone())
 }
 
 type Limited = Result<Change<u32, ConcurrencyLimit<Endpoint>>, Failure>;
 
-/// Polls the worker until nobody wakes it. The number of polls.
+/// Polls the worker until it is no longer woken. Returns the number of polls.
 #[track_caller]
 fn settle(worker: &mut Task<impl Future<Output = ()>>) -> usize {
     for polls in 1..20 {
@@ -28,7 +28,7 @@ fn settle(worker: &mut Task<impl Future<Output = ()>>) -> usize {
     panic!("it spins");
 }
 
-/// A request from its beginning to its end.
+/// Sends a request and waits for its response.
 #[track_caller]
 fn send<S>(buffer: &mut S, worker: &mut Task<impl Future<Output = ()>>)
 where
@@ -41,7 +41,7 @@ where
 }
 
 #[test]
-fn it_follows_discovery_and_holds_no_permit() {
+fn idle_balancer_follows_discovery() {
     let permits = Semaphore::new(1);
     let (feed, balance) = fed();
     let sites = sites(&[1; 3]);
@@ -59,14 +59,14 @@ fn it_follows_discovery_and_holds_no_permit() {
     remove(&feed, 1);
     settle(&mut worker);
     assert_eq!(permits.available_permits(), 1);
-    // And serves, by who is left.
+    // It still serves, through the remaining endpoints.
     send(&mut buffer, &mut worker);
     assert_eq!(calls(&sites), [1, 0, 1]);
     assert_eq!(permits.available_permits(), 1);
 }
 
 #[test]
-fn its_endpoints_hold_no_permits() {
+fn idle_endpoints_hold_no_permits() {
     let permits = Semaphore::new(5);
     let (feed, discover) = unbounded::<Limited>();
     let balance = Balance::with_layer(discover, Identity::new()).seed(SplitMix64::new(7));
@@ -80,7 +80,7 @@ fn its_endpoints_hold_no_permits() {
     let mut worker = common::spawn(worker);
     send(&mut buffer, &mut worker);
     for round in 1..4 {
-        // Those that were ready and not called give back what they hold, too.
+        // Endpoints that were ready but not called give back what they hold, too.
         insert(4, &sites[4]);
         settle(&mut worker);
         assert_eq!(permits.available_permits(), 5);
@@ -90,12 +90,12 @@ fn its_endpoints_hold_no_permits() {
 }
 
 #[test]
-fn its_endpoints_are_in_no_line() {
+fn idle_endpoints_leave_wait_queues() {
     let permits = Semaphore::new(1);
     let sites = sites(&[1; 4]);
     let mut holder = limited(&sites[2], &permits);
     found(WakeCount::new().poll_ready(&mut holder)).unwrap();
-    // The first one serves, and the second waits for the permit of another.
+    // The first endpoint serves; the second waits for a permit that another handle holds.
     let (feed, discover) = unbounded::<Limited>();
     let insert = |key, endpoint| feed.unbounded_send(Ok(Change::Insert(key, endpoint)));
     let own = Semaphore::new(2);
@@ -115,7 +115,7 @@ fn its_endpoints_are_in_no_line() {
 }
 
 #[test]
-fn a_request_given_up_leaves_no_place_in_line() {
+fn cancelled_request_leaves_the_queue() {
     let permits = Semaphore::new(1);
     let sites = sites(&[1; 3]);
     let mut holder = limited(&sites[1], &permits);
@@ -135,7 +135,7 @@ fn a_request_given_up_leaves_no_place_in_line() {
 }
 
 #[test]
-fn a_request_given_up_leaves_no_alarm() {
+fn cancelled_request_leaves_no_alarm() {
     let timer = ManualTimer::new();
     let site = Site::new(Mood::Ready, 1);
     let rate = Rate::new(1, Duration::from_secs(10));
@@ -154,7 +154,7 @@ fn a_request_given_up_leaves_no_alarm() {
 }
 
 #[test]
-fn who_is_not_ready_goes_on_and_is_asked_again() {
+fn unready_endpoint_goes_on_while_idle() {
     let (feed, balance) = fed();
     let sites = sites(&[1, 1]);
     sites[1].mood.set(Mood::Busy);
@@ -166,7 +166,7 @@ fn who_is_not_ready_goes_on_and_is_asked_again() {
     settle(&mut worker);
     let polls = [0, 1].map(|at: usize| sites[at].polls.take());
     assert!(polls[1] == 1, "{polls:?}");
-    // It connects, and needs three polls for it; the other one is left in peace.
+    // The woken endpoint connects, which takes three polls; the other one is left alone.
     for _ in 0..3 {
         let wakers = sites[1].wakers.take();
         wakers.into_iter().for_each(Waker::wake);
@@ -176,13 +176,13 @@ fn who_is_not_ready_goes_on_and_is_asked_again() {
     sites[1].become_(Mood::Ready);
     assert_eq!(settle(&mut worker), 1);
     assert_eq!((sites[0].polls.get(), sites[1].polls.take()), (0, 1));
-    // Both are asked for the next request.
+    // Both are polled for the next request.
     send(&mut buffer, &mut worker);
     assert!(sites.iter().all(|site| site.polls.get() > 0));
 }
 
 #[test]
-fn a_replaced_endpoint_stays_while_it_is_idle() {
+fn replaced_endpoint_stays_while_idle() {
     let (feed, balance) = fed();
     let (old, new) = (Site::new(Mood::Ready, 1), Site::new(Mood::Ready, 1));
     insert(&feed, 0, &old);
@@ -191,7 +191,7 @@ fn a_replaced_endpoint_stays_while_it_is_idle() {
     send(&mut buffer, &mut worker);
     insert(&feed, 0, &new);
     settle(&mut worker);
-    // That it has nothing left to drive does not say that it is ready.
+    // Having nothing left to drive does not mean that it is ready.
     assert_eq!((new.polls.get(), old.alive.get()), (1, 1));
     new.mood.set(Mood::Busy);
     send(&mut buffer, &mut worker);
@@ -203,9 +203,9 @@ fn a_replaced_endpoint_stays_while_it_is_idle() {
     assert_eq!((new.calls.get(), old.alive.get()), (1, 0));
 }
 
-/// The caller has a ready endpoint, and hears of the others.
+/// The caller has a ready endpoint and is woken for the others.
 #[test]
-fn endpoint_that_gets_ready_later_wakes_the_task() {
+fn late_endpoint_wakes_the_task() {
     let (feed, mut balance) = fed();
     let sites = [Site::new(Mood::Ready, 1), Site::new(Mood::Busy, 1)];
     insert(&feed, 0, &sites[0]);
@@ -220,7 +220,7 @@ fn endpoint_that_gets_ready_later_wakes_the_task() {
 }
 
 #[test]
-fn a_quarantine_ends_while_it_is_idle() {
+fn quarantine_ends_while_idle() {
     let timer = ManualTimer::new();
     let (feed, discover) = unbounded::<News>();
     let balance = Balance::with_timer(discover, timer.clone());
@@ -240,9 +240,9 @@ fn a_quarantine_ends_while_it_is_idle() {
     assert_eq!((site.polls.get(), timer.armed()), (1, 0));
 }
 
-/// However many endpoints there are, one poll asks so many.
+/// One poll asks a bounded number of endpoints, however many there are.
 #[test]
-fn it_lets_others_run() {
+fn idle_balancer_yields() {
     let (feed, balance) = fed();
     let all = sites(&[1; 600]);
     let (mut buffer, worker) = buffer::pair(balance, 4);
@@ -263,9 +263,9 @@ fn it_lets_others_run() {
     assert!((100..=256).contains(&most), "{most}");
 }
 
-/// A poll for nobody may be the only one, and so it leaves no endpoint out that holds something.
+/// A poll without a request may be the only one, so it has to reach every endpoint that holds something.
 #[test]
-fn a_wait_that_is_given_up_leaves_every_line() {
+fn cancelled_wait_leaves_every_queue() {
     let timer = ManualTimer::new();
     let permits: Vec<_> = (0..300).map(|_| Semaphore::new(1)).collect();
     let sites = sites(&[1; 300]);

@@ -42,7 +42,7 @@ enum Mood {
     Broken,
 }
 
-/// What the test knows of an endpoint, all its instances together.
+/// What the test knows of an endpoint, across all its instances.
 #[derive(Debug)]
 struct Site {
     mood: Cell<Mood>,
@@ -84,7 +84,7 @@ impl Site {
     }
 }
 
-/// One instance of an endpoint, strict: nothing after a failure, no call without readiness.
+/// One instance of an endpoint. It is strict: no poll after a failure, no call without readiness.
 #[derive(Debug)]
 struct Endpoint {
     site: Rc<Site>,
@@ -190,7 +190,7 @@ fn calls(sites: &[Rc<Site>]) -> Vec<u32> {
     sites.iter().map(|site| site.calls.get()).collect()
 }
 
-/// `found` of `draws` is no further than five standard deviations from the share `expected`.
+/// Asserts that `found` of `draws` is within five standard deviations of the share `expected`.
 #[track_caller]
 fn assert_share(found: u32, draws: u32, expected: f64) {
     let mean = f64::from(draws) * expected;
@@ -218,11 +218,11 @@ mod choice {
         }
     }
 
-    /// The share of the `k`-th best of `n` is `2 (n - k) / (n (n - 1))`: of the worst it is nothing.
+    /// The share of the `k`-th best of `n` is `2 (n - k) / (n (n - 1))`; the worst gets nothing.
     #[test]
-    fn the_share_follows_the_rank() {
+    fn share_follows_the_rank() {
         const N: u32 = 8;
-        // In no order.
+        // Not sorted.
         let loads: Vec<u32> = (0..N).map(|at| at * 5 % N).collect();
         let sites = sites(&loads);
         let mut balance = listed(&sites);
@@ -237,7 +237,7 @@ mod choice {
     }
 
     #[test]
-    fn one_slow_endpoint_among_equals_gets_nothing_while_it_is_slow() {
+    fn slowest_endpoint_gets_no_requests() {
         let sites = sites(&[1, 1, 9, 1]);
         let mut balance = listed(&sites);
         for _ in 0..1_000 {
@@ -269,7 +269,7 @@ mod choice {
     }
 
     #[test]
-    fn a_load_that_cannot_be_compared_does_no_harm() {
+    fn incomparable_load_is_harmless() {
         #[derive(Clone, Debug)]
         struct Odd;
 
@@ -298,12 +298,12 @@ mod choice {
     }
 
     #[test]
-    fn who_is_not_ready_any_more_is_replaced_in_the_same_poll() {
+    fn unready_choice_is_replaced_in_one_poll() {
         let wakes = WakeCount::new();
         let sites = sites(&[1, 2, 3]);
         let mut balance = listed(&sites);
         found(wakes.poll_ready(&mut balance)).unwrap();
-        // Whoever was chosen; only the one left can be called.
+        // Whichever endpoint was chosen, only the third can be called.
         for mood in [Mood::Busy, Mood::Broken] {
             sites[0].mood.set(mood);
             sites[1].mood.set(mood);
@@ -314,7 +314,7 @@ mod choice {
     }
 
     #[test]
-    fn who_waits_is_woken_when_one_poll_is_not_enough_to_find_who_is_still_ready() {
+    fn long_search_wakes_its_task() {
         let wakes = WakeCount::new();
         let all = sites(&[1; 300]);
         let mut balance = listed(&all);
@@ -330,7 +330,7 @@ mod choice {
     }
 
     #[test]
-    fn who_is_not_ready_is_heard_while_others_are_used() {
+    fn unready_endpoint_can_become_ready() {
         let sites = sites(&[1; 3]);
         sites[0].mood.set(Mood::Busy);
         let mut balance = listed(&sites);
@@ -357,7 +357,11 @@ mod choice {
             answer(&mut balance).unwrap();
         }
         let after: u32 = sites.iter().map(|site| site.polls.get()).sum();
-        assert_eq!(after - before, 20, "after its call, and when it is chosen");
+        assert_eq!(
+            after - before,
+            20,
+            "one poll after the call, one when chosen"
+        );
     }
 }
 
@@ -365,7 +369,7 @@ mod failures {
     use super::*;
 
     #[test]
-    fn a_call_without_readiness_takes_who_is_ready_or_fails() {
+    fn unready_call_takes_a_ready_one_or_fails() {
         let sites = sites(&[1, 2]);
         let mut balance = listed(&sites);
         let unready = Poll::Ready(Err(Error::NotReady(NotReady::new())));
@@ -381,7 +385,7 @@ mod failures {
     }
 
     #[test]
-    fn a_panic_in_readiness_costs_that_endpoint() {
+    fn panic_in_poll_ready_drops_the_endpoint() {
         #[derive(Clone)]
         struct Bad(bool);
 
@@ -419,7 +423,7 @@ mod failures {
     }
 
     #[test]
-    fn a_balancer_that_is_dropped_wakes_nobody() {
+    fn dropped_balancer_wakes_no_task() {
         let wakes = WakeCount::new();
         let (feed, mut balance) = fed();
         let site = Site::new(Mood::Busy, 1);
@@ -430,9 +434,9 @@ mod failures {
         assert_eq!(wakes.get(), 0);
     }
 
-    /// A shed poll leaves nobody's waker behind, and still finds out who is ready.
+    /// A shed poll leaves no waker behind, and still finds out which endpoints are ready.
     #[test]
-    fn a_readiness_that_is_tried_leaves_nothing_behind() {
+    fn shed_poll_leaves_no_waker() {
         let sites = sites(&[1, 2]);
         sites.iter().for_each(|site| site.mood.set(Mood::Busy));
         let mut service = LoadShed::new(listed(&sites));
@@ -449,7 +453,7 @@ mod failures {
         let left: Vec<_> = wakers.filter(|waker| !waker.data().is_null()).collect();
         assert!(left.is_empty(), "{left:?}");
 
-        // Without a wake-up.
+        // Found without a wake-up.
         sites[1].mood.set(Mood::Ready);
         assert_eq!(answer(&mut service), Ok(1));
         sites[1].mood.set(Mood::Busy);
@@ -458,7 +462,7 @@ mod failures {
         assert_eq!(calls(&sites), [1, 1]);
         assert_eq!(wakes.get(), 0);
 
-        // Nor are those forgotten whom a try found ready before.
+        // Endpoints that an earlier shed poll found ready are rechecked as well.
         sites[1].mood.set(Mood::Ready);
         found(wakes.poll_ready(&mut service)).unwrap();
         assert_eq!(service.get_ref().ready_len(), 2);
@@ -469,9 +473,9 @@ mod failures {
         assert_eq!(answer(&mut service), Ok(1));
     }
 
-    /// Of many that are not ready, a try asks a few when it has somebody to offer, and all in turn.
+    /// With many unready endpoints and one ready, a shed poll asks only a few, and over time all in turn.
     #[test]
-    fn a_try_asks_a_few_and_all_in_turn() {
+    fn shed_poll_asks_a_few_in_turn() {
         let mut all = sites(&[1; 100]);
         all.iter().for_each(|site| site.mood.set(Mood::Busy));
         all.push(Site::new(Mood::Ready, 1));
@@ -491,9 +495,9 @@ mod measured {
     use super::*;
     use campanile::load::{CompleteOnResponse, PeakEwmaDiscover, PendingRequestsDiscover};
 
-    /// Requests under way count for an instance and for the one that comes after it.
+    /// Requests in flight count for an instance and for its successor.
     #[test]
-    fn the_least_busy_of_two_is_called() {
+    fn least_busy_of_two_is_called() {
         let timer = ManualTimer::new();
         let (first, mut one) = mock::<u32, u32>();
         let (second, mut two) = mock::<u32, u32>();
@@ -507,7 +511,7 @@ mod measured {
             under_way.push(balance.call(1));
         }
         assert_eq!((one.calls(), two.calls()), (5, 5));
-        // The first finishes all it has.
+        // The first service answers all its requests.
         while let Some((n, responder)) = one.try_next() {
             responder.send(n);
         }
@@ -523,7 +527,7 @@ mod measured {
     }
 
     #[test]
-    fn fast_failures_do_not_attract() {
+    fn fast_failures_attract_no_requests() {
         let timer = ManualTimer::new();
         let sites = sites(&[0, 0]);
         sites[0].fails.set(true);
@@ -549,9 +553,9 @@ mod inserted_again {
 
     type Fed = Result<Change<u32, Mock<u32, u32>>, Infallible>;
 
-    /// Requests under way at the old service count for the new one.
+    /// Requests in flight at the old service count for the new one.
     #[test]
-    fn it_is_as_busy_as_before() {
+    fn requests_in_flight_still_count() {
         let timer = ManualTimer::new();
         let (feed, discover) = unbounded::<Fed>();
         let discover =
@@ -576,7 +580,7 @@ mod inserted_again {
         insert(1, second);
         send(&mut balance, 6);
         assert_eq!((one.calls(), two.calls(), three.calls()), (6, 6, 0));
-        // It is forgotten with the endpoint.
+        // Removing the endpoint forgets them.
         feed.unbounded_send(Ok(Change::Remove(0))).unwrap();
         let (fourth, four) = mock::<u32, u32>();
         insert(0, fourth);
@@ -585,7 +589,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn it_is_as_slow_as_before() {
+    fn latency_estimate_is_kept() {
         let timer = ManualTimer::new();
         let (feed, discover) = unbounded();
         let (rtt, decay) = (MS, Duration::from_secs(10));
@@ -610,7 +614,7 @@ mod making {
     use super::*;
 
     #[test]
-    fn a_balancer_is_made_of_what_is_discovered() {
+    fn balancer_is_built_from_discovery() {
         let site = Site::new(Mood::Ready, 1);
         let discover = service_fn(|count: usize| {
             let endpoints: Vec<_> = (0..count).map(|_| site.endpoint()).collect();
@@ -633,7 +637,7 @@ mod making {
     }
 }
 
-/// An endpoint that can be sent to another thread.
+/// An endpoint that is `Send`.
 #[derive(Clone, Debug)]
 struct Loaded(Mock<u32, u32>);
 
@@ -659,10 +663,10 @@ impl Service<u32> for Loaded {
     }
 }
 
-/// The only endpoint fails while a request waits for it; after its backoff the request is answered.
-/// The readiness of a balancer makes progress only when it is polled (tower #824).
+/// The only endpoint fails while a request waits for it; after its backoff the request is answered. A balancer becomes
+/// ready only by being polled (tower #824).
 #[test]
-fn a_balancer_in_an_idle_buffer_goes_on() {
+fn balancer_progresses_in_an_idle_buffer() {
     let (feed, balance) = fed();
     let [first, second] = [Mood::Ready, Mood::Busy].map(|mood| Site::new(mood, 1));
     insert(&feed, 1, &first);
@@ -673,7 +677,7 @@ fn a_balancer_in_an_idle_buffer_goes_on() {
     assert!(worker.poll().is_pending());
     assert_eq!(found(response.poll()).unwrap(), 1);
 
-    // Discovery goes on, and so does the new endpoint, which gets ready.
+    // Discovery goes on, and the new endpoint becomes ready.
     insert(&feed, 2, &second);
     assert!(worker.is_woken());
     assert!(worker.poll().is_pending());
@@ -689,7 +693,7 @@ fn a_balancer_in_an_idle_buffer_goes_on() {
     assert!(!worker.is_woken());
 }
 
-async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
+async fn failed_endpoint_comes_back<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock();
     handle.set_ready(false);
     let list = ServiceList::new([Loaded(service)]);
@@ -704,13 +708,13 @@ async fn an_endpoint_that_failed_comes_back<H: Host>(rt: On<H>) {
     handle.fail(BROKEN);
     until(|| handle.alive() == 1).await;
     handle.set_ready(true);
-    // The backoff may begin only now.
+    // The backoff may start only now.
     let (request, responder) = rt.advance_until(100 * MS, handle.next()).await;
     responder.send(request + 1);
     assert_eq!(answer.await.unwrap(), Ok(2));
 }
 
-/// Endpoints come and go under load: every request is answered, by one that was there.
+/// Endpoints come and go under load; every request is answered by an endpoint that was present.
 async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
     use campanile::ServiceExt;
     use campanile::buffer::Buffer;
@@ -747,7 +751,7 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
         }
     }
 
-    /// Answers at its second poll.
+    /// Ready on its second poll.
     struct Later {
         n: u32,
         has_pended: bool,
@@ -791,7 +795,7 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
         });
     }
     for round in 1..=30 {
-        // Never the last one: the one that comes is there before the other goes.
+        // The new endpoint arrives before the old one leaves, so there is always one.
         change(round % 6, true);
         change((round + 5) % 6, false);
         until(|| answered.load(SeqCst) >= (round * 5).min(150)).await;
@@ -804,7 +808,7 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
             .sum::<usize>(),
         200
     );
-    // One more request, and what was removed is gone; only the last one is left.
+    // After one more request the removed endpoints are gone; only the last one is left.
     assert_eq!(buffer.clone().oneshot(7).await.unwrap(), 7);
     until(|| {
         alive
@@ -816,8 +820,8 @@ async fn endpoints_come_and_go_under_load<H: Host>(rt: On<H>) {
     .await;
 }
 
-/// A balancer in an idle buffer follows discovery, and takes nothing for it of what is around it.
-async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
+/// A balancer in an idle buffer follows discovery without taking a permit of the limit around it.
+async fn idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
     use campanile::ServiceExt;
     use campanile::buffer::Buffer;
     use campanile::limit::ConcurrencyLimit;
@@ -842,7 +846,7 @@ async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
     insert(2, second);
     until(|| two.is_waited_for()).await;
     assert_eq!(permits.available_permits(), 1);
-    // The next request finds the endpoints as they are now.
+    // The next request uses the endpoints as they are now.
     two.fail(BROKEN);
     let answer = rt.start(buffer.clone().oneshot(2));
     let (request, responder) = one.next().await;
@@ -851,12 +855,12 @@ async fn an_idle_balancer_holds_no_permit<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    an_endpoint_that_failed_comes_back,
-    an_idle_balancer_holds_no_permit,
+    failed_endpoint_comes_back,
+    idle_balancer_holds_no_permit,
     endpoints_come_and_go_under_load,
 }
 
-/// Nothing asks tokio's budget: when a task has none left, endpoints leave, come and come back all the same.
+/// No step depends on tokio's budget: endpoints leave and come back even in a task that has used it up.
 #[cfg(feature = "tokio")]
 mod tokio_budget {
     use super::*;
@@ -872,7 +876,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn endpoints_leave_come_and_come_back() {
+    async fn endpoints_leave_and_come_back() {
         let wakes = WakeCount::new();
         let (feed, discover) = unbounded();
         let mut balance = Balance::new(discover);
@@ -891,7 +895,7 @@ mod tokio_budget {
                 .is_pending()
         );
         sites[1].mood.set(Mood::Ready);
-        // A little more than the longest first wait: tokio's clock ticks in milliseconds.
+        // A little longer than the longest first wait, because tokio's clock ticks in milliseconds.
         tokio::time::advance(101 * MS).await;
         common::yield_now().await;
         without_budget(|| found(wakes.poll_ready(&mut balance)).unwrap()).await;
@@ -899,9 +903,9 @@ mod tokio_budget {
     }
 }
 
-/// The compiler can prove it of a task with boxed services in it, which it is not always able to.
+/// The compiler cannot always prove that a task with boxed services is `Send`; here it can.
 #[test]
-fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
+fn balancer_of_boxed_services_is_send() {
     use campanile::ServiceExt;
     use campanile::load::Constant;
     use campanile::util::{BoxCloneService, BoxService};
@@ -929,10 +933,10 @@ fn a_task_that_holds_a_balancer_of_boxed_services_can_be_spawned() {
     assert_eq!(answer, 2);
 }
 
-/// As in tower, by the names that a runtime's module has.
+/// As in tower, under the names in a runtime's module.
 #[cfg(feature = "smol")]
 #[test]
-fn the_mirrored_tree_fills_the_timer_in() {
+fn mirrored_module_supplies_the_timer() {
     use campanile::smol::balance::p2c::{Balance, MakeBalance, MakeBalanceLayer};
     use campanile::util::rng::HasherRng;
 

@@ -1,4 +1,4 @@
-//! Which services are set aside, and when they come back.
+//! Which services are quarantined, and when they come back.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn layer(timer: &ManualTimer) -> QuarantineLayer<ManualTimer, Maker> {
 }
 
 #[test]
-fn a_failed_service_comes_back_after_a_backoff_that_grows() {
+fn failed_service_returns_after_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 3);
     let mut service = layer(&timer).layer(site.endpoint());
@@ -36,7 +36,7 @@ fn a_failed_service_comes_back_after_a_backoff_that_grows() {
 }
 
 #[test]
-fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
+fn success_resets_the_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = layer(&timer).layer(site.endpoint());
@@ -53,19 +53,19 @@ fn the_backoff_starts_again_when_the_service_has_shown_that_it_works() {
         wait.as_millis()
     };
     assert_eq!(waits(&mut service), 100);
-    // It is ready, and fails before it was called; then right after.
+    // It fails once when ready but not yet called, then right after a call.
     found(wakes.poll_ready(&mut service)).unwrap();
     assert_eq!(waits(&mut service), 200);
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(waits(&mut service), 400);
-    // It outlives a request.
+    // A success followed by a second readiness resets the backoff.
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(answer(&mut service), Ok(1));
     assert_eq!(waits(&mut service), 100);
 }
 
 #[test]
-fn failures_in_a_row_set_it_aside_and_a_success_resets() {
+fn consecutive_failures_quarantine() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Ready, 1);
     let mut service = layer(&timer).consecutive_failures(3).layer(site.endpoint());
@@ -90,10 +90,10 @@ fn failures_in_a_row_set_it_aside_and_a_success_resets() {
         assert!(!service.is_set_aside());
     };
     aside(&mut service, 100);
-    // The first failure after that is enough, and the wait is longer.
+    // The next failure alone is enough now, and the wait is longer.
     run(&mut service, &[true]);
     aside(&mut service, 200);
-    // A success, and all is as it was at first.
+    // A success restores the initial state.
     run(&mut service, &[false, true, true]);
     assert!(!service.is_set_aside());
     run(&mut service, &[true]);
@@ -101,7 +101,7 @@ fn failures_in_a_row_set_it_aside_and_a_success_resets() {
 }
 
 #[test]
-fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
+fn success_restores_the_failure_allowance() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let (service, mut handle) = mock::<u32, u32>();
     let mut service = layer(&timer).consecutive_failures(2).layer(service);
@@ -123,7 +123,7 @@ fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
     respond(&mut service, &[false, false]);
     assert!(wakes.poll_ready(&mut service).is_pending());
     timer.advance(100 * MS);
-    // Both under way together, and nobody asks for readiness in between.
+    // Both are in flight together, with no readiness poll in between.
     respond(&mut service, &[true, false]);
     assert!(!service.is_set_aside());
     respond(&mut service, &[false]);
@@ -131,7 +131,7 @@ fn who_came_back_and_had_a_success_may_fail_as_often_as_at_first() {
 }
 
 #[test]
-fn responses_of_the_instance_before_do_not_count() {
+fn old_instance_responses_do_not_count() {
     let timer = ManualTimer::new();
     let wakes = WakeCount::new();
     let (service, mut handle) = mock::<u32, u32>();
@@ -146,7 +146,7 @@ fn responses_of_the_instance_before_do_not_count() {
     assert!(wakes.poll_ready(&mut service).is_pending());
     timer.advance(100 * MS);
     found(wakes.poll_ready(&mut service)).unwrap();
-    // Neither its failure nor its success says anything of the new instance.
+    // Neither the failure nor the success of the old instance says anything about the new one.
     handle.try_next().unwrap().1.fail(BROKEN);
     assert_eq!(wakes.poll(&mut second), Poll::Ready(Err(BROKEN)));
     assert!(!service.is_set_aside());
@@ -163,17 +163,17 @@ fn responses_of_the_instance_before_do_not_count() {
 }
 
 #[test]
-fn what_is_a_failure_can_be_told() {
+fn failure_classifier_is_configurable() {
     let timer = ManualTimer::new();
     let site = Site::new(Mood::Ready, 1);
     let layer = layer(&timer).consecutive_failures(1);
-    // A failure that is not the endpoint's changes nothing.
+    // A failure that is not the endpoint's fault changes nothing.
     let ignored = |_: &Result<u32, Failure>| Outcome::Ignored;
     let mut service = layer.clone().classify(ignored).layer(site.endpoint());
     site.fails.set(true);
     assert_eq!(answer(&mut service), Err(BROKEN));
     assert!(!service.is_set_aside());
-    // A response can be a failure.
+    // A response can count as a failure.
     let penalised = |_: &Result<u32, Failure>| Outcome::Penalised;
     let mut service = layer.classify(penalised).layer(site.endpoint());
     site.fails.set(false);
@@ -182,7 +182,7 @@ fn what_is_a_failure_can_be_told() {
 }
 
 #[test]
-fn a_backoff_of_no_length_makes_no_loop() {
+fn zero_backoff_does_not_loop() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let rng = SplitMix64::new(1);
@@ -197,7 +197,7 @@ fn a_backoff_of_no_length_makes_no_loop() {
 }
 
 #[test]
-fn a_readiness_that_is_tried_arms_no_timer() {
+fn shed_poll_arms_no_timer() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = LoadShed::new(layer(&timer).layer(site.endpoint()));
@@ -210,7 +210,7 @@ fn a_readiness_that_is_tried_arms_no_timer() {
     site.mood.set(Mood::Ready);
     assert_eq!(answer(&mut service), Ok(1));
 
-    // In a balancer, too.
+    // The same in a balancer.
     site.mood.set(Mood::Broken);
     let list = ServiceList::new([site.endpoint()]);
     let mut service = LoadShed::new(Balance::with_layer(list, layer(&timer)));
@@ -222,9 +222,10 @@ fn a_readiness_that_is_tried_arms_no_timer() {
     assert_eq!(answer(&mut service), Ok(1));
 }
 
-/// What readiness has reserved before is used, and does not stay with a clone that nobody asks.
+/// The instance that reserved something during readiness is the one called; an unpolled clone does not keep the
+/// reservation.
 #[test]
-fn the_original_is_used() {
+fn original_serves_and_clone_is_kept() {
     use campanile::limit::ConcurrencyLimit;
     let wakes = WakeCount::new();
     for failures in [0, 2] {
@@ -238,7 +239,7 @@ fn the_original_is_used() {
 }
 
 #[test]
-fn a_call_without_readiness_does_not_end_the_wait() {
+fn unready_call_does_not_end_the_backoff() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let failing = Cell::new(true);
     let inner = service_fn(|n: u32| ready(Ok::<_, Failure>(n)));
@@ -265,7 +266,7 @@ fn a_call_without_readiness_does_not_end_the_wait() {
 }
 
 #[test]
-fn in_a_balancer_the_others_serve_meanwhile() {
+fn other_endpoints_serve_meanwhile() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let sites = sites(&[1, 9]);
     let list = ServiceList::new(sites.iter().map(Site::endpoint).collect::<Vec<_>>());
@@ -283,7 +284,7 @@ fn in_a_balancer_the_others_serve_meanwhile() {
     assert_eq!(answer(&mut balance), Ok(1));
     assert_eq!(calls(&sites), [2, 3]);
 
-    // All are set aside: the balancer waits, though discovery has ended, and is woken.
+    // All endpoints are quarantined: the balancer waits, though discovery has ended, and is woken.
     sites.iter().for_each(|site| site.mood.set(Mood::Broken));
     assert!(wakes.poll_ready(&mut balance).is_pending());
     assert_eq!((balance.len(), wakes.get()), (2, 0));
@@ -294,7 +295,7 @@ fn in_a_balancer_the_others_serve_meanwhile() {
 }
 
 #[test]
-fn the_default_waits_are_from_100_ms_to_30_s_half_of_it_by_chance() {
+fn default_backoff_is_100_ms_to_30_s() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let site = Site::new(Mood::Broken, 1);
     let mut service = Quarantine::with_timer(site.endpoint(), timer.clone());
@@ -331,12 +332,12 @@ mod inserted_again {
     }
 
     #[test]
-    fn it_stays_set_aside_and_backs_off() {
+    fn reinserted_stays_quarantined() {
         let (timer, feed, mut balance) = fed(0);
         let broken = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &broken);
         assert!(is_aside(&mut balance));
-        // Again and again: none of them was ever ready.
+        // Several times: none of them was ever ready.
         for _ in 0..3 {
             timer.advance(30 * MS);
             let again = Site::new(Mood::Broken, 1);
@@ -358,7 +359,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn who_worked_before_is_set_aside_too() {
+    fn successor_is_quarantined_too() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &old);
@@ -376,7 +377,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn the_old_one_backs_off_from_where_it_was() {
+    fn old_instance_continues_its_backoff() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &old);
@@ -386,7 +387,7 @@ mod inserted_again {
         }
         old.mood.set(Mood::Ready);
         assert!(!is_aside(&mut balance));
-        // Its successor is not ready, and so it serves on; then it fails again.
+        // The successor is not ready, so the old instance keeps serving; then it fails again.
         let new = Site::new(Mood::Busy, 1);
         insert(&feed, 0, &new);
         assert!(!is_aside(&mut balance));
@@ -396,7 +397,7 @@ mod inserted_again {
         timer.advance(399 * MS);
         assert!(is_aside(&mut balance));
         assert_eq!(old.polls.get(), 0);
-        // The successor has a backoff of its own, which goes on from there too.
+        // The successor has its own backoff, which continues from there too.
         new.become_(Mood::Broken);
         assert!(is_aside(&mut balance));
         new.polls.set(0);
@@ -408,9 +409,9 @@ mod inserted_again {
         assert_eq!(new.polls.get(), 1);
     }
 
-    /// It may be connected already, and a clone of it is not.
+    /// The original may be connected already; a clone of it is not.
     #[test]
-    fn the_original_is_used_though_the_old_one_is_set_aside() {
+    fn original_serves_despite_quarantine() {
         struct Original(bool);
         impl Clone for Original {
             fn clone(&self) -> Self {
@@ -441,7 +442,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn failures_in_a_row_go_on() {
+    fn consecutive_failures_carry_over() {
         let (timer, feed, mut balance) = fed(3);
         let send = |balance: &mut Kept, site: &Rc<Site>, fails| {
             site.fails.set(fails);
@@ -456,14 +457,14 @@ mod inserted_again {
         assert!(is_aside(&mut balance));
         timer.advance(100 * MS);
         assert!(!is_aside(&mut balance));
-        // It has come back, and has not shown yet that it works. Nor has the next one.
+        // It has come back but has not proved that it works. Neither has its successor.
         insert(&feed, 0, &sites[2]);
         send(&mut balance, &sites[2], true);
         insert(&feed, 0, &sites[3]);
         timer.advance(199 * MS);
         assert!(is_aside(&mut balance));
         timer.advance(200 * MS);
-        // A success, and all is as it was at first.
+        // A success restores the initial state.
         send(&mut balance, &sites[3], false);
         send(&mut balance, &sites[3], true);
         send(&mut balance, &sites[3], true);
@@ -471,14 +472,14 @@ mod inserted_again {
     }
 
     #[test]
-    fn who_came_back_has_to_show_it_again() {
+    fn returned_service_is_on_trial_again() {
         let (timer, feed, mut balance) = fed(0);
         let old = Site::new(Mood::Broken, 1);
         insert(&feed, 0, &old);
         assert!(is_aside(&mut balance));
         old.mood.set(Mood::Ready);
         timer.advance(100 * MS);
-        // Called, but not ready again since.
+        // Called, but not ready since.
         assert_eq!(answer(&mut balance), Ok(1));
         let new = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &new);
@@ -493,7 +494,7 @@ mod inserted_again {
     }
 
     #[test]
-    fn a_removal_in_between_forgets_all() {
+    fn removal_forgets_the_history() {
         let (_, feed, mut balance) = fed(2);
         let old = Site::new(Mood::Ready, 1);
         insert(&feed, 0, &old);

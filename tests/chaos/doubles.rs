@@ -21,10 +21,10 @@ use super::Stack;
 /// In nanoseconds.
 const DAY: u64 = 24 * 3600 * 1_000_000_000;
 
-/// A service that need not be `Clone`.
+/// A service that is not necessarily `Clone`.
 pub(super) type Single = UnsyncBoxService<u64, u64, BoxError>;
 
-/// Draws for the test.
+/// The random source of the test.
 pub(super) struct Dice(SplitMix64);
 
 impl Dice {
@@ -48,13 +48,13 @@ impl Dice {
         &from[self.size(0..from.len() as u64)]
     }
 
-    /// Others, to draw from elsewhere.
+    /// An independent source.
     pub(super) fn fork(&mut self) -> Self {
         Self::new(self.number(0..u64::MAX))
     }
 
     pub(super) fn millis(&mut self, range: Range<u64>) -> Duration {
-        // Often whole milliseconds, so that things happen at the same moment.
+        // Often whole milliseconds, so that events coincide.
         let nanos = if self.chance(0.2) {
             self.number(0..1_000_000)
         } else {
@@ -64,7 +64,7 @@ impl Dice {
     }
 }
 
-/// When requests were let through.
+/// When requests were admitted.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) passed: RefCell<Vec<Instant>>,
@@ -97,8 +97,8 @@ impl RateBound {
     }
 }
 
-/// Around a rate limit, to know when a request counts: when its handle was told that it is ready, and has a token. One
-/// that is only driven is ready without.
+/// Wraps a rate limit to record when a request counts: when its handle becomes ready and has a token. A handle that is
+/// only driven becomes ready without one.
 pub(super) struct Admission<S> {
     inner: S,
     ready_at: Option<Instant>,
@@ -115,7 +115,7 @@ impl<S> Admission<S> {
     }
 }
 
-// A clone was told nothing yet.
+// A clone has not been told that it is ready.
 impl<S: Clone> Clone for Admission<S> {
     fn clone(&self) -> Self {
         Self::new(self.inner.clone(), self.admitted.clone())
@@ -165,7 +165,7 @@ impl<E> Policy<u64, u64, E> for Attempts {
     }
 }
 
-/// Counts the requests that come, and what is made of them, where a budget is between.
+/// Counts the requests above a budget and the attempts below it.
 pub(super) struct Account {
     share: f64,
     saved: u64,
@@ -183,7 +183,7 @@ impl Account {
         }
     }
 
-    /// `service`, whose requests come.
+    /// Wraps `service` to count the requests that arrive.
     pub(super) fn ask<S: Service<u64>>(
         self: &Rc<Self>,
         service: S,
@@ -195,7 +195,7 @@ impl Account {
         })
     }
 
-    /// `service`, to which they and the others are sent.
+    /// Wraps `service` to count the attempts.
     pub(super) fn send<S: Service<u64>>(
         self: &Rc<Self>,
         service: S,
@@ -217,7 +217,7 @@ impl Account {
     }
 }
 
-/// Counts who is inside.
+/// Counts the futures that are alive.
 #[derive(Default)]
 pub(super) struct Gauge {
     inside: Cell<usize>,
@@ -234,7 +234,7 @@ impl Gauge {
     }
 
     pub(super) fn most(&self) -> usize {
-        assert_eq!(self.inside.get(), 0, "somebody is inside");
+        assert_eq!(self.inside.get(), 0, "a future is left inside");
         self.most.get()
     }
 }
@@ -245,7 +245,7 @@ impl Drop for Inside {
     }
 }
 
-/// A future that is inside from its first poll until it is dropped, whether it has ended or not.
+/// A future that counts as inside from its first poll until it is dropped, whether it has ended or not.
 pub(super) struct Held {
     future: LocalBoxFuture<'static, Result<u64, BoxError>>,
     gauge: Rc<Gauge>,
@@ -275,12 +275,12 @@ impl Future for Held {
     }
 }
 
-/// Dies with a chance before each request. Each clone lives and dies for itself.
+/// Dies with probability `chance` before each request. Each clone dies on its own.
 pub(super) struct Mortal {
     inner: Stack,
     chance: f64,
     dice: RefCell<Dice>,
-    /// Whether it was asked since the last request.
+    /// Whether it was polled since the last request.
     asked: bool,
 }
 
@@ -308,7 +308,7 @@ impl Service<u64> for Mortal {
     type Future = <Stack as Service<u64>>::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        assert!(now().as_nanos() < DAY, "something goes on for ever");
+        assert!(now().as_nanos() < DAY, "the run does not end");
         if !std::mem::replace(&mut self.asked, true) && self.dice.get_mut().chance(self.chance) {
             return Poll::Ready(Err(Refused.into()));
         }
@@ -338,16 +338,16 @@ macro_rules! failure {
 }
 
 failure! {
-    /// Nobody listens.
+    /// No server listens.
     Refused, "connection refused"
 }
 
 failure! {
-    /// By a filter.
+    /// Rejected by a filter.
     Rejected, "request rejected"
 }
 
-/// A service that has no clone: each handle is made anew.
+/// A service without clones: each handle is made anew.
 pub(super) struct Remade {
     inner: Single,
     make: Rc<dyn Fn() -> Single>,

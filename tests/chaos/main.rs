@@ -1,7 +1,8 @@
 //! Random stacks under random load, cancellation, faults and shutdown, in virtual time.
 //!
-//! Each seed is one reproducible run: `CAMPANILE_SEED=17` runs that one and shows what it does, `CAMPANILE_RUNS=100000`
-//! runs that many, starting from it. [`Run::check`] and [`Client`] hold what every run has to satisfy.
+//! Each seed is one reproducible run: `CAMPANILE_SEED=17` runs that one and prints what it does,
+//! `CAMPANILE_RUNS=100000` does that many runs, starting from it. [`Run::check`] and [`Client`] hold the invariants of
+//! every run.
 #![cfg(feature = "testing")]
 
 mod doubles;
@@ -34,36 +35,36 @@ use stack::Builder;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A request is its number, and is answered with it.
+/// A request is a number, and the response is the same number.
 type Stack = UnsyncBoxCloneService<u64, u64, BoxError>;
 
-/// What a run is made of, and what it has to keep.
+/// The parts of a run, and the invariants it has to keep.
 #[derive(Default)]
 struct Run {
     about: RefCell<String>,
     next: Cell<u64>,
-    /// How often each request came to the innermost service.
+    /// How often each request reached the innermost service.
     reached: RefCell<BTreeMap<u64, u64>>,
-    /// So many attempts are made at a request, at the most.
+    /// The most attempts made at one request.
     attempts: Cell<u64>,
-    /// What requests may fail with, by name.
+    /// The names of the errors that requests may fail with.
     failures: RefCell<Vec<&'static str>>,
-    /// Each with its limit, if it has one, and whether readiness beneath it may go away again.
+    /// Each with its limit, if any, and whether readiness beneath it may be lost again.
     probes: RefCell<Vec<(Rc<Probe>, Option<usize>, bool)>>,
     gauges: RefCell<Vec<(Rc<Gauge>, usize)>>,
-    /// Whether readiness of what was built so far may go away again: a connection may die, an endpoint leave.
+    /// Whether the stack built so far may lose its readiness: a connection may die, an endpoint leave.
     wavers: Cell<bool>,
     semaphores: RefCell<Vec<(Semaphore, usize)>>,
     rates: RefCell<Vec<(RateBound, Rc<Log>)>>,
-    /// Of budgets for retries and hedges.
+    /// One per budget for retries or hedges.
     accounts: RefCell<Vec<Rc<Account>>>,
-    /// How many requests each endpoint of a balancer takes to be under way.
+    /// The requests in flight per endpoint, as a balancer counts them.
     loads: RefCell<Vec<Box<dyn Fn() -> usize>>>,
-    /// Whether requests may wait for each other for ever, so that nobody waits for very long.
+    /// Whether requests may block each other for ever, so that no client waits for long.
     is_hasty: Cell<bool>,
-    /// Shuts the outermost buffer down.
+    /// Shuts down the outermost buffer.
     shutdown: RefCell<Option<Box<dyn Fn() -> LocalBoxFuture<'static, ()>>>>,
-    /// Whether the outermost buffer has all its room.
+    /// Takes all the capacity of the outermost buffer.
     room: RefCell<Option<Box<dyn Fn() -> Vec<LocalBoxFuture<'static, ()>>>>>,
     answered: Cell<u64>,
     failed: Cell<u64>,
@@ -84,7 +85,7 @@ impl Run {
         self.failures.borrow_mut().push(with);
     }
 
-    /// Nothing is lost, and nothing is left behind.
+    /// Checks that nothing is lost or left behind.
     fn check(&self, runtime: &Runtime) {
         for (probe, limit, wavers) in self.probes.take() {
             let mut breaches = probe.take_violations();
@@ -94,7 +95,7 @@ impl Run {
             assert_eq!(
                 (probe.in_flight(), probe.alive()),
                 (0, 0),
-                "a service lives on"
+                "a service is left"
             );
             if let Some(limit) = limit {
                 let most = probe.max_in_flight();
@@ -120,7 +121,7 @@ impl Run {
                 "request {request}: {times} times in {attempts} attempts"
             );
         }
-        assert_eq!(runtime.tasks(), 0, "a worker lives on");
+        assert_eq!(runtime.tasks(), 0, "a worker is left");
         assert_eq!(runtime.deadlines(), 0, "a deadline was left behind");
     }
 
@@ -135,7 +136,10 @@ impl Run {
             Ok(answer) => {
                 assert_eq!(answer, request, "the answer to another request");
                 let reached = self.reached.borrow().contains_key(&request);
-                assert!(reached, "request {request} was answered by nobody");
+                assert!(
+                    reached,
+                    "request {request} was answered without reaching the service"
+                );
                 self.answered.set(self.answered.get() + 1);
             }
             Err(error) => {
@@ -152,7 +156,7 @@ impl Run {
     }
 }
 
-/// Sends requests, and changes its mind.
+/// Sends requests, some of which it cancels.
 struct Client {
     run: Rc<Run>,
     stack: Stack,
@@ -162,7 +166,7 @@ struct Client {
 impl Client {
     async fn work(mut self) {
         let mut kept = self.stack.clone();
-        // Futures that have ended, and are not dropped: nothing of a request is to live on in them.
+        // Futures that have ended but are not dropped: they must keep nothing of their request.
         let mut ended = Vec::new();
         for _ in 0..self.dice.number(1..12) {
             if self.dice.chance(0.5) {
@@ -177,7 +181,7 @@ impl Client {
             let pause = self.dice.millis(0..20);
             let request = self.run.number();
             let outcome = match kind {
-                // Waits for readiness, and then has no request.
+                // Waits for readiness and sends no request.
                 0 => {
                     let ready = self.stack.clone().ready_oneshot();
                     if let Some(Ok(reserved)) = within(patience, ready).await {
@@ -186,7 +190,7 @@ impl Client {
                     }
                     continue;
                 }
-                // Waits for readiness, and has a request later; with a handle that it keeps.
+                // Waits for readiness and sends a request later, with a handle that it keeps.
                 1 => {
                     let outcome = within(patience, async {
                         kept.ready().await?;
@@ -195,12 +199,12 @@ impl Client {
                     });
                     let outcome = outcome.await;
                     if !matches!(outcome, Some(Ok(_))) {
-                        // It may have failed when it was asked whether it is ready.
+                        // The readiness poll may have failed.
                         kept = self.stack.clone();
                     }
                     outcome
                 }
-                // Begins to wait in this task, and goes on in another.
+                // Begins to wait in this task and continues in another.
                 2 if !is_hasty => {
                     let mut waiting = Box::pin(self.stack.clone().oneshot(request));
                     let result = match within(Some(pause), &mut waiting).await {
@@ -250,7 +254,7 @@ fn name(error: &BoxError) -> &'static str {
     "?"
 }
 
-/// What `future` gives within `patience`, after which it is dropped.
+/// Polls `future` for at most `patience`, then drops it.
 async fn within<F: Future>(patience: Option<Duration>, future: F) -> Option<F::Output> {
     let future = pin!(future);
     let Some(patience) = patience else {
@@ -290,13 +294,13 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
         client.await;
     }
     idle().await;
-    // Nobody asks for anything: what is idle holds no permit. But endpoints that are ready, and what is told to be so.
+    // No request is waiting, so idle services hold no permit, except ready endpoints and services that are kept ready.
     let holds = ["balance", "kept ready"].map(|room| run.about.borrow().contains(room));
     if holds == [false; 2] {
         run.check_permits();
     }
 
-    // Budgets are full again, and nobody is there: a few requests pass, one by one.
+    // Budgets have refilled and the stack is idle: a few requests pass, one by one.
     sleep(HOUR).await;
     for _ in 0..3 {
         let request = run.number();
@@ -307,20 +311,20 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
         };
         if let Err(error) = &result {
             let name = name(error);
-            // Another attempt follows at once, or a service beside this one is asked, and may find a rate limit reached.
+            // An immediate further attempt, or another service that is asked as well, may find a rate limit reached.
             let about = run.about.borrow();
             let wavers =
                 ["pauses", "balance", "reconnect", "steer"].map(|room| about.contains(room));
             let excuse = wavers.contains(&true) || run.attempts.get() > 1;
             drop(about);
             let is_free = !matches!(name, "Overloaded" | "Limited") || excuse;
-            assert!(is_free || ends, "nobody is there: {error}");
+            assert!(is_free || ends, "an idle stack refuses: {error}");
         }
         run.settle(request, result);
         sleep(HOUR).await;
     }
     match run.room.take() {
-        // A worker may keep a permit for a request that is gone; all room in the queue can be had at once.
+        // A worker may keep a permit for a cancelled request; but all queue capacity can be acquired at once.
         Some(room) => drop(futures::future::join_all(room()).await),
         None => run.check_permits(),
     }
@@ -329,7 +333,7 @@ async fn run(run: Rc<Run>, mut dice: Dice) {
     for in_flight in run.loads.take() {
         assert_eq!(in_flight(), 0, "the load of a request is left");
     }
-    // These had handles of what is beneath.
+    // These held handles of the services beneath.
     idle().await;
 }
 
@@ -337,7 +341,7 @@ thread_local! {
     static SEED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// What happened in a run, to be the same each time.
+/// Summarises what happened in a run; equal seeds give equal summaries.
 fn simulate(seed: u64, show: bool) -> (String, u64) {
     SEED.set(seed);
     let state = Rc::new(Run::default());
@@ -381,12 +385,12 @@ fn from_env(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn random_stacks_keep_their_promises() {
+fn random_stacks_keep_the_invariants() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload().downcast_ref::<&str>();
         if !message.is_some_and(|message| message.starts_with("an injected panic")) {
-            // What aborts says nothing later.
+            // A panic that aborts the process leaves no later chance to print the seed.
             eprintln!("in the run of seed {}:", SEED.get());
             hook(info);
         }
@@ -400,7 +404,7 @@ fn random_stacks_keep_their_promises() {
 }
 
 #[test]
-fn a_seed_gives_the_same_run_each_time() {
+fn seed_reproduces_its_run() {
     for seed in 0..20 {
         assert_eq!(simulate(seed, false), simulate(seed, false));
     }

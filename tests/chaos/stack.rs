@@ -1,4 +1,4 @@
-//! How a random stack is built, room by room.
+//! How a random stack is built, layer by layer.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,16 +36,16 @@ use super::doubles::{
 };
 use super::{Run, Stack};
 
-/// What is beneath, as far as it matters for what may be put on top.
+/// The properties of the inner stack that decide which layers may go on top.
 #[derive(Clone, Copy, Default)]
 struct Beneath {
-    /// A handle that is ready keeps others from getting ready.
+    /// A ready handle may keep other handles from becoming ready.
     reserves: bool,
     /// A retry may have to wait for what handles reserve.
     retries: bool,
     /// A response that is not polled may hold a permit.
     holds: bool,
-    /// A worker may panic, and all is over then.
+    /// A worker may panic, which ends the stack.
     panics: bool,
 }
 
@@ -64,7 +64,7 @@ where
     Single::new(service.map_err(Into::into))
 }
 
-/// A stack, from the inside to the outside.
+/// Builds a stack from the inside out.
 pub(super) struct Builder<'a> {
     run: &'a Rc<Run>,
     dice: &'a mut Dice,
@@ -85,21 +85,21 @@ impl<'a> Builder<'a> {
     pub(super) fn build(mut self) -> Stack {
         let mut stack = self.leaf();
         for _ in 0..self.dice.number(1..6) {
-            stack = self.room(stack);
+            stack = self.add_layer(stack);
         }
         self.probed(stack, None)
     }
 
-    /// `inner` in another room.
+    /// Puts another layer around `inner`.
     ///
-    /// In some stacks a request can wait for what is kept for nobody, as is documented where it is so:
+    /// In some stacks a request can wait for what is held without a request, where the documentation says so:
     ///
-    /// - A buffer that keeps its service ready keeps what a retry beneath it may need.
-    /// - The endpoints of a balancer that are ready, and are not chosen, keep what they reserve from each other.
-    /// - An unreserved limit calls before there is a permit: what the call holds, others may need.
+    /// - A buffer that keeps its service ready holds what a retry beneath it may need.
+    /// - The ready endpoints of a balancer that are not chosen hold what others may need.
+    /// - An unreserved limit calls before there is a permit; others may need what the call holds.
     ///
-    /// Few stacks are of that kind. In these nobody waits for ever, and everything has to come back all the same.
-    fn room(&mut self, inner: Stack) -> Stack {
+    /// Such stacks are rare. In them no client waits without a time limit, and everything still has to come back.
+    fn add_layer(&mut self, inner: Stack) -> Stack {
         let Beneath {
             reserves,
             holds,
@@ -123,7 +123,7 @@ impl<'a> Builder<'a> {
                 let inner = self.probed(inner, None);
                 self.buffer(single(inner))
             }
-            // Nobody gets through to what is over, and a balancer goes on trying for ever.
+            // No request gets through to a service that has ended, and a balancer would keep trying.
             1 if !panics => self.balance(inner),
             2 => self.unreserved_limit(inner),
             10 => self.concurrency_limit(inner),
@@ -154,7 +154,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// `inner` with a probe around it, beneath which no more than `limit` are under way.
+    /// Puts a probe around `inner` that allows no more than `limit` requests in flight.
     fn probed(&self, inner: Stack, limit: Option<usize>) -> Stack {
         boxed(self.probe(limit).layer(inner))
     }
@@ -207,7 +207,7 @@ impl<'a> Builder<'a> {
             run.may_fail("Panicked");
             run.may_fail("ServiceError");
             faults = faults.call_panics(0.02);
-            // It is a worker that panics, and nobody else.
+            // Only the worker panics.
             let inner = self.probed(boxed(faults.layer(service)), None);
             let service = self.buffer(single(inner));
             return if hangs {
@@ -254,7 +254,7 @@ impl<'a> Builder<'a> {
             let all = (0..bound).map(|_| Box::pin(ready(handle.clone())) as _);
             all.collect::<Vec<LocalBoxFuture<'static, ()>>>()
         }));
-        // Its handles are all that is seen from above, and are always ready again.
+        // Only the buffer's handles are visible from above, and they always become ready again.
         self.run.wavers.set(false);
         self.beneath = Beneath {
             reserves: !unreserved,
@@ -264,7 +264,7 @@ impl<'a> Builder<'a> {
         boxed(buffer)
     }
 
-    /// Endpoints that come and go, and die.
+    /// Endpoints that come, go and die.
     fn balance(&mut self, inner: Stack) -> Stack {
         let run = self.run;
         let kind = self.dice.number(0..3);
@@ -280,7 +280,7 @@ impl<'a> Builder<'a> {
         let mut endpoint = {
             let (run, probe) = (Rc::clone(run), self.probe(None));
             let mut dice = self.dice.fork();
-            // What is beneath its limit has a probe for each endpoint: they have a limit each.
+            // Each endpoint has a limit of its own, so each has a probe above it.
             move || {
                 let mut endpoint = inner.clone();
                 if let Some(max) = limit {
@@ -359,7 +359,7 @@ impl<'a> Builder<'a> {
         boxed(ConcurrencyLimit::with_semaphore(inner, self.semaphore(max)))
     }
 
-    /// It calls at once, so it is the futures that are counted.
+    /// It calls at once, so the test counts futures.
     fn unreserved_limit(&mut self, inner: Stack) -> Stack {
         let max = self.dice.size(1..5);
         self.run
@@ -371,7 +371,7 @@ impl<'a> Builder<'a> {
         boxed(ConcurrencyLimit::with_semaphore(inner, self.semaphore(max)).unreserved())
     }
 
-    /// The books of the futures that are alive at a limit.
+    /// A count of the futures alive at a limit.
     fn gauge(&self, max: usize) -> Rc<Gauge> {
         let gauge = Rc::new(Gauge::default());
         self.run.gauges.borrow_mut().push((gauge.clone(), max));
@@ -405,7 +405,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The one alarm of the stack, for half of the waits.
+    /// The stack's shared alarm, for half of the waits.
     fn timer(&mut self) -> Option<SharedTimer<Sim>> {
         let shared = self.dice.chance(0.5).then(|| self.alarm.clone());
         if shared.is_some() {
@@ -433,7 +433,7 @@ impl<'a> Builder<'a> {
         let (num, per) = (dice.number(1..10), dice.millis(10..500));
         let rate = Rate::new(num, per);
         let burst = dice.number(1..num + 1);
-        // As the documentation of `limit::rate` promises.
+        // The bounds that the documentation of `limit::rate` promises.
         let (rate, in_window, at_once) = match dice.number(0..4) {
             0 => (rate, 2 * num - 1, num),
             1 => (rate.burst(burst), num + burst - 1, burst),
@@ -520,7 +520,7 @@ impl<'a> Builder<'a> {
         let Some(later) = later else {
             return boxed(Filter::new(inner, check));
         };
-        // The service that is ready waits in the response future until the check is over.
+        // The ready service waits in the response future until the check is done.
         self.beneath.holds |= self.beneath.reserves;
         boxed(AsyncFilter::new(inner, move |request| {
             let checked = check(request);
@@ -531,7 +531,7 @@ impl<'a> Builder<'a> {
         }))
     }
 
-    /// Ready when all of its services are, and so not for what one of them keeps from the others.
+    /// Ready only when all of its services are, so not while one of them holds what another needs.
     fn steer(&mut self, inner: Stack) -> Stack {
         let count = self.dice.size(1..4);
         self.run.say(format_args!("steer {count}"));
@@ -542,7 +542,7 @@ impl<'a> Builder<'a> {
         boxed(Steer::new(services, pick))
     }
 
-    /// Each handle has a task of its own.
+    /// Each handle has its own task.
     fn spawn_ready(&mut self, inner: Stack) -> Stack {
         self.run.say(format_args!("spawn_ready"));
         let inner = self.probed(inner, None);
@@ -551,7 +551,7 @@ impl<'a> Builder<'a> {
         }))
     }
 
-    /// Each handle has a connection of its own, which dies now and then.
+    /// Each handle has its own connection, which dies now and then.
     fn reconnect(&mut self, inner: Stack) -> Stack {
         let dice = &mut *self.dice;
         let (refuses, dies) = (*dice.pick(&[0.0, 0.3]), *dice.pick(&[0.0, 0.1]));
@@ -604,7 +604,7 @@ async fn operate<S>(
     for _ in 0..steps {
         sleep(dice.millis(0..100)).await;
         let key = dice.number(0..5);
-        // The balancer may be gone.
+        // The balancer may have been dropped.
         let _ = match dice.chance(0.5) {
             true => endpoints.insert(key, endpoint(key)),
             false => endpoints.remove(key),

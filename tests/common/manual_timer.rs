@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use campanile::{Instant, Timer};
 
-/// A clock that stands still until it is moved. Clones show the same time; two that were made apart
-/// have nothing to do with each other.
+/// A clock that stands still until the test moves it. Clones show the same time; timers made separately are
+/// independent.
 ///
-/// Its time does not start at zero, so that a subtraction that should not saturate does not.
+/// Its time does not start at zero, so that a subtraction which saturates by mistake shows.
 #[derive(Clone, Debug, Default)]
 pub struct ManualTimer(Arc<Mutex<Clock>>);
 
@@ -18,7 +18,7 @@ struct Clock {
     now: Instant,
     next_id: u64,
     asked: [u32; 4],
-    /// By deadline, then in the order in which they were made.
+    /// By deadline, then by creation.
     armed: BTreeMap<(Instant, u64), Waker>,
 }
 
@@ -38,20 +38,20 @@ impl ManualTimer {
         Self::default()
     }
 
-    /// One that starts at `now`.
+    /// A timer whose clock shows `now`.
     pub fn at(now: Instant) -> Self {
         let timer = Self::default();
         timer.0.lock().unwrap().now = now;
         timer
     }
 
-    /// Moves time on, and wakes what is due, in the order of the deadlines.
+    /// Moves time forward and wakes what is due, in order of the deadlines.
     pub fn advance(&self, duration: Duration) {
         let now = self.0.lock().unwrap().now;
         self.advance_to(now.saturating_add(duration));
     }
 
-    /// Moves time to the next deadline that somebody waits for. `false` if nobody waits.
+    /// Moves time to the next armed deadline. Returns `false` if there is none.
     pub fn advance_to_next(&self) -> bool {
         let next = self.0.lock().unwrap().armed.keys().next().copied();
         if let Some((deadline, _)) = next {
@@ -70,22 +70,22 @@ impl ManualTimer {
         due.into_values().for_each(Waker::wake);
     }
 
-    /// How many sleeps and alarms wait: polled, neither due nor dropped.
+    /// The number of sleeps and alarms that wait: polled, neither due nor dropped.
     pub fn armed(&self) -> usize {
         self.0.lock().unwrap().armed.len()
     }
 
-    /// How many sleeps and alarms were made, ever.
+    /// The number of sleeps and alarms ever created.
     pub fn made(&self) -> u64 {
         self.0.lock().unwrap().next_id
     }
 
-    /// How often the clock was read, and how many sleeps, alarms and resets were asked for.
+    /// The number of clock reads, and of sleeps, alarms and resets requested.
     pub fn asked(&self) -> [u32; 4] {
         self.0.lock().unwrap().asked
     }
 
-    /// What the clock shows, in nanoseconds, without its being counted as read.
+    /// The clock's nanoseconds; this does not count as a read.
     pub fn nanos(&self) -> u64 {
         self.0.lock().unwrap().now.as_nanos()
     }
@@ -100,7 +100,7 @@ impl ManualTimer {
         }
     }
 
-    /// The earliest deadline that somebody waits for.
+    /// The earliest armed deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
         let clock = self.0.lock().unwrap();
         clock.armed.keys().next().map(|(deadline, _)| *deadline)
@@ -144,7 +144,7 @@ impl Future for ManualSleep {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut clock = self.timer.0.lock().unwrap();
         let (deadline, _) = self.key;
-        // The last moment is "never", even when the clock stands there.
+        // The last moment means "never", even when the clock stands there.
         let replaced = if clock.now >= deadline && deadline != Instant::MAX {
             let armed = clock.armed.remove(&self.key);
             drop(clock);

@@ -10,9 +10,9 @@ use futures::channel::oneshot;
 
 /// A service whose requests come out at a [`Handle`], where the test answers them.
 ///
-/// It holds middleware to the contract: a call only after `Ready(Ok(()))`, one for each, and nothing
-/// after an error. A breach panics at once, and again when the handle is dropped, because a panic in a
-/// background task is seen by nobody.
+/// It holds middleware to the contract: a call only after `Ready(Ok(()))`, one call for each, and nothing after an
+/// error. A breach panics at once, and again when the handle is dropped, because a panic in a background task goes
+/// unseen.
 pub fn mock<Request, Response>() -> (Mock<Request, Response>, Handle<Request, Response>) {
     let shared = Arc::new(Mutex::new(State {
         readiness: Ok(true),
@@ -30,7 +30,7 @@ pub fn mock<Request, Response>() -> (Mock<Request, Response>, Handle<Request, Re
     (mock, Handle { shared })
 }
 
-/// How a [`Mock`] fails: as the test says.
+/// The error of a [`Mock`], as given by the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure(pub &'static str);
 
@@ -45,7 +45,7 @@ impl Error for Failure {}
 struct State<Request, Response> {
     readiness: Result<bool, Failure>,
     requests: VecDeque<(Request, Responder<Response>)>,
-    /// Those that polled while the mock was not ready.
+    /// The tasks that polled while the mock was not ready.
     waiting: Vec<Waker>,
     waiting_for_request: Option<Waker>,
     alive: usize,
@@ -164,12 +164,12 @@ pub struct Handle<Request, Response> {
 }
 
 impl<Request, Response> Handle<Request, Response> {
-    /// Whether the service is ready from now on. It is at first.
+    /// Sets whether the service is ready. Initially it is.
     pub fn set_ready(&self, ready: bool) {
         self.set(Ok(ready));
     }
 
-    /// From now on `poll_ready` fails.
+    /// Makes `poll_ready` fail from now on.
     pub fn fail(&self, failure: Failure) {
         self.set(Err(failure));
     }
@@ -186,17 +186,17 @@ impl<Request, Response> Handle<Request, Response> {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// The next request, if one has arrived, and what answers it.
+    /// The next request, if one has arrived, and its responder.
     pub fn try_next(&mut self) -> Option<(Request, Responder<Response>)> {
         self.shared.lock().unwrap().requests.pop_front()
     }
 
-    /// Whether somebody was told that the service is not ready, and is to be woken.
+    /// Whether a task was told that the service is not ready and waits for a wake-up.
     pub fn is_waited_for(&self) -> bool {
         !self.shared.lock().unwrap().waiting.is_empty()
     }
 
-    /// Whether a request has arrived that was not taken yet.
+    /// Whether a request has arrived that the test has not taken.
     pub fn has_next(&self) -> bool {
         !self.shared.lock().unwrap().requests.is_empty()
     }
@@ -216,12 +216,12 @@ impl<Request, Response> Handle<Request, Response> {
         .await
     }
 
-    /// How many calls were made so far.
+    /// The number of calls so far.
     pub fn calls(&self) -> usize {
         self.shared.lock().unwrap().calls
     }
 
-    /// How many clones of the service live.
+    /// The number of live clones of the service.
     pub fn alive(&self) -> usize {
         self.shared.lock().unwrap().alive
     }
@@ -247,14 +247,14 @@ impl<Request, Response> fmt::Debug for Handle<Request, Response> {
     }
 }
 
-/// Answers one request. Dropped without an answer, it fails the request.
+/// Answers one request. If dropped without an answer, it fails the request.
 #[derive(Debug)]
 #[must_use = "a request is not answered unless something is sent"]
 pub struct Responder<Response>(oneshot::Sender<Result<Response, Failure>>);
 
 impl<Response> Responder<Response> {
     pub fn send(self, response: Response) {
-        // The caller may have gone, which is its right.
+        // The caller may have gone away.
         let _ = self.0.send(Ok(response));
     }
 

@@ -1,5 +1,5 @@
-//! What the integration tests share: time that is moved by hand, futures polled by hand, a mock service,
-//! and scenarios that are written once and run on every runtime.
+//! What the integration tests share: a clock moved by hand, futures polled by hand, a mock service, and scenarios that
+//! are written once and run on every runtime.
 //!
 //! A scenario is a generic function, and a test file mounts its scenarios in one place:
 //!
@@ -19,8 +19,8 @@
 //! The macro makes one module per runtime and one `#[test]` per scenario in each, such as
 //! `smol_global::a_request_reaches_the_service`. A scenario that hangs fails after [`HANG`].
 //!
-//! Time is moved by hand everywhere, but whoever waits for it is woken by the runtime's own timer, from its reactor, its
-//! thread or its driver: see [`WokenBy`].
+//! The test moves time by hand on every runtime, but wake-ups come from the runtime's own timer, from its reactor,
+//! thread or driver: see [`WokenBy`].
 
 #![allow(
     dead_code,

@@ -5,13 +5,13 @@ use std::sync::Once;
 type At = (String, u32);
 
 thread_local! {
-    /// `Some` while a panic of this thread is awaited; within it, where it was.
+    /// `Some` while a panic of this thread is expected; the inner value is its location.
     static AWAITED: RefCell<Option<Option<At>>> = const { RefCell::new(None) };
 }
 
-/// The file and the line at which `act` panics. Fails if it does not.
+/// Returns the file and the line at which `act` panics. Fails if it does not panic.
 ///
-/// Panics of other threads are reported as ever.
+/// Panics of other threads are reported as usual.
 #[track_caller]
 pub fn panics_at(act: impl FnOnce()) -> At {
     static HOOK: Once = Once::new();

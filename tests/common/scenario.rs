@@ -12,13 +12,14 @@ use futures::channel::oneshot;
 
 use super::{ManualTimer, WokenBy, spawn, yield_now};
 
-/// A scenario that takes longer than this hangs: a lost wake-up, most likely. No scenario waits in
-/// real time, so the slowest machine is far below it.
+/// A scenario that takes longer than this hangs, most likely because of a lost wake-up. No scenario waits in real time,
+/// so even a slow machine stays far below it.
 pub const HANG: Duration = Duration::from_secs(60);
 
-/// A runtime that scenarios are mounted on.
+/// A runtime that runs scenarios.
 pub trait Host: Clone + Send + Sync + 'static {
-    /// Its time: virtual where the runtime has that; elsewhere moved by hand, with wake-ups of the runtime's own timer.
+    /// Its clock: virtual where the runtime has one, otherwise moved by hand with wake-ups from the runtime's own
+    /// timer.
     type Time: Timer<Sleep: Send, Alarm: Send>
         + Clone
         + Default
@@ -27,39 +28,39 @@ pub trait Host: Clone + Send + Sync + 'static {
         + Sync
         + 'static;
 
-    /// How often a scenario is run, where one run is like another: once.
+    /// How often a scenario runs. Once, where runs do not differ.
     const RUNS: u64 = 1;
 
-    /// Runs `future` to its end on a new runtime.
+    /// Runs `future` to completion on a new runtime.
     fn block_on<T>(future: impl Future<Output = T>) -> T;
 
-    /// The same, where a number decides what is left to chance.
+    /// The same, with a seed for random decisions.
     fn block_on_seeded<T>(_seed: u64, future: impl Future<Output = T>) -> T {
         Self::block_on(future)
     }
 
-    /// Starts a task, by the adapter.
+    /// Spawns a task through the adapter.
     fn execute<F: Future<Output = ()> + Send + 'static>(future: F);
 
-    /// Moves the time of the runtime on.
+    /// Moves the runtime's time forward.
     fn advance(time: &Self::Time, duration: Duration) -> impl Future<Output = ()> + Send;
 }
 
-/// What a scenario gets: an executor for anything that is `Send`, and a timer.
+/// What a scenario receives: an executor for `Send` futures, and a timer.
 pub struct On<H: Host> {
     time: H::Time,
     host: PhantomData<fn() -> H>,
 }
 
 impl<H: Host> On<H> {
-    /// Moves time on, and yields. Who is due is woken, but perhaps not yet: "not before" can be asserted at once, and
-    /// "now" is to be waited for.
+    /// Moves time forward and yields. Due tasks are woken, but perhaps not yet: a test can assert "not before" at once,
+    /// and has to wait for "now".
     pub async fn advance(&self, duration: Duration) {
         H::advance(&self.time, duration).await;
         yield_now().await;
     }
 
-    /// Moves time on, `step` after `step`, until `future` is ready. It is polled when it is woken.
+    /// Moves time forward by `step` until `future` is ready, which is polled when woken.
     pub async fn advance_until<F: Future>(&self, step: Duration, future: F) -> F::Output {
         let mut task = spawn(future);
         let mut polled = task.poll();
@@ -74,7 +75,7 @@ impl<H: Host> On<H> {
         }
     }
 
-    /// Runs `future` as a task, and gives what it comes to.
+    /// Runs `future` as a task, and returns its output.
     pub fn start<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,
@@ -86,7 +87,7 @@ impl<H: Host> On<H> {
         outcome
     }
 
-    /// The timer alone.
+    /// Only the timer.
     pub fn time(&self) -> &H::Time {
         &self.time
     }
@@ -173,13 +174,12 @@ pub fn run<H: Host, Fut: Future<Output = ()> + 'static>(scenario: fn(On<H>) -> F
 #[derive(Clone, Copy, Debug)]
 pub struct TokioCurrentThread;
 
-/// tokio, on two threads and that of the scenario.
+/// tokio, on two threads plus the scenario's.
 #[cfg(feature = "tokio")]
 #[derive(Clone, Copy, Debug)]
 pub struct TokioMultiThread;
 
-/// tokio, on one thread, with its own clock, which stands still until it is moved, or until nothing
-/// else is left to do.
+/// tokio, on one thread with a paused clock, which moves only by hand or when nothing else is left to do.
 #[cfg(feature = "tokio")]
 #[derive(Clone, Copy, Debug)]
 pub struct TokioPaused;
@@ -194,13 +194,13 @@ pub struct SmolGlobal;
 #[derive(Clone, Copy, Debug)]
 pub struct AsyncStdGlobal;
 
-/// futures-timer, which has no executor, on one of two lines.
+/// futures-timer, which has no executor, on a minimal one.
 #[cfg(feature = "futures-timer")]
 #[derive(Clone, Copy, Debug)]
 pub struct FuturesTimerOnThreads;
 
-/// One thread per task, an executor of two lines, as a user may write one; and a timer of the user's, which wakes at
-/// once who is due.
+/// A minimal executor with one thread per task, as a user may write one, and a user's timer, which wakes due tasks at
+/// once.
 #[derive(Clone, Copy, Debug)]
 pub struct Threads;
 
@@ -311,7 +311,7 @@ impl Host for Threads {
     }
 }
 
-/// This crate's runtime with virtual time, under one seed after another.
+/// This crate's runtime with virtual time, under several seeds.
 #[cfg(feature = "testing")]
 #[derive(Clone, Copy, Debug)]
 pub struct Simulated;
@@ -328,7 +328,7 @@ impl Host for Simulated {
     }
 
     fn block_on_seeded<T>(seed: u64, future: impl Future<Output = T>) -> T {
-        // Its time starts at zero, as on a device that was just switched on.
+        // Its time starts at zero, as on a device just switched on.
         let result = campanile::testing::Runtime::new(seed).block_on(future);
         result.unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"))
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use campanile::Service;
 
-/// Counts how often it is woken. Clones count together.
+/// Counts wake-ups. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct WakeCount(Arc<Count>);
 
@@ -29,7 +29,7 @@ impl WakeCount {
         Self::default()
     }
 
-    /// How often it was woken so far.
+    /// The number of wake-ups so far.
     pub fn get(&self) -> usize {
         self.0.0.load(Ordering::SeqCst)
     }
@@ -38,7 +38,7 @@ impl WakeCount {
         Waker::from(self.0.clone())
     }
 
-    /// Hands a context with this waker to `poll`.
+    /// Calls `poll` with a context for this waker.
     pub fn enter<T>(&self, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
         poll(&mut Context::from_waker(&self.waker()))
     }
@@ -48,13 +48,13 @@ impl WakeCount {
         self.enter(|cx| Pin::new(future).poll(cx))
     }
 
-    /// Asks `service` once whether it is ready.
+    /// Polls the readiness of `service` once.
     pub fn poll_ready<S: Service<R>, R>(&self, service: &mut S) -> Poll<Result<(), S::Error>> {
         self.enter(|cx| service.poll_ready(cx))
     }
 }
 
-/// A future that runs only when the test polls it, and knows how often it was woken.
+/// A future that runs only when the test polls it, and counts its wake-ups.
 #[must_use = "a task runs only when it is polled"]
 pub struct Task<F> {
     future: Pin<Box<F>>,
@@ -62,7 +62,7 @@ pub struct Task<F> {
     seen: usize,
 }
 
-/// Puts `future` into the test's hands.
+/// Wraps `future` to be polled by hand.
 pub fn spawn<F: Future>(future: F) -> Task<F> {
     Task {
         future: Box::pin(future),
@@ -78,7 +78,7 @@ impl<F: Future> Task<F> {
         self.wakes.enter(|cx| self.future.as_mut().poll(cx))
     }
 
-    /// Polls whenever it is woken, until it is ready. It has to have been polled before.
+    /// Polls at each wake-up until ready. The task must have been polled before.
     pub async fn finish(&mut self) -> F::Output {
         loop {
             until(|| self.is_woken()).await;
@@ -93,7 +93,7 @@ impl<F: Future> Task<F> {
         self.wakes.get() > self.seen
     }
 
-    /// How often it was woken so far.
+    /// The number of wake-ups so far.
     pub fn wakes(&self) -> usize {
         self.wakes.get()
     }
@@ -105,7 +105,7 @@ impl<F> fmt::Debug for Task<F> {
     }
 }
 
-/// What `poll` gave, which has to be something.
+/// The output of `poll`, which has to be ready.
 #[track_caller]
 pub fn ready<T>(poll: Poll<T>) -> T {
     match poll {
@@ -114,7 +114,7 @@ pub fn ready<T>(poll: Poll<T>) -> T {
     }
 }
 
-/// Lets others run once, on any runtime.
+/// Lets other tasks run once, on any runtime.
 pub async fn yield_now() {
     let mut yielded = false;
     std::future::poll_fn(|cx| {
@@ -127,8 +127,8 @@ pub async fn yield_now() {
     .await;
 }
 
-/// Yields until `condition` holds: what other tasks do becomes true at a moment that cannot be known
-/// on a runtime with threads. Fails when it is not true after [`HANG`](super::HANG).
+/// Yields until `condition` holds, since on a runtime with threads the moment is unpredictable. Fails if it does not
+/// hold after [`HANG`](super::HANG).
 #[track_caller]
 pub fn until(mut condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
     let caller = std::panic::Location::caller();

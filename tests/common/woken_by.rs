@@ -8,18 +8,18 @@ use campanile::{Instant, Timer};
 
 use super::{ManualSleep, ManualTimer};
 
-/// Further away than a test lives.
+/// Longer than any test runs.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// From when time has been moved until the wake-up is due: long enough that it has to come from where the runtime
-/// watches its timers. Nothing depends on how long it takes.
+/// The time from moving the clock until the wake-up: long enough that it has to come from where the runtime watches its
+/// timers. No result depends on the duration.
 const SOON: Duration = Duration::from_micros(50);
 
-/// A clock that stands still until it is moved, while all wake-ups come from the runtime's own timer `T`.
+/// A clock that stands still until the test moves it, while all wake-ups come from the runtime's own timer `T`.
 ///
-/// A wait holds an alarm of `T`, far in the future. When the clock has been moved past the deadline, that alarm is
-/// set to a moment that is about to come, and only when it rings the wait is over. So wake-ups come late and from
-/// elsewhere, as in real life, and never early: a test may say "not yet" at once, and has to wait for "now".
+/// A wait holds an alarm of `T` far in the future. When the clock moves past the deadline, that alarm is reset to a
+/// moment shortly ahead, and the wait ends when it rings. So wake-ups come late and from elsewhere, as in production,
+/// and never early: a test can assert "not yet" at once, and has to wait for "now".
 #[derive(Clone, Debug, Default)]
 pub struct WokenBy<T> {
     clock: ManualTimer,
@@ -32,7 +32,7 @@ impl<T: Timer> WokenBy<T> {
         Self { clock, native }
     }
 
-    /// Moves time on. Those who are due are woken soon.
+    /// Moves time forward. Due tasks are woken soon.
     pub fn advance(&self, duration: Duration) {
         self.clock.advance(duration);
     }
@@ -90,7 +90,7 @@ where
 pub struct WokenBySleep<T: Timer> {
     by_hand: ManualSleep,
     bell: Arc<Bell<T>>,
-    /// What the clock wakes when it is moved past the deadline: the bell.
+    /// What the clock wakes when it moves past the deadline: the bell.
     strike: Waker,
 }
 
@@ -107,21 +107,21 @@ struct Armed<T: Timer> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The deadline is to come.
+    /// The deadline lies ahead.
     Far,
     /// The deadline has passed, and the alarm is about to ring.
     Soon,
-    /// The alarm has rung, which is to be seen once.
+    /// The alarm has rung, which one poll will see.
     Rang,
 }
 
 thread_local! {
-    /// Who is to be woken when this thread has let go of its `Armed`.
+    /// The tasks to wake once this thread has released its `Armed`.
     static LATER: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
 }
 
 impl<T: Timer> Bell<T> {
-    /// Whom the runtime's timer wakes meanwhile, on this thread, is woken after it: a timer wakes under no lock of its own.
+    /// A wake-up by the runtime's timer on this thread during `act` is delivered afterwards, without the lock.
     fn with<R>(&self, act: impl FnOnce(&mut Armed<T>) -> R) -> R {
         let mut armed = self.armed.lock().unwrap();
         let before = LATER.replace(Some(Vec::new()));
@@ -182,7 +182,7 @@ where
                 return None;
             }
             armed.set(&self.timer, SOON);
-            // An alarm that was set again is to be polled again.
+            // A reset alarm has to be polled again.
             let waker = armed.waker.take()?;
             Some((armed.poll(&waker), waker))
         });
@@ -205,9 +205,9 @@ where
                 .poll(&mut Context::from_waker(&this.strike))
                 .is_ready();
             match (is_due, armed.phase) {
-                // It was over before anybody waited.
+                // The deadline passed before the first poll.
                 (true, Phase::Far) => armed.set(&this.bell.timer, Duration::ZERO),
-                // The clock struck the deadline that was there before a reset.
+                // The clock reached the deadline from before a reset.
                 (false, Phase::Soon | Phase::Rang) => armed.unset(&this.bell.timer),
                 _ => {}
             }

@@ -150,6 +150,7 @@ where
     #[cold]
     pub(crate) fn prepare_check(&mut self, at: usize) -> Checked<K, S::Error> {
         let polled = self.prepare_at(at);
+        self.were_prepared |= polled.is_pending();
         self.checked(at, polled, false)
     }
 
@@ -214,6 +215,13 @@ where
     /// Makes the waiting endpoints due if some were driven: that may have cost them what they waited for.
     fn ask_driven(&mut self) {
         if take(&mut self.were_driven) {
+            self.order.all_to_due();
+        }
+    }
+
+    /// Makes the waiting endpoints due if some were polled before there was a request: their clocks begin with it.
+    fn ask_prepared(&mut self) {
+        if take(&mut self.were_prepared) {
             self.order.all_to_due();
         }
     }
@@ -285,6 +293,8 @@ where
 
     #[inline(never)]
     fn poll_all_due(&mut self, budget: &mut usize) -> Result<(), error::Failed<K, S::Error>> {
+        self.order.settle();
+        self.ask_prepared();
         self.poll_each_due(budget, Self::poll_at)
     }
 
@@ -294,7 +304,9 @@ where
         &mut self,
         budget: &mut usize,
     ) -> Result<(), error::Failed<K, S::Error>> {
-        self.poll_each_due(budget, Self::prepare_at)
+        let polled = self.poll_each_due(budget, Self::prepare_at);
+        self.were_prepared |= self.order.due < self.order.endpoints.len();
+        polled
     }
 
     #[inline(always)]
@@ -330,6 +342,7 @@ where
     ) -> Result<(), error::Failed<K, S::Error>> {
         self.order.settle();
         self.ask_driven();
+        self.ask_prepared();
         self.collect_woken();
         // The endpoint that was called last is the first due one, and most likely ready.
         let mut skip = 0;

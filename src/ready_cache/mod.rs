@@ -79,6 +79,8 @@ pub struct ReadyCache<K, S, Req> {
     were_asked: bool,
     // Some of the waiting services were driven since, and are polled when a caller next asks.
     were_driven: bool,
+    // Some of the waiting services were polled before there was a request, and are polled again when there is one.
+    were_prepared: bool,
     // The slot that was pushed last for each key. Calls and polls do not look here.
     keys: HashMap<K, usize>,
     request: PhantomData<fn(Req)>,
@@ -152,6 +154,7 @@ where
             is_behind: false,
             were_asked: false,
             were_driven: false,
+            were_prepared: false,
             keys: HashMap::new(),
             request: PhantomData,
         }

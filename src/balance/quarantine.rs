@@ -315,6 +315,12 @@ impl<C> Record<C> {
         })
     }
 
+    fn continue_from(&self, before: &Self) {
+        let (failures, worked) = (&before.failures, &before.worked);
+        (self.failures).store(failures.load(Ordering::Relaxed), Ordering::Relaxed);
+        (self.worked).store(worked.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     fn note<Res, E>(&self, result: &Result<Res, E>)
     where
         C: Classify<Res, E>,
@@ -585,8 +591,9 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
         // The predecessor may stay in use, and keeps its own.
         self.backoff = None;
         self.drawn = predecessor.drawn;
-        if let (Some(record), Some(predecessors)) = (&mut self.record, &predecessor.record) {
-            record.clone_from(predecessors);
+        // Not shared: what becomes of the predecessor's requests from here on says nothing about this service.
+        if let (Some(record), Some(before)) = (&self.record, &predecessor.record) {
+            record.continue_from(before);
         }
         let is_good = match &mut predecessor.instance {
             Instance::Aside { until, .. } => {

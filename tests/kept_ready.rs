@@ -310,3 +310,45 @@ fn discovery_has_clocks() {
     assert!(is_done.get());
     assert_eq!(kept.send(1), Some(1));
 }
+
+/// An echo that fails in its readiness once it is told to.
+#[derive(Clone, Default)]
+struct Fragile(Rc<Cell<bool>>);
+
+impl Service<u32> for Fragile {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = Ready<Result<u32, &'static str>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        Poll::Ready(if self.0.get() { Err("gone") } else { Ok(()) })
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        done(Ok(n))
+    }
+}
+
+/// The clock of the other endpoint starts with the request, though it was polled before.
+#[test]
+fn waiting_endpoint_is_polled_for_a_request() {
+    let timer = ManualTimer::new();
+    let [fragile, other] = [(); 2].map(|()| Fragile::default());
+    let [free, busy] = [&fragile, &other]
+        .map(|inner| ConcurrencyLimit::with_semaphore(inner.clone(), Semaphore::new(1)));
+    let mut first = busy.clone();
+    ready(WakeCount::new().poll_ready(&mut first)).unwrap();
+    let endpoints = [free, busy].map(|limit| {
+        let deadline = Deadline::with_timer(limit, SECOND, timer.clone());
+        Constant::new(deadline, 1)
+    });
+    let balance = Balance::with_layer(ServiceList::new(endpoints), Identity::new());
+    let mut kept = KeptReady::new(balance, ByHand::default(), &timer);
+    assert_eq!(timer.armed(), 0);
+    fragile.0.set(true);
+    let mut response = spawn(kept.buffer.clone().oneshot(1));
+    assert!(response.poll().is_pending());
+    kept.settle();
+    kept.wait(SECOND);
+    assert!(ready(response.poll()).is_err());
+}

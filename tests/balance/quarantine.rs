@@ -376,6 +376,28 @@ mod inserted_again {
         assert_eq!((new.calls.get(), old.alive.get()), (1, 0));
     }
 
+    /// They say nothing about the new instance, which was never called.
+    #[test]
+    fn late_failures_are_the_old_instances_own() {
+        let (_timer, feed, mut balance) = fed(2);
+        let [old, new] = [(); 2].map(|()| Site::new(Mood::Ready, 1));
+        old.fails.set(true);
+        insert(&feed, 0, &old);
+        let responses = [1, 2, 3].map(|n| {
+            assert!(!is_aside(&mut balance));
+            balance.call(n)
+        });
+        insert(&feed, 0, &new);
+        assert!(!is_aside(&mut balance));
+        assert_eq!((balance.len(), old.alive.get()), (1, 0));
+        for response in responses {
+            assert!(response.now_or_never().unwrap().is_err());
+        }
+        assert!(!is_aside(&mut balance));
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(new.calls.get(), 1);
+    }
+
     #[test]
     fn old_instance_continues_its_backoff() {
         let (timer, feed, mut balance) = fed(0);

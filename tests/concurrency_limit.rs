@@ -10,14 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use campanile::limit::concurrency::{InvalidLimit, Permitted, Semaphore};
 use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
 use campanile::load_shed::{self, LoadShed};
 use campanile::timeout::{Deadline, Timeout};
-use campanile::{Layer, Service, ServiceExt, service_fn};
+use campanile::{Layer, Service, ServiceExt, buffer, service_fn};
 use futures::{FutureExt, Stream, StreamExt, stream};
 
 use common::{
@@ -31,6 +31,56 @@ where
     S::Error: std::fmt::Debug,
 {
     ready(WakeCount::new().poll_ready(service)).unwrap();
+}
+
+/// A waker that panics when it is woken.
+struct BadWaker;
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("woken");
+    }
+}
+
+/// The next waiter gets the permit of a request that is answered, and its waker panics.
+#[test]
+fn panicking_waker_costs_no_answer() {
+    let (service, mut handle) = mock::<u32, u32>();
+    let mut limit = ConcurrencyLimit::new(service, 1);
+    let mut next = limit.clone();
+    make_ready(&mut limit);
+    let mut response = spawn(limit.call(1));
+    let waker = Arc::new(BadWaker).into();
+    let mut cx = Context::from_waker(&waker);
+    assert!(next.poll_ready(&mut cx).is_pending());
+    handle.try_next().unwrap().1.send(2);
+    assert_eq!(ready(response.poll()), Ok(2));
+    ready(next.poll_ready(&mut cx)).unwrap();
+}
+
+/// The worker gives up a permit that it shares with a task whose waker panics.
+#[test]
+fn panicking_waker_ends_no_buffer() {
+    let limit = ConcurrencyLimit::new(service_fn(async |n: u32| Ok::<_, Infallible>(n)), 1);
+    let (mut holder, mut next) = (limit.clone(), limit.clone());
+    make_ready(&mut holder);
+    let (buffer, worker) = buffer::pair(limit, 4);
+    let mut worker = spawn(worker);
+    let mut cancelled = spawn(buffer.clone().oneshot(1));
+    assert!(cancelled.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    let waker = Arc::new(BadWaker).into();
+    assert!(
+        next.poll_ready(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    drop((cancelled, holder));
+    assert!(worker.poll().is_pending());
+    drop(next);
+    let mut response = spawn(buffer.clone().oneshot(2));
+    assert!(response.poll().is_pending());
+    assert!(worker.poll().is_pending());
+    assert_eq!(ready(response.poll()).ok(), Some(2));
 }
 
 #[test]

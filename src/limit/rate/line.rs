@@ -5,7 +5,7 @@ use super::Limited;
 use super::budget::{Budget, Taken};
 use crate::Instant;
 use crate::sync::slab::{Index, List, Nodes, Slab, Vacant};
-use crate::sync::{register, wake_all};
+use crate::sync::{ignore_panic, register, wake_all};
 
 /// The handles that wait for a token, first come, first served.
 ///
@@ -133,7 +133,8 @@ impl Deferred {
 
 impl Drop for Deferred {
     fn drop(&mut self) {
-        wake_all(self.woken.iter_mut().filter_map(Option::take));
+        // A waker that panics belongs to another task, which must not end this one.
+        ignore_panic(|| wake_all(self.woken.iter_mut().filter_map(Option::take)));
     }
 }
 

@@ -9,7 +9,7 @@ use futures_core::TryFuture;
 use pin_project_lite::pin_project;
 
 use super::Queue;
-use crate::sync::queue::{Channel, HeapQueue, Refusal, Ticket};
+use crate::sync::queue::{Channel, End, HeapQueue, Refusal, Reply, Sender};
 use crate::sync::wait_queue::Acquisition;
 
 pin_project! {
@@ -39,12 +39,12 @@ pin_project! {
         // Waits for room in the queue.
         Waiting {
             request: Option<Q::Message>,
-            admission: Admission<Q>,
+            tx: Sender<Q>,
         },
         // Waits for the worker, and then for the response. Both share a variant so that the response is moved only
         // once, from its slot to its final place.
         Sent {
-            message: Message<Q>,
+            reply: Reply<Q>,
             #[pin]
             response: Option<Q::Answer>,
         },
@@ -56,24 +56,20 @@ pin_project! {
 }
 
 impl<Request, F: TryFuture, Q: Queue<Message = Request>> ResponseFuture<Request, F, Q> {
-    /// The response to a request that has room in the queue.
-    pub(super) fn sent(queue: &Q, request: Request) -> Self {
+    /// The response to a request that had room in the queue.
+    pub(super) fn sent(sent: Result<Reply<Q>, End<Q::Failure>>) -> Self {
         Self {
-            state: State::send(queue, request),
+            state: State::sent(sent),
             types: PhantomData,
         }
     }
 
-    /// The response to a request without room, which waits from its handle's place.
-    pub(super) fn waiting(queue: &Q, acquisition: Acquisition, request: Request) -> Self {
-        queue.add_handle();
+    /// The response to a request that waits for room.
+    pub(super) fn waiting(request: Request, tx: Sender<Q>) -> Self {
         Self {
             state: State::Waiting {
                 request: Some(request),
-                admission: Admission {
-                    queue: queue.clone(),
-                    acquisition,
-                },
+                tx,
             },
             types: PhantomData,
         }
@@ -91,13 +87,10 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Waiting { request, admission } => {
-                    let room = ready!(admission.queue.poll_reserve(&mut admission.acquisition, cx));
+                StateProj::Waiting { request, tx } => {
+                    let room = ready!(tx.poll_reserve(cx));
                     match (room, request.take()) {
-                        (Ok(()), Some(request)) => {
-                            admission.acquisition = Acquisition::Idle;
-                            State::send(&admission.queue, request)
-                        }
+                        (Ok(()), Some(request)) => State::sent(tx.send(request)),
                         (Ok(()), None) => State::Refused { refusal: None },
                         (Err(refusal), _) => State::Refused {
                             refusal: Some(refusal),
@@ -105,7 +98,7 @@ where
                     }
                 }
                 StateProj::Sent {
-                    message,
+                    reply,
                     mut response,
                 } => {
                     if let Some(polled) = response.as_mut().as_pin_mut() {
@@ -114,8 +107,7 @@ where
                         response.set(None);
                         return Poll::Ready(result);
                     }
-                    let ticket = &mut message.ticket;
-                    match ready!(message.queue.poll_answer(ticket, response, cx)) {
+                    match ready!(reply.poll(response, cx)) {
                         Ok(()) => continue,
                         Err(end) => return Poll::Ready(Err(Q::error(end.into()))),
                     }
@@ -140,50 +132,15 @@ impl<Request, F: TryFuture, Q: Queue> fmt::Debug for ResponseFuture<Request, F, 
 }
 
 impl<Q: Queue> State<Q> {
-    /// Fills the reserved room, which from then on belongs to the message.
-    fn send(queue: &Q, request: Q::Message) -> Self {
-        let mut message = Message {
-            queue: queue.clone(),
-            ticket: Ticket::Void,
-        };
-        match queue.send(request, &mut message.ticket) {
-            Ok(()) => Self::Sent {
-                message,
+    fn sent(sent: Result<Reply<Q>, End<Q::Failure>>) -> Self {
+        match sent {
+            Ok(reply) => Self::Sent {
+                reply,
                 response: None,
             },
-            Err((request, end)) => {
-                drop(request);
-                Self::Refused {
-                    refusal: Some(end.into()),
-                }
-            }
-        }
-    }
-}
-
-/// A request that waits for room. It counts as a handle, so that the worker does not end before it.
-struct Admission<Q: Queue> {
-    queue: Q,
-    acquisition: Acquisition,
-}
-
-impl<Q: Queue> Drop for Admission<Q> {
-    fn drop(&mut self) {
-        self.queue.drop_handle(&mut self.acquisition);
-    }
-}
-
-/// A request in the queue, with the worker, or answered.
-struct Message<Q: Queue> {
-    queue: Q,
-    ticket: Ticket,
-}
-
-impl<Q: Queue> Drop for Message<Q> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Ticket::New(index) | Ticket::Polled(index) = self.ticket {
-            self.queue.abandon(index);
+            Err(end) => Self::Refused {
+                refusal: Some(end.into()),
+            },
         }
     }
 }

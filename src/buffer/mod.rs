@@ -122,8 +122,7 @@ use core::task::{Context, Poll, ready};
 use futures_core::TryFuture;
 
 use crate::sync::is_drive;
-use crate::sync::queue::{Channel, End, Refusal};
-use crate::sync::wait_queue::Acquisition;
+use crate::sync::queue::{Channel, End, Refusal, Sender};
 #[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
@@ -259,8 +258,7 @@ where
     F: TryFuture,
     Q: Queue,
 {
-    queue: Q,
-    acquisition: Acquisition,
+    tx: Sender<Q>,
     unreserved: bool,
     types: PhantomData<fn(X, Request) -> F>,
 }
@@ -370,7 +368,7 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
     /// ```
     pub fn shutdown(&self) -> Shutdown<Request, F> {
         self.close();
-        Shutdown::new(self.queue.clone())
+        Shutdown::new(self.tx.queue().clone())
     }
 }
 
@@ -381,7 +379,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// sheds nothing.
     #[must_use]
     pub fn unreserved(mut self) -> Self {
-        self.queue.unreserve(&mut self.acquisition);
+        self.tx.unreserve();
         self.unreserved = true;
         self
     }
@@ -393,7 +391,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// as many idle buffers as there are permits starve all other users. This applies to all handles.
     #[must_use]
     pub fn keep_ready(self) -> Self {
-        self.queue.keep_ready();
+        self.tx.queue().keep_ready();
         self
     }
 
@@ -401,12 +399,12 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     ///
     /// Reservations are revoked.
     pub fn close(&self) {
-        self.queue.shut_down();
+        self.tx.queue().shut_down();
     }
 
     /// Whether the buffer no longer accepts requests.
     pub fn is_closed(&self) -> bool {
-        self.queue.end().is_some()
+        self.tx.queue().end().is_some()
     }
 }
 
@@ -474,8 +472,7 @@ where
     Q: Queue<Message = Request, Answer = S::Future>,
 {
     let buffer = Buffer {
-        queue: queue.clone(),
-        acquisition: Acquisition::Idle,
+        tx: Sender::new(queue.clone()),
         unreserved: false,
         types: PhantomData,
     };
@@ -495,10 +492,10 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let reserved = if self.unreserved || is_drive(cx) {
-            self.queue.unreserve(&mut self.acquisition);
-            self.queue.end().map_or(Ok(()), |end| Err(end.into()))
+            self.tx.unreserve();
+            self.tx.queue().end().map_or(Ok(()), |end| Err(end.into()))
         } else {
-            ready!(self.queue.poll_reserve(&mut self.acquisition, cx))
+            ready!(self.tx.poll_reserve(cx))
         };
         Poll::Ready(match reserved {
             // The response future tries again, and the error is this request's alone.
@@ -508,28 +505,20 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match core::mem::take(&mut self.acquisition) {
-            Acquisition::Acquired => ResponseFuture::sent(&self.queue, request),
-            acquisition => ResponseFuture::waiting(&self.queue, acquisition, request),
+        match self.tx.try_send(request) {
+            Ok(sent) => ResponseFuture::sent(sent),
+            Err((request, tx)) => ResponseFuture::waiting(request, tx),
         }
     }
 }
 
 impl<Request, F: TryFuture, X, Q: Queue> Clone for Buffer<Request, F, X, Q> {
     fn clone(&self) -> Self {
-        self.queue.add_handle();
         Self {
-            queue: self.queue.clone(),
-            acquisition: Acquisition::Idle,
+            tx: self.tx.clone(),
             unreserved: self.unreserved,
             types: PhantomData,
         }
-    }
-}
-
-impl<Request, F: TryFuture, X, Q: Queue> Drop for Buffer<Request, F, X, Q> {
-    fn drop(&mut self) {
-        self.queue.drop_handle(&mut self.acquisition);
     }
 }
 

@@ -10,7 +10,7 @@ use core::task::{Context, Poll};
 
 use super::Queue;
 use crate::Service;
-use crate::sync::queue::{End, HeapQueue, Work};
+use crate::sync::queue::{End, HeapQueue, Receiver, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
 use crate::sync::{drive, ignore_panic, leaves_rest, prepare};
@@ -33,7 +33,7 @@ pub struct Worker<
 {
     // `None` once it has ended: the service is dropped then, even if the executor keeps the worker.
     driven: Option<Driven<S>>,
-    closer: Closer<Q>,
+    rx: Receiver<Q>,
     request: PhantomData<fn(Request)>,
 }
 
@@ -45,7 +45,7 @@ where
     pub(super) fn new(service: S, queue: Q) -> Self {
         Self {
             driven: Some(Driven::new(service)),
-            closer: Closer { queue },
+            rx: Receiver::new(queue),
             request: PhantomData,
         }
     }
@@ -59,15 +59,14 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { driven, closer, .. } = &mut *self;
-        let queue = &closer.queue;
+        let Self { driven, rx, .. } = &mut *self;
         // Not left to the worker's destructor: the code that catches the panic may keep the worker.
-        let panicking = Panicking { driven, queue };
+        let panicking = Panicking { driven, rx };
         let polled = match &mut *panicking.driven {
-            Some(service) => service.work(queue, cx).map(|end| {
+            Some(service) => service.work(rx, cx).map(|end| {
                 // Drop the service first: a caller that learns of the end may rely on that.
                 *panicking.driven = None;
-                queue.close(end);
+                rx.close(end);
             }),
             None => Poll::Ready(()),
         };
@@ -131,13 +130,13 @@ impl<S> Driven<S> {
 
     /// Hands requests to the service until it is not ready or none are left. Ready with the reason when there will be
     /// no more.
-    fn work<Request, Q>(&mut self, queue: &Q, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
+    fn work<Request, Q>(&mut self, rx: &Receiver<Q>, cx: &mut Context<'_>) -> Poll<End<Q::Failure>>
     where
         S: Service<Request>,
         Q: Queue<Message = Request, Answer = S::Future>,
     {
         let mut is_woken = self.service_waker.is_woken();
-        let mut work = queue.next(cx);
+        let mut work = rx.next(cx);
         for _ in 0..REQUESTS_PER_POLL {
             let gives_up = match &work {
                 // The request for which the service was polled is gone, and this one must inherit nothing from it.
@@ -151,7 +150,7 @@ impl<S> Driven<S> {
                 self.held = Held::Nothing;
                 self.has_rest = false;
                 if let Poll::Ready(Err(error)) = self.service_waker.drive(&mut self.service, cx) {
-                    return Poll::Ready(End::Failed(queue.share(error)));
+                    return Poll::Ready(End::Failed(rx.queue().share(error)));
                 }
             }
             let (mut request, is_last) = match work {
@@ -175,16 +174,18 @@ impl<S> Driven<S> {
             {
                 // The request waits for the service in the queue, where it can be cancelled.
                 Poll::Pending => {
-                    let polled = queue.put_back(&mut request, cx);
+                    let polled = rx.put_back(&mut request, cx);
                     if request.is_none() || polled.is_ready() {
                         return polled.map(|()| End::Closed);
                     }
                     // The request was cancelled just now.
                     drop(request);
-                    work = queue.next(cx);
+                    work = rx.next(cx);
                     continue;
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(queue.share(error))),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(End::Failed(rx.queue().share(error)));
+                }
                 Poll::Ready(Ok(())) => self.held = Held::All,
             }
             work = match request {
@@ -193,15 +194,15 @@ impl<S> Driven<S> {
                     let (response, leaves_rest) = leaves_rest(|| self.service.call(request));
                     self.has_rest |= leaves_rest;
                     let mut response = Some(response);
-                    queue.answer(&mut response, is_last, cx)
+                    rx.answer(&mut response, is_last, cx)
                 }
-                None => queue.next(cx),
+                None => rx.next(cx),
             };
         }
         cx.waker().wake_by_ref();
         match work {
             Work::Message { message, .. } => {
-                queue.put_back(&mut Some(message), cx).map(|()| End::Closed)
+                rx.put_back(&mut Some(message), cx).map(|()| End::Closed)
             }
             Work::None { .. } | Work::Ended => Poll::Pending,
         }
@@ -334,27 +335,16 @@ impl ServiceWaker {
     }
 }
 
-/// Closes the queue when the worker goes, however that happens.
-struct Closer<Q: Queue> {
-    queue: Q,
-}
-
-impl<Q: Queue> Drop for Closer<Q> {
-    fn drop(&mut self) {
-        self.queue.close(End::Closed);
-    }
-}
-
 /// Drops the service and closes the queue when a panic drops it.
 struct Panicking<'a, S, Q: Queue> {
     driven: &'a mut Option<Driven<S>>,
-    queue: &'a Q,
+    rx: &'a Receiver<Q>,
 }
 
 impl<S, Q: Queue> Drop for Panicking<'_, S, Q> {
     fn drop(&mut self) {
         *self.driven = None;
         // A second panic would end the process.
-        ignore_panic(|| self.queue.close(End::Panicked));
+        ignore_panic(|| self.rx.close(End::Panicked));
     }
 }

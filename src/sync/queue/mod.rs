@@ -1,4 +1,22 @@
-//! The queue of a buffer: its [`State`] behind a lock, and the operations of its handles.
+//! The queue of a buffer: its [`State`] behind a lock, and its ends.
+//!
+//! # The life of a request
+//!
+//! 1. `poll_ready` of a buffer has its [`Sender`] reserve room: from the fast permits if there are any, otherwise under the
+//!    lock. Without room the sender joins the wait queue, and is woken when room is given to it.
+//! 2. `call` sends the request in that room. The request gets a slot and joins the line, and the [`Reply`] stays with the
+//!    response future. The worker is woken if it waits for a request. A sender without room moves into the response
+//!    future, which waits for room and then does the same.
+//! 3. The worker takes the first request of the line through its [`Receiver`]. If its service is not ready, it puts the
+//!    request back, and the service wakes the worker later.
+//! 4. The worker calls the service and leaves the future of the response in the slot as the answer. The room goes to the
+//!    first sender that waits for some, which is woken, and so is the task that waits for the answer.
+//! 5. The response future takes the answer out of the slot, which is free then, and polls it from there on.
+//!
+//! A reply that is dropped takes its request out of the line, or drops the answer; if the worker has the request, it drops
+//! the answer later. Its room goes to the next sender, and the worker is woken if it waits for readiness on behalf of that
+//! request. When the last sender is gone, or the queue was shut down, the queue drains: it accepts nothing more, and the
+//! worker ends after the last request. When the worker ends, for whatever reason, all that wait are woken and learn of it.
 
 use core::cell::RefCell;
 use core::fmt;
@@ -24,8 +42,10 @@ use crate::sync::{
     WakeAllIgnoringPanics, WakeAllOnDrop, WakeOnDrop, for_all, register, wake, wake_all, with_waker,
 };
 
+mod ends;
 mod state;
 
+pub(crate) use self::ends::{Receiver, Reply, Sender};
 pub(crate) use self::state::{End, Refusal, State, Ticket, Work};
 
 /// The state of a queue shared as a `Q`.

@@ -177,7 +177,7 @@ fn several_long_requests_starve_for_a_time() {
             watches,
             ..CASE
         };
-        // The loads have settled by the twentieth decay.
+        // The endpoint gets requests again from the twentieth decay on.
         let shares = shares_of_first(case, 20);
         assert!(
             shares[10..].iter().sum::<f64>() > 0.0,

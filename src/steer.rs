@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn driven_it_gives_up_all_readiness() {
+    fn drive_gives_up_all_readiness() {
         let mut set = Set::<3>::new();
         assert!(set.poll().is_ready());
         assert_eq!(set.reserved(), 3);
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn driven_it_marks_none_as_ready() {
+    fn drive_marks_none_as_ready() {
         let mut set = Set::<2>::new();
         set.places[1].0.is_taken.set(true);
         assert!(set.drive().is_pending());
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn driven_it_can_fail() {
+    fn drive_can_fail() {
         let mut set = Set::<2>::new();
         assert!(set.poll().is_ready());
         set.places[1].0.is_broken.set(true);
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_in_vain_keeps_nothing() {
+    fn failed_try_keeps_nothing() {
         // In the first window, after a call, and in a later window.
         let mut set = Set::<100>::new();
         for taken in [0, 40, 99] {
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_in_vain_can_fail() {
+    fn unready_try_can_fail() {
         let mut set = Set::<2>::new();
         set.places[1].0.is_taken.set(true);
         assert!(set.poll().is_pending());

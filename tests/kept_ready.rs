@@ -1,5 +1,5 @@
-//! A buffer that is kept ready polls its service before there is a request: nothing of a request's own begins by that, and
-//! what the service does for itself goes on.
+//! A buffer that is kept ready polls its service before there is a request. Such polls start no clock of a request, but
+//! the service's own work continues.
 #![cfg(feature = "std")]
 
 mod common;
@@ -29,7 +29,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 type Boxed = Pin<Box<dyn Future<Output = ()>>>;
 
-/// An executor whose tasks run when the test says so.
+/// An executor whose tasks the test polls.
 #[derive(Clone, Default)]
 struct ByHand(Rc<RefCell<Vec<Task<Boxed>>>>);
 
@@ -41,7 +41,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for ByHand {
     }
 }
 
-/// A buffer that is kept ready, and the tasks of what is inside.
+/// A buffer that is kept ready, and the tasks of its service.
 struct KeptReady<S: Service<u32, Response = u32>> {
     buffer: Buffer<u32, S::Future>,
     worker: Task<Worker<S, u32>>,
@@ -63,7 +63,7 @@ impl<S: Service<u32, Response = u32>> KeptReady<S> {
         kept
     }
 
-    /// Polls the worker and the tasks until none is woken.
+    /// Polls the worker and the tasks until no task is woken.
     fn settle(&mut self) {
         for _ in 0..1000 {
             let mut is_busy = false;
@@ -89,7 +89,7 @@ impl<S: Service<u32, Response = u32>> KeptReady<S> {
         self.settle();
     }
 
-    /// The answer to a request, if it is there at once.
+    /// Sends a request and returns its answer if it is immediate.
     fn send(&mut self, request: u32) -> Option<u32> {
         let mut response = spawn(self.buffer.clone().oneshot(request));
         assert!(response.poll().is_pending());
@@ -121,7 +121,7 @@ impl Service<u32> for Echo {
 
 type Limit = ConcurrencyLimit<Echo>;
 
-/// A limit of one, and a handle that has the permit.
+/// A limit of one, and a handle that holds the permit.
 fn busy() -> (Limit, Limit) {
     let limit = ConcurrencyLimit::with_semaphore(Echo, Semaphore::new(1));
     let mut first = limit.clone();
@@ -129,8 +129,8 @@ fn busy() -> (Limit, Limit) {
     (limit, first)
 }
 
-/// With `wrap` around a deadline of a second, over a service that is busy for a while: the first request, an hour later,
-/// has a second of its own.
+/// Wraps a deadline of one second over a service that is busy for a while. The first request, an hour later, still gets
+/// the whole second.
 fn starts_no_clock<S: Service<u32, Response = u32>>(
     wrap: impl Fn(Deadline<Limit, ManualTimer>, ByHand) -> S,
 ) {
@@ -166,8 +166,8 @@ fn deadline_in_a_balancer_starts_no_clock() {
     });
 }
 
-/// The service waits for a permit when the request comes, and the deadline ends.
-fn starts_a_clock_by_a_request<S: Service<u32, Response = u32>>(
+/// The service waits for a permit when the request arrives, and the deadline elapses.
+fn request_starts_the_clock<S: Service<u32, Response = u32>>(
     wrap: impl Fn(Deadline<Limit, ManualTimer>, ByHand) -> S,
 ) {
     let (timer, tasks) = (ManualTimer::new(), ByHand::default());
@@ -186,11 +186,11 @@ fn starts_a_clock_by_a_request<S: Service<u32, Response = u32>>(
 
 #[test]
 fn request_starts_the_clock_of_a_deadline() {
-    starts_a_clock_by_a_request(|deadline, _| deadline);
-    starts_a_clock_by_a_request(SpawnReady::with_executor);
+    request_starts_the_clock(|deadline, _| deadline);
+    request_starts_the_clock(SpawnReady::with_executor);
 }
 
-/// A refusal is no readiness, where there is no request to tell it to.
+/// Without a request to report it to, a refused connection does not count as readiness.
 #[test]
 fn reconnect_goes_on_after_a_refusal() {
     let timer = ManualTimer::new();
@@ -233,7 +233,7 @@ fn patience_begins_with_a_request() {
     let limit = spent(limiter, &timer).wait_at_most(SECOND / 2);
     let mut kept = KeptReady::new(limit, ByHand::default(), &timer);
     kept.wait(SECOND * 8 / 10);
-    // Its turn comes in 200 ms, and it would wait for 500.
+    // The token is due in 200 ms, and the request may wait for 500.
     let mut response = spawn(kept.buffer.clone().oneshot(1));
     assert!(response.poll().is_pending());
     kept.settle();
@@ -241,7 +241,7 @@ fn patience_begins_with_a_request() {
     assert_eq!(ready(response.poll()).ok(), Some(1));
 }
 
-/// However long the wait is, it ends before there is a request.
+/// The wait for a token ends before there is a request, even for a limit that rejects.
 #[test]
 fn token_is_waited_for_before_a_request() {
     let timer = ManualTimer::new();
@@ -255,7 +255,7 @@ fn token_is_waited_for_before_a_request() {
 }
 
 #[test]
-fn full_line_refuses_no_request_to_come() {
+fn full_queue_refuses_no_future_request() {
     let timer = ManualTimer::new();
     let limiter = LocalLimiter::<1>::new(Rate::new(1, SECOND));
     let limit = spent(&limiter, &timer);
@@ -263,7 +263,7 @@ fn full_line_refuses_no_request_to_come() {
     assert!(WakeCount::new().poll_ready(&mut waiter).is_pending());
     let mut kept = KeptReady::new(limit, ByHand::default(), &timer);
     drop(waiter);
-    // There is a place in line for it now.
+    // The wait queue has a free place now.
     let mut response = spawn(kept.buffer.clone().oneshot(1));
     assert!(response.poll().is_pending());
     kept.settle();
@@ -271,7 +271,7 @@ fn full_line_refuses_no_request_to_come() {
     assert_eq!(ready(response.poll()).ok(), Some(1));
 }
 
-/// Waits for a resolver, and discovers one endpoint then.
+/// Waits for a resolver, then discovers one endpoint.
 struct Resolve<R> {
     resolver: R,
     is_done: Rc<Cell<bool>>,
@@ -293,7 +293,7 @@ impl<R: Service<u32> + Unpin> futures::Stream for Resolve<R> {
     }
 }
 
-/// Discovery has requests of its own, and those have clocks.
+/// Discovery sends requests of its own, so their clocks do run.
 #[test]
 fn discovery_has_clocks() {
     let timer = ManualTimer::new();
@@ -311,7 +311,7 @@ fn discovery_has_clocks() {
     assert_eq!(kept.send(1), Some(1));
 }
 
-/// An echo that fails in its readiness once it is told to.
+/// An echo whose readiness fails once the flag is set.
 #[derive(Clone, Default)]
 struct Fragile(Rc<Cell<bool>>);
 
@@ -329,9 +329,9 @@ impl Service<u32> for Fragile {
     }
 }
 
-/// The clock of the other endpoint starts with the request, though it was polled before.
+/// The deadline of the busy endpoint starts with the request, though it was polled before.
 #[test]
-fn waiting_endpoint_is_polled_for_a_request() {
+fn request_polls_a_waiting_endpoint() {
     let timer = ManualTimer::new();
     let [fragile, other] = [(); 2].map(|()| Fragile::default());
     let [free, busy] = [&fragile, &other]

@@ -1,4 +1,4 @@
-//! `LoadShed`: never makes anybody wait, and leaves nothing behind.
+//! `LoadShed` never waits, and leaves no waiter behind.
 
 mod common;
 
@@ -8,7 +8,7 @@ use campanile::{Layer, error::find};
 use common::{Failure, WakeCount, mock, ready, spawn};
 
 #[test]
-fn it_hands_on_what_the_service_is_ready_for_and_sheds_the_rest() {
+fn sheds_when_the_service_is_not_ready() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut service = LoadShedLayer::new().layer(service);
     let wakes = WakeCount::new();
@@ -32,7 +32,7 @@ fn it_hands_on_what_the_service_is_ready_for_and_sheds_the_rest() {
 }
 
 #[test]
-fn readiness_is_asked_for_again_before_every_call() {
+fn readiness_is_polled_before_every_call() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut service = LoadShed::new(service);
     let wakes = WakeCount::new();
@@ -44,10 +44,10 @@ fn readiness_is_asked_for_again_before_every_call() {
     let mut response = spawn(service.call(1));
     assert!(response.poll().is_pending());
     assert!(handle.try_next().is_some());
-    // Nobody was left waiting in the inner service, so nobody is woken.
+    // The shed call left no waiter in the inner service, so no task is woken.
     assert_eq!(wakes.get(), 0);
 
-    // One readiness is good for one call.
+    // One readiness allows one call.
     let mut shed = spawn(service.call(2));
     assert_eq!(
         ready(shed.poll()),
@@ -56,7 +56,7 @@ fn readiness_is_asked_for_again_before_every_call() {
 }
 
 #[test]
-fn a_call_without_readiness_is_shed_and_does_not_panic() {
+fn call_without_readiness_is_shed() {
     let (service, handle) = mock::<u32, u32>();
     let mut response = spawn(LoadShed::new(service).call(1));
     assert_eq!(
@@ -74,14 +74,14 @@ fn a_clone_starts_as_never_polled() {
     let mut response = spawn(service.clone().call(1));
     assert!(ready(response.poll()).is_err());
     assert_eq!(handle.calls(), 0);
-    // The original is as ready as before.
+    // The original is still ready.
     let mut response = spawn(service.call(1));
     assert!(response.poll().is_pending());
     assert_eq!(handle.calls(), 1);
 }
 
 #[test]
-fn an_error_of_the_service_is_not_taken_for_overload() {
+fn service_error_is_not_overload() {
     let (service, mut handle) = mock::<u32, u32>();
     let mut service = LoadShed::new(service);
     let wakes = WakeCount::new();
@@ -104,8 +104,8 @@ mod over_a_limit {
     use crate::common::{Host, On, on_every_runtime};
     use campanile::{ServiceExt, limit::ConcurrencyLimit};
 
-    /// What was shed leaves nobody in the line, though its handle still exists (vector#26457).
-    async fn what_is_shed_leaves_the_permit_to_the_next<H: Host>(rt: On<H>) {
+    /// A shed request leaves no waiter in the queue, though its handle still exists (vector#26457).
+    async fn shed_request_leaves_its_permit<H: Host>(rt: On<H>) {
         let (service, mut handle) = mock::<u32, u32>();
         let service = LoadShed::new(ConcurrencyLimit::new(service, 1));
         for _ in 0..20 {
@@ -128,5 +128,5 @@ mod over_a_limit {
         }
     }
 
-    on_every_runtime! { what_is_shed_leaves_the_permit_to_the_next }
+    on_every_runtime! { shed_request_leaves_its_permit }
 }

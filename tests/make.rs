@@ -1,4 +1,4 @@
-//! `MakeService` and `MakeConnection`: views of a `Service`, which change nothing about it.
+//! `MakeService` and `MakeConnection`: views of a `Service` that do not change its behaviour.
 
 mod common;
 
@@ -11,7 +11,7 @@ use campanile::{MakeService, Service, service_fn};
 use common::{Failure, WakeCount, mock};
 use futures::FutureExt;
 
-/// As code that is generic over makers sees one.
+/// Uses a maker through the trait, as generic code does.
 fn make<M: MakeService<Target, Request>, Target, Request>(
     maker: &mut M,
     target: Target,
@@ -25,10 +25,10 @@ fn make<M: MakeService<Target, Request>, Target, Request>(
 }
 
 #[test]
-fn a_maker_is_asked_and_called_as_the_service_that_it_is() {
+fn maker_is_polled_and_called_as_a_service() {
     let (service, handle) = mock::<&str, u32>();
     let mut maker = service.clone();
-    // What a connector answers need not be able to do any I/O.
+    // The connection type need not support I/O.
     let mut connect = || {
         let wakes = WakeCount::new();
         let polled = wakes.enter(|cx| MakeConnection::poll_ready(&mut maker, cx));
@@ -44,7 +44,7 @@ fn a_maker_is_asked_and_called_as_the_service_that_it_is() {
 }
 
 #[test]
-fn a_maker_becomes_a_service_borrowed_or_not() {
+fn maker_becomes_a_service() {
     let mut made = 0;
     let mut maker = service_fn(move |target: u32| {
         made += target;
@@ -67,13 +67,13 @@ fn a_maker_becomes_a_service_borrowed_or_not() {
 }
 
 #[test]
-fn shared_makes_clones_that_were_never_polled() {
+fn shared_makes_unpolled_clones() {
     let (mut service, handle) = mock::<u32, u32>();
     let wakes = WakeCount::new();
     assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
     let mut maker = Shared::new(service);
     handle.set_ready(false);
-    // The maker is ready whatever the service is, and what it makes is not.
+    // The maker is always ready, but the services that it makes are not.
     let mut made = make::<_, _, u32>(&mut maker, "any").unwrap().unwrap();
     assert_eq!(wakes.poll_ready(&mut made), Poll::Pending);
     assert_eq!(handle.alive(), 2);
@@ -82,7 +82,7 @@ fn shared_makes_clones_that_were_never_polled() {
     assert_eq!(handle.alive(), 2);
 }
 
-/// Neither `Clone` nor `Debug`, and it takes targets that are borrowed.
+/// Neither `Clone` nor `Debug`, and takes borrowed targets.
 struct Plain;
 
 impl<'a> Service<&'a str> for Plain {

@@ -1,7 +1,7 @@
-//! A runtime's module stands in for tower: the same code, compiled against tower and against each runtime.
+//! Each runtime's module can replace tower: the same code is compiled against tower and against each module.
 #![cfg(feature = "tower")]
 
-/// A program as a user of tower writes it, and what it answers.
+/// A program written for tower, and its answers.
 macro_rules! program {
     ($tower:path) => {
         use std::convert::Infallible;

@@ -1,5 +1,5 @@
-//! Buffers and limits in fixed storage: in a `static`, and on one thread. `tests/allocations.rs` shows that they
-//! allocate nothing, and so does a program without an allocator in `tests/no-alloc`.
+//! Buffers and limits in fixed storage, in a `static` and on one thread. `tests/allocations.rs` and the program without
+//! an allocator in `tests/no-alloc` show that they allocate nothing.
 
 mod common;
 
@@ -44,7 +44,7 @@ fn a_buffer_needs_no_allocator() {
 }
 
 #[test]
-fn room_for_n_requests_is_for_n() {
+fn capacity_is_exact() {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let queue = LocalQueue::<_, MockFuture<u32>, 2>::new();
@@ -59,7 +59,7 @@ fn room_for_n_requests_is_for_n() {
     let wakes = WakeCount::new();
     assert!(wakes.poll_ready(&mut buffer).is_pending());
 
-    // A request that the service has still takes room, until its response is collected.
+    // A request uses capacity until its response is collected.
     handle.set_ready(true);
     assert!(worker.poll().is_pending());
     let (request, _responder) = handle.try_next().unwrap();
@@ -71,7 +71,7 @@ fn room_for_n_requests_is_for_n() {
 }
 
 #[test]
-fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
+fn full_capacity_queue_refuses_one_request() {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let queue = LocalQueue::<_, _, 1>::new();
@@ -83,16 +83,16 @@ fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
     let in_line = WakeCount::new();
     assert!(in_line.poll_ready(&mut second).is_pending());
 
-    // The room is taken and so is the one place in the line: this handle is ready, and its request fails.
+    // The capacity and the only place in the wait queue are taken: this handle is ready, but its request fails.
     make_ready(&mut third);
     let mut refused = spawn(third.call(3));
     let error = ready(refused.poll()).unwrap_err();
     assert!(matches!(error, FixedError::Overflow(_)), "{error:?}");
-    // Nobody is asked to try again at once.
+    // A refusal causes no busy loop.
     assert!(!refused.is_woken());
     assert_eq!(in_line.get(), 0);
 
-    // Shedding comes before: it takes no place.
+    // Load shedding acts first and takes no place in the queue.
     let mut shed = LoadShed::new(third.clone());
     make_ready(&mut shed);
     let error = ready(spawn(shed.call(4)).poll()).unwrap_err();
@@ -112,7 +112,7 @@ fn a_request_without_a_place_in_the_line_for_room_is_refused_alone() {
 }
 
 #[test]
-fn every_handle_sees_a_copy_of_the_failure() {
+fn every_handle_sees_the_failure() {
     let (service, handle) = mock::<u32, u32>();
     let queue = LocalQueue::<_, _, 4>::new();
     let (mut buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -133,7 +133,7 @@ fn every_handle_sees_a_copy_of_the_failure() {
 }
 
 #[test]
-fn a_queue_is_for_one_buffer() {
+fn queue_serves_one_buffer() {
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let queue = LocalQueue::<_, _, 1>::new();
     let (buffer, worker) = buffer::try_pair_in(service, &queue).unwrap();
@@ -144,21 +144,21 @@ fn a_queue_is_for_one_buffer() {
 }
 
 #[test]
-fn a_queue_whose_handles_are_gone_is_not_for_another_buffer() {
+fn queue_without_handles_is_not_reused() {
     let queue = LocalQueue::<_, _, 1>::new();
     let (service, handle) = mock::<u32, u32>();
     let (buffer, worker) = buffer::try_pair_in(service.clone(), &queue).unwrap();
     drop(buffer);
-    // The worker has not seen it yet, and still has the queue.
+    // The worker has not seen the end of the handles yet, so it still owns the queue.
     assert!(buffer::try_pair_in(service, &queue).is_err());
     assert!(spawn(worker).poll().is_ready());
     assert_eq!(handle.alive(), 0);
 }
 
-/// Calls a service with a request that is given up meanwhile, while another waits for room. Then the service panics,
-/// or answers. Gives what the other finds, which has to be woken once.
+/// Cancels a request while the service is called with it and another request waits for capacity. Then the service
+/// panics or answers. Returns what the waiter gets; it must be woken once.
 #[track_caller]
-fn give_up_in_the_call(panics: bool) -> Result<(), FixedError<Failure>> {
+fn cancel_during_the_call(panics: bool) -> Result<(), FixedError<Failure>> {
     type Response<'a> = buffer::ResponseFuture<u32, Ready<Answer>, &'a Queue>;
     type Queue = LocalQueue<u32, Ready<Answer>, 1>;
     type Answer = Result<u32, Failure>;
@@ -184,13 +184,13 @@ fn give_up_in_the_call(panics: bool) -> Result<(), FixedError<Failure>> {
 }
 
 #[test]
-fn room_of_a_request_that_is_given_up_in_the_call_goes_to_who_waits_for_it() {
-    assert_eq!(give_up_in_the_call(false), Ok(()));
+fn cancelled_call_frees_its_capacity() {
+    assert_eq!(cancel_during_the_call(false), Ok(()));
 }
 
 #[test]
-fn a_panic_with_a_request_that_was_given_up_wakes_who_waits_for_room() {
-    let error = give_up_in_the_call(true).unwrap_err();
+fn panic_after_a_cancel_wakes_waiters() {
+    let error = cancel_during_the_call(true).unwrap_err();
     assert!(matches!(error, FixedError::Panicked(_)), "{error:?}");
 }
 
@@ -229,7 +229,7 @@ fn a_limit_needs_no_allocator() {
 }
 
 #[test]
-fn a_request_without_a_place_in_the_line_for_a_permit_is_refused_alone() {
+fn full_wait_queue_refuses_one_request() {
     let semaphore = LocalSemaphore::<1>::new(1);
     let (service, mut handle) = mock::<u32, u32>();
     let limit = ConcurrencyLimit::with_semaphore(service, &semaphore);
@@ -246,7 +246,7 @@ fn a_request_without_a_place_in_the_line_for_a_permit_is_refused_alone() {
         matches!(error, concurrency::Error::Overflow(_)),
         "{error:?}"
     );
-    // Nobody is asked to try again at once.
+    // A refusal causes no busy loop.
     assert!(!refused.is_woken());
     assert_eq!(in_line.get(), 0);
 
@@ -255,13 +255,13 @@ fn a_request_without_a_place_in_the_line_for_a_permit_is_refused_alone() {
     assert_eq!(in_line.get(), 1);
     make_ready(&mut second);
     drop(second);
-    // Nothing was taken by the one that was refused, and its handle works.
+    // The refused request took no permit, and its handle still works.
     assert_eq!(semaphore.available_permits(), 1);
     make_ready(&mut third);
 }
 
 #[test]
-fn a_refused_claim_has_another_chance_in_the_response() {
+fn refused_claim_is_retried_in_the_response() {
     let semaphore = LocalSemaphore::<0>::new(1);
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let mut first = ConcurrencyLimit::with_semaphore(service, &semaphore);
@@ -285,7 +285,7 @@ fn a_limit_of_zero_is_refused() {
     assert_eq!((file.as_str(), line), (file!(), line!() - 2));
 }
 
-/// Tasks that run only when they are woken, in an order drawn by lot. Dropping one is cancelling it.
+/// Tasks that run only when woken, in random order. Dropping a task cancels it.
 struct Tasks<'a> {
     tasks: Vec<(Pin<Box<dyn Future<Output = ()> + 'a>>, WakeCount, usize)>,
 }
@@ -297,7 +297,7 @@ impl<'a> Tasks<'a> {
         self.tasks.push((Box::pin(task), wakes, 0));
     }
 
-    /// Polls one of those that are woken; `false` if there is none.
+    /// Polls one woken task; `false` if there is none.
     fn step(&mut self, rng: &mut SplitMix64) -> bool {
         let woken: Vec<_> = (0..self.tasks.len())
             .filter(|&at| self.tasks[at].1.get() != self.tasks[at].2)
@@ -315,10 +315,10 @@ impl<'a> Tasks<'a> {
     }
 }
 
-/// Clients of one stack wait, call, are polled again and are given up at random, more of them than there is room
-/// for in any line. Whoever is not given up is answered or refused, and at the end all books balance.
+/// Clients of one stack wait, call, are polled again and are cancelled at random; they are more than any wait queue
+/// holds. Every client that is not cancelled is answered or refused, and no permit or capacity is lost.
 #[test]
-fn whatever_is_dropped_nothing_is_lost_and_nobody_sleeps_for_ever() {
+fn random_drops_lose_nothing() {
     for seed in 0..if cfg!(miri) { 3 } else { 300 } {
         let mut rng = SplitMix64::new(seed);
         let token = Rc::new(());
@@ -384,7 +384,7 @@ fn whatever_is_dropped_nothing_is_lost_and_nobody_sleeps_for_ever() {
                     );
                     tasks.borrow_mut().push(client);
                 }
-                // The worker is the first, and stays.
+                // The first task is the worker, which is not cancelled.
                 1 if rng.next_range(0..3) == 0 && tasks.borrow().tasks.len() > 1 => {
                     let among = tasks.borrow().tasks.len() as u64;
                     let at = rng.next_range(1..among) as usize;
@@ -397,7 +397,7 @@ fn whatever_is_dropped_nothing_is_lost_and_nobody_sleeps_for_ever() {
             }
         }
         while tasks.borrow_mut().step(&mut rng) {}
-        // All but the worker have ended: nobody sleeps for ever.
+        // Only the worker is left, so no client sleeps forever.
         assert_eq!(tasks.borrow().tasks.len(), 1, "seed {seed}");
         assert_eq!(outer.available_permits(), 5, "seed {seed}");
         assert_eq!(under_way.get(), 0, "seed {seed}");
@@ -405,14 +405,14 @@ fn whatever_is_dropped_nothing_is_lost_and_nobody_sleeps_for_ever() {
         let ended = answered.get() + refused.get() + given_up.get();
         assert_eq!(ended, started.get(), "seed {seed}");
         assert!(answered.get() > 0, "seed {seed}");
-        // All room is there again.
+        // The whole capacity is available again.
         let mut handles = [stack.clone(), stack.clone()];
         handles.iter_mut().for_each(make_ready);
         drop(handles);
         drop(stack);
         while tasks.borrow_mut().step(&mut rng) {}
         assert_eq!(tasks.borrow().tasks.len(), 0, "seed {seed}");
-        // The worker has been polled ready for a request that was given up, perhaps, and kept a permit until now.
+        // The worker may have kept a permit for a cancelled request until now.
         assert_eq!(permits.available_permits(), 2, "seed {seed}");
     }
 }
@@ -425,7 +425,7 @@ impl Drop for Guard {
     }
 }
 
-/// Counts a client that was given up.
+/// Counts cancelled clients.
 struct Ended<'a>(&'a Cell<u32>, Cell<bool>);
 
 impl Drop for Ended<'_> {
@@ -449,7 +449,7 @@ mod in_a_static {
 
     type Future = <Sensor as Service<u64>>::Future;
 
-    // A client may wait for a permit with room in the queue, while the request that it gave up last is still there.
+    // A client may hold capacity and wait for a permit while its last cancelled request is still queued.
     static QUEUE: StaticQueue<u64, Future, 8> = StaticQueue::new();
     static PERMITS: StaticSemaphore<4> = StaticSemaphore::new(2);
 
@@ -473,7 +473,7 @@ mod in_a_static {
     fn is_send_and_static<T: Send + 'static>(_: &T) {}
 
     #[test]
-    fn whatever_is_dropped_nothing_is_lost_between_threads() {
+    fn random_drops_on_threads_lose_nothing() {
         let (buffer, worker) = buffer::try_pair_in(Sensor, &QUEUE).unwrap();
         let stack = ConcurrencyLimit::with_semaphore(buffer, &PERMITS);
         is_send_and_static(&stack);
@@ -506,7 +506,7 @@ mod in_a_static {
                         }));
                         match outcome {
                             Some(answer) => {
-                                // Four clients, and a place for each in every line: nothing is refused.
+                                // Each of the four clients has a place in every wait queue, so none is refused.
                                 assert_eq!(answer.unwrap(), n + 1);
                                 answered += 1;
                             }

@@ -1,8 +1,8 @@
-//! Every name that a user of tower expects is in the module of each runtime, at the same path and with the same
-//! meaning: one set of tests, compiled and run against tower and against each runtime.
+//! Every name of tower exists in the module of each runtime, at the same path and with the same meaning: one set of
+//! tests is compiled and run against tower and against each runtime.
 //!
-//! What the files under `parity/` call `tower` is the one or the other. Errors are compared as a `BoxError`, for
-//! their types are what differs. [`additions`] has what tower lacks.
+//! In the files under `parity/`, `tower` means either. Errors are compared as `BoxError`, because their types differ.
+//! [`additions`] tests what tower lacks.
 #![cfg(feature = "tower")]
 #![allow(
     clippy::clone_on_copy,
@@ -122,10 +122,10 @@ mod on_async_std {
     mod util;
 }
 
-/// Middleware of both in one stack: what is asked of an error is that it converts into a `BoxError`.
+/// Middleware of both crates in one stack: an error only has to convert into `BoxError`.
 #[cfg(feature = "tokio")]
 #[test]
-fn middleware_of_both_goes_into_one_stack() {
+fn middleware_of_both_shares_a_stack() {
     use ::tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
     use campanile::timeout::Elapsed;
 

@@ -1,4 +1,4 @@
-//! `RateLimit`, on a timer that is moved by hand.
+//! `RateLimit` on a manual timer.
 #![cfg(all(feature = "alloc", target_has_atomic = "64"))]
 
 mod common;
@@ -32,7 +32,7 @@ fn poll_ready<S: Service<()>>(service: &mut S) -> Poll<Result<(), S::Error>> {
     poll(pin!(poll_fn(|cx| service.poll_ready(cx))))
 }
 
-/// Answers at once.
+/// A service that answers at once.
 #[derive(Clone, Debug)]
 struct Inner;
 
@@ -48,7 +48,7 @@ impl Service<()> for Inner {
     }
 }
 
-/// Readiness and call: through, pending (`None`), or when to try again.
+/// Polls readiness and calls: admitted, pending (`None`), or refused with the time after which to retry.
 fn request<S>(service: &mut S) -> Option<Result<(), Duration>>
 where
     S: Service<(), Response = (), Error = Error<&'static str>>,
@@ -63,7 +63,7 @@ where
     }
 }
 
-/// How many requests go through right now.
+/// How many requests are admitted right now.
 fn burst(service: &mut RateLimit<Inner, ManualTimer>) -> usize {
     (0..1000)
         .take_while(|_| request(service) == Some(Ok(())))
@@ -71,7 +71,7 @@ fn burst(service: &mut RateLimit<Inner, ManualTimer>) -> usize {
 }
 
 #[test]
-fn a_burst_goes_at_once_and_the_rest_evenly() {
+fn burst_passes_at_once_then_evenly() {
     let timer = ManualTimer::new();
     let mut service = RateLimit::with_timer(Inner, Rate::new(5, SECOND), timer.clone());
     assert_eq!(burst(&mut service), 5);
@@ -84,8 +84,8 @@ fn a_burst_goes_at_once_and_the_rest_evenly() {
 }
 
 #[test]
-fn two_bursts_do_not_meet_at_an_edge() {
-    // tower: one request, a pause until just before the window's edge, and 19 go through in 6 ms.
+fn bursts_do_not_meet_at_an_edge() {
+    // With tower, after one request and a pause until just before the window's edge, 19 requests pass in 6 ms.
     let timer = ManualTimer::new();
     let mut service = RateLimit::with_timer(Inner, Rate::new(10, SECOND), timer.clone());
     assert_eq!(request(&mut service), Some(Ok(())));
@@ -96,13 +96,13 @@ fn two_bursts_do_not_meet_at_an_edge() {
 }
 
 #[test]
-fn fixed_windows_give_the_whole_budget_back_at_their_edges() {
+fn fixed_windows_refill_at_their_edges() {
     for (num, per) in [(3, 1_000_000_000), (7, 1_000), (5, 5)] {
         let timer = ManualTimer::new();
         let rate = Rate::new(num, Duration::from_nanos(per)).fixed_window();
         let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
         assert_eq!(burst(&mut service) as u64, num);
-        // Nothing comes back within the window.
+        // No token returns within the window.
         timer.advance(Duration::from_nanos(per - 1));
         assert_eq!(
             request(&mut service),
@@ -111,10 +111,10 @@ fn fixed_windows_give_the_whole_budget_back_at_their_edges() {
         );
         timer.advance(Duration::from_nanos(1));
         assert_eq!(burst(&mut service) as u64, num);
-        // Budgets that were not used do not add up.
+        // Unused budgets do not accumulate.
         timer.advance(Duration::from_nanos(10 * per));
         assert_eq!(burst(&mut service) as u64, num);
-        // A window begins where it would have begun, and not with its first request.
+        // A window starts at a multiple of the period, not with its first request.
         timer.advance(Duration::from_nanos(2 * per + per / 3));
         assert_eq!(burst(&mut service) as u64, num);
         timer.advance(Duration::from_nanos(per - per / 3));
@@ -123,7 +123,7 @@ fn fixed_windows_give_the_whole_budget_back_at_their_edges() {
 }
 
 #[test]
-fn an_unused_token_goes_back_into_its_own_window_only() {
+fn unused_token_returns_to_its_own_window() {
     let timer = ManualTimer::new();
     let rate = Rate::new(2, Duration::from_secs(1)).fixed_window();
     let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
@@ -143,7 +143,7 @@ fn an_unused_token_goes_back_into_its_own_window_only() {
 }
 
 #[test]
-fn clones_and_services_of_a_layer_share_one_budget_unless_told_otherwise() {
+fn clones_and_layers_share_one_budget() {
     let timer = ManualTimer::new();
     let layer = RateLimitLayer::with_timer(Rate::new(3, SECOND), timer.clone());
     let (mut one, mut other) = (layer.layer(Inner), layer.clone().layer(Inner));
@@ -182,7 +182,7 @@ fn each_waiter_is_woken_at_its_turn() {
     assert_eq!(timer.armed(), 0);
 }
 
-/// A timer on whose first alarm, at the moment at which it rings, somebody else comes first.
+/// A timer whose first alarm, when it rings, lets another request take the token first.
 #[derive(Clone)]
 struct Overtaken {
     timer: ManualTimer,
@@ -212,7 +212,7 @@ impl Timer for Overtaken {
 }
 
 #[test]
-fn who_comes_when_the_wait_is_over_passes_nobody() {
+fn late_newcomer_passes_no_waiter() {
     let timer = ManualTimer::new();
     let limiter = Arc::new(Limiter::new(Rate::new(10, SECOND).burst(1)));
     let mut first = RateLimit::with_limiter(Inner, limiter.clone(), timer.clone());
@@ -227,7 +227,7 @@ fn who_comes_when_the_wait_is_over_passes_nobody() {
 }
 
 #[test]
-fn it_rejects_or_waits_up_to_a_limit() {
+fn rejects_or_waits_up_to_a_limit() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);
     let layer = RateLimitLayer::with_timer(rate, timer.clone()).reject();
@@ -242,7 +242,7 @@ fn it_rejects_or_waits_up_to_a_limit() {
     let mut less = service.clone().wait_at_most(99 * MS);
     assert_eq!(request(&mut less), Some(Err(100 * MS)));
     assert_eq!(request(&mut patient), None);
-    // From here on with the wait of who is in line.
+    // From here on the wait of the queued handle counts too.
     assert_eq!(request(&mut less), Some(Err(200 * MS)));
     assert_eq!(request(&mut service), Some(Err(200 * MS)));
     timer.advance(100 * MS);
@@ -256,9 +256,9 @@ fn it_rejects_or_waits_up_to_a_limit() {
     );
 }
 
-/// A token that is taken while nobody who waits is polled costs them time, and may be too much.
+/// A token that is taken while no waiter is polled delays the waiters, perhaps beyond their patience.
 #[test]
-fn a_refused_request_leaves_the_next_its_whole_patience() {
+fn refusal_leaves_the_next_its_full_wait() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);
     let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
@@ -267,18 +267,18 @@ fn a_refused_request_leaves_the_next_its_whole_patience() {
     assert_eq!(request(&mut service), Some(Ok(())));
     assert_eq!(request(&mut idle), None);
     assert_eq!(request(&mut patient), None);
-    // The one before it has its token now, though it was due earlier.
+    // Another request has just taken the token, which was due earlier.
     timer.advance(200 * MS);
     assert_eq!(request(&mut patient), Some(Err(100 * MS)));
-    // The next one begins to wait now.
+    // The wait of the next request starts now.
     assert_eq!(request(&mut patient), None);
     timer.advance(100 * MS);
     assert_eq!(request(&mut patient), Some(Ok(())));
 }
 
 #[test]
-fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
-    /// Is ready when it is asked again.
+fn refusal_stays_ready_until_the_call() {
+    /// Ready at the second poll.
     struct Slow(bool);
     impl Service<()> for Slow {
         type Response = ();
@@ -302,13 +302,13 @@ fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
         assert!(poll_ready(&mut service).is_ready());
         (timer, service)
     };
-    // Though the inner service is not ready.
+    // An inner service that is not ready changes nothing.
     let (timer, mut service) = refused();
     timer.advance(SECOND);
     service.get_mut().0 = false;
     assert!(poll_ready(&mut service).is_ready());
     assert!(matches!(poll(pin!(service.call(()))), Poll::Ready(Err(_))));
-    // Though it is only tried, and though the next token would not be too long to wait for.
+    // Neither does a try, nor a next token that would be soon enough.
     let (timer, service) = refused();
     timer.advance(SECOND / 2);
     let mut service = LoadShed::new(service.wait_at_most(SECOND));
@@ -321,7 +321,7 @@ fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
         format!("{error:?}"),
         "Service(Limited(Limited { retry_after: 500ms }))"
     );
-    // But where there is a token by then, it has that.
+    // If a token is available by then, the request takes it.
     let (timer, mut service) = refused();
     timer.advance(SECOND);
     assert!(poll_ready(&mut service).is_ready());
@@ -329,7 +329,7 @@ fn a_handle_that_is_ready_to_refuse_stays_ready_until_the_call() {
 }
 
 #[test]
-fn a_call_without_readiness_takes_a_token_or_fails() {
+fn unready_call_takes_a_token_or_fails() {
     let mut service = RateLimit::with_timer(Inner, Rate::new(1, SECOND), ManualTimer::new());
     assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
     let Poll::Ready(Err(error)) = poll(pin!(service.call(()))) else {
@@ -339,7 +339,7 @@ fn a_call_without_readiness_takes_a_token_or_fails() {
 }
 
 #[test]
-fn an_unused_token_comes_back_once() {
+fn unused_token_is_returned_once() {
     let timer = ManualTimer::new();
     for rate in [Rate::new(2, SECOND), Rate::new(3, SECOND).burst(2)] {
         let mut service = RateLimit::with_timer(Inner, rate, timer.clone()).reject();
@@ -355,7 +355,7 @@ fn an_unused_token_comes_back_once() {
         drop(clone);
         assert_eq!(burst(&mut service), 1);
 
-        // Time has brought it back already: not a second time.
+        // Time has restored the token already, so it is not returned a second time.
         timer.advance(10 * SECOND);
         let mut idle = service.clone();
         assert!(poll_ready(&mut idle).is_ready());
@@ -367,9 +367,9 @@ fn an_unused_token_comes_back_once() {
     }
 }
 
-/// Time would have had nothing to bring back: a token that is returned later is worth that much less.
+/// A full budget cannot accumulate further, so a token that is returned late is worth less.
 #[test]
-fn a_token_that_comes_back_late_makes_no_burst_larger() {
+fn late_return_enlarges_no_burst() {
     for (rate, most) in [
         (Rate::new(2, SECOND), 3),
         (Rate::new(7, SECOND).burst(3), 9),
@@ -378,13 +378,13 @@ fn a_token_that_comes_back_late_makes_no_burst_larger() {
         let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
         let mut idle = service.clone();
         assert!(poll_ready(&mut idle).is_ready());
-        // The budget is all but full again when another takes a token and the first is returned.
+        // The budget is almost full again when another token is taken and the first is returned.
         let nearly = SECOND / if most == 3 { 2 } else { 7 } - MS;
         timer.advance(nearly);
         assert_eq!(request(&mut service), Some(Ok(())));
         drop(idle);
         let mut passed = 1;
-        // Within a second from that request on.
+        // The bound holds for a second from that request on.
         for _ in 0..999 {
             passed += burst(&mut service);
             timer.advance(MS);
@@ -394,8 +394,8 @@ fn a_token_that_comes_back_late_makes_no_burst_larger() {
 }
 
 #[test]
-fn a_token_that_comes_back_does_not_bring_a_nanosecond_too_much() {
-    // Of its cells two are of 66,666,667 ns, and the third is of one less.
+fn returned_token_adds_no_extra_nanosecond() {
+    // Two of the cells last 66,666,667 ns, the third one nanosecond less.
     let (most, per) = (3, 200_000_000);
     let rate = Rate::new(most, Duration::from_nanos(per)).burst(1);
     for offset in (0..per).step_by(9_999_991) {
@@ -412,7 +412,7 @@ fn a_token_that_comes_back_does_not_bring_a_nanosecond_too_much() {
                 None => panic!("it waits"),
             }
             if passed.len() == 1 {
-                // Time has brought back all of it.
+                // Time has restored the whole budget.
                 unused = layer.layer(Inner);
             }
         }
@@ -422,7 +422,7 @@ fn a_token_that_comes_back_does_not_bring_a_nanosecond_too_much() {
 }
 
 #[test]
-fn an_idle_handle_holds_up_nobody() {
+fn idle_handle_delays_no_other() {
     let timer = ManualTimer::new();
     let rate = Rate::new(10, SECOND).burst(1);
     let mut service = RateLimit::with_timer(Inner, rate, timer.clone());
@@ -435,7 +435,7 @@ fn an_idle_handle_holds_up_nobody() {
 }
 
 #[test]
-fn no_token_is_taken_while_the_inner_service_is_not_ready() {
+fn unready_inner_service_takes_no_token() {
     struct Busy(Rc<Cell<bool>>);
     impl Service<()> for Busy {
         type Response = ();
@@ -467,8 +467,8 @@ fn no_token_is_taken_while_the_inner_service_is_not_ready() {
 }
 
 #[test]
-fn a_token_that_is_gone_when_the_inner_service_is_ready_is_not_taken() {
-    /// Lets another have the token first.
+fn token_lost_to_another_is_waited_for() {
+    /// Lets another request take the token first.
     struct Slow(RateLimit<Inner, ManualTimer>);
     impl Service<()> for Slow {
         type Response = ();
@@ -488,7 +488,7 @@ fn a_token_that_is_gone_when_the_inner_service_is_ready_is_not_taken() {
 }
 
 #[test]
-fn a_shed_request_leaves_no_timer_behind() {
+fn shed_request_leaves_no_timer() {
     let timer = ManualTimer::new();
     let rate = Rate::new(1, SECOND);
     let mut service = LoadShed::new(RateLimit::with_timer(Inner, rate, timer.clone()));
@@ -500,7 +500,7 @@ fn a_shed_request_leaves_no_timer_behind() {
 }
 
 #[test]
-fn a_panic_in_the_inner_service_costs_its_own_token_and_no_other() {
+fn inner_panic_costs_only_its_own_token() {
     let timer = ManualTimer::new();
     let inner = service_fn(|()| -> Ready<Result<(), &'static str>> { panic!("inner") });
     let layer = RateLimitLayer::with_timer(Rate::new(2, SECOND), timer);
@@ -513,7 +513,7 @@ fn a_panic_in_the_inner_service_costs_its_own_token_and_no_other() {
 }
 
 #[test]
-fn the_ready_path_reads_the_clock_once_and_constructing_never() {
+fn ready_path_reads_the_clock_once() {
     let timer = ManualTimer::new();
     let layer = RateLimitLayer::with_timer(Rate::new(1, SECOND), timer.clone());
     let mut service = layer.layer(Inner).clone();
@@ -533,7 +533,7 @@ fn a_budget_can_be_a_static() {
 }
 
 #[test]
-fn a_rate_of_nothing_is_refused() {
+fn zero_rate_is_refused() {
     assert_eq!(Rate::try_new(0, SECOND), Err(InvalidRate::Num));
     assert_eq!(Rate::try_new(1, Duration::ZERO), Err(InvalidRate::Per));
     let line = Arc::new(AtomicU32::new(0));
@@ -559,7 +559,7 @@ fn a_rate_of_nothing_is_refused() {
     assert_eq!(line.load(SeqCst), 2, "both at the caller's line");
 }
 
-/// Asserts that of the moments at which requests went through, no window of `per` holds more than `most`.
+/// Asserts that no window of `per` holds more than `most` of the admission times.
 fn assert_bound(passed: &[u64], most: usize, per: u64, rate: Rate) {
     for window in passed.windows(most.saturating_add(1)) {
         let length = window[window.len() - 1] - window[0];
@@ -571,7 +571,7 @@ fn assert_bound(passed: &[u64], most: usize, per: u64, rate: Rate) {
 fn no_window_holds_more_than_the_bound() {
     let mut rng = SplitMix64::new(7);
     for round in 0..600 {
-        // Of all magnitudes, so that cells are of 1 ns, of years, and of uneven widths.
+        // All magnitudes, so that cells last from 1 ns to years and have uneven widths.
         let num = (rng.next_u64() >> (rng.next_u64() % 64)).max(1);
         let per = (rng.next_u64() >> (2 + rng.next_u64() % 62)).max(1);
         let (num, per) = match round {
@@ -645,7 +645,7 @@ fn the_rate_does_not_drift() {
                     None => panic!("it waits"),
                 }
             }
-            // The last token goes one cell before the end of the last period.
+            // The last token is taken one cell before the end of the last period.
             let took = timer.nanos() - start;
             let exact = tokens / num * per - per / num;
             assert!(
@@ -657,7 +657,7 @@ fn the_rate_does_not_drift() {
 }
 
 #[test]
-fn the_longest_period_lets_its_burst_through_and_no_more() {
+fn longest_period_admits_exactly_its_burst() {
     let timer = ManualTimer::new();
     for num in [1, 7, 100] {
         let rate = Rate::new(num, Duration::MAX);
@@ -672,7 +672,7 @@ fn the_longest_period_lets_its_burst_through_and_no_more() {
 }
 
 #[test]
-fn threads_never_overdraw_and_never_underdraw() {
+fn threads_spend_the_budget_exactly() {
     let timer = ManualTimer::new();
     let rate = Rate::new(300, SECOND);
     let layer = RateLimitLayer::with_timer(rate, timer.clone()).reject();
@@ -685,7 +685,7 @@ fn threads_never_overdraw_and_never_underdraw() {
                     let mut service = layer.layer(Inner);
                     for n in 0..1000 {
                         if n % 5 == 0 {
-                            // Ready and dropped unused: its token goes back.
+                            // Ready and dropped unused, so the token is returned.
                             let _ = poll_ready(&mut service.clone());
                         } else if request(&mut service) == Some(Ok(())) {
                             through.fetch_add(1, SeqCst);
@@ -700,7 +700,7 @@ fn threads_never_overdraw_and_never_underdraw() {
 
 #[cfg(feature = "tokio")]
 #[test]
-fn it_waits_on_tokio_and_is_made_outside_of_it() {
+fn waits_on_tokio_and_is_built_outside_it() {
     use campanile::tokio::Tokio;
 
     let rate = Rate::new(10, SECOND).burst(1);
@@ -723,8 +723,8 @@ fn it_waits_on_tokio_and_is_made_outside_of_it() {
     });
 }
 
-/// A wait is no claim: the next token goes to who is still there.
-async fn who_gives_up_leaves_the_token_to_the_next<H: Host>(rt: On<H>) {
+/// A cancelled wait has no claim: the next token goes to the remaining waiter.
+async fn cancelled_wait_leaves_its_token<H: Host>(rt: On<H>) {
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
     assert_eq!(limit.clone().oneshot(0).await, Ok(0));
@@ -750,7 +750,7 @@ async fn who_gives_up_leaves_the_token_to_the_next<H: Host>(rt: On<H>) {
     assert_eq!(next.await.unwrap(), Ok(4));
 }
 
-async fn who_would_wait_too_long_is_told_at_once<H: Host>(rt: On<H>) {
+async fn too_long_a_wait_is_refused_at_once<H: Host>(rt: On<H>) {
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let limit = RateLimit::with_timer(service, Rate::new(1, SECOND), rt.clone());
     let limit = limit.wait_at_most(SECOND);
@@ -767,4 +767,4 @@ async fn who_would_wait_too_long_is_told_at_once<H: Host>(rt: On<H>) {
     assert_eq!(waiting.finish().await, Ok(1));
 }
 
-on_every_runtime! { who_gives_up_leaves_the_token_to_the_next, who_would_wait_too_long_is_told_at_once }
+on_every_runtime! { cancelled_wait_leaves_its_token, too_long_a_wait_is_refused_at_once }

@@ -1,4 +1,4 @@
-//! Randomised: the rate limit against its documented bounds.
+//! Random tests of the rate limit against its documented bounds.
 #![cfg(feature = "std")]
 mod common;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl Gcra {
 }
 
 fn check_windows(times: &[u64], num: u128, per: u64, burst: u128, what: &str) {
-    // At most num + burst - 1 in any window of per, end not counted.
+    // At most num + burst - 1 in any window of per, excluding its end.
     let mut lo = 0;
     for hi in 0..times.len() {
         while times[hi] - times[lo] >= per {
@@ -83,7 +83,7 @@ fn check_windows(times: &[u64], num: u128, per: u64, burst: u128, what: &str) {
 }
 
 #[test]
-fn it_is_the_reference() {
+fn limit_matches_the_reference() {
     let mut rng = SplitMix64::new(7);
     for n in 0..6_000u64 {
         let per = rng.next_range(1..1 << (n % 62 + 1));
@@ -169,9 +169,9 @@ fn it_is_the_reference() {
     }
 }
 
-/// Handles come and go with tokens; the clock may go back a little.
+/// Handles take and return tokens; the clock may go back a little.
 #[test]
-fn what_is_given_back_breaks_no_bound() {
+fn returned_tokens_break_no_bound() {
     let mut rng = SplitMix64::new(11);
     for n in 0..20_000u64 {
         let per = rng.next_range(1..60);
@@ -235,7 +235,7 @@ fn what_is_given_back_breaks_no_bound() {
         times.sort_unstable();
         if fixed {
             let starts = times.iter().min().copied().unwrap_or(base);
-            // The origin is unknown (it may have been of one given back): some origin must fit.
+            // The origin is unknown, as its token may have been returned, so some origin must fit.
             let fits = (base..=starts).any(|origin| {
                 let mut counts = std::collections::HashMap::new();
                 times.iter().all(|t| {
@@ -252,7 +252,7 @@ fn what_is_given_back_breaks_no_bound() {
 }
 
 #[test]
-fn fixed_windows_are_counted() {
+fn fixed_windows_keep_their_bound() {
     let mut rng = SplitMix64::new(13);
     for n in 0..5_000u64 {
         let per = rng.next_range(1..1 << (n % 62 + 1));
@@ -305,9 +305,9 @@ fn fixed_windows_are_counted() {
     }
 }
 
-/// A token that is given back late does not take along what another has taken.
+/// Returning a token late does not return another handle's token.
 #[test]
-fn a_token_that_only_looks_like_the_last_one_is_not_given_back_twice() {
+fn lookalike_token_is_not_returned_twice() {
     let clock = T(Arc::new(AtomicU64::new(1_000)));
     let limiter = Arc::new(Limiter::new(
         Rate::new(1, Duration::from_nanos(27)).burst(2),
@@ -327,7 +327,7 @@ fn a_token_that_only_looks_like_the_last_one_is_not_given_back_twice() {
     drop(a);
     assert!(passes(1_026));
     drop(b);
-    // No more than `num + burst - 1` in a window of `per`: two.
+    // At most `num + burst - 1` in a window of `per`, which is two.
     assert!(passes(1_026));
     assert!(
         !passes(1_027),
@@ -336,7 +336,7 @@ fn a_token_that_only_looks_like_the_last_one_is_not_given_back_twice() {
 }
 
 #[test]
-fn a_burst_beyond_all_time_comes_back() {
+fn burst_beyond_all_time_is_restored() {
     let day = 24 * 3_600_000_000_000_u64;
     let start = (1 << 32) * 1_000_000_000_u64;
     let clock = T(Arc::new(AtomicU64::new(start)));

@@ -1,4 +1,4 @@
-//! `RateLimit`: the line of waiting handles.
+//! `RateLimit`: the wait queue.
 #![cfg(feature = "std")]
 
 mod common;
@@ -28,7 +28,7 @@ use common::{Failure, Host, ManualTimer, On, WakeCount, on_every_runtime, until}
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers at once, and is ready unless it is said to be busy.
+/// Answers at once, and is ready unless it is marked busy.
 #[derive(Clone, Debug, Default)]
 struct Inner {
     busy: Rc<Cell<bool>>,
@@ -53,7 +53,7 @@ impl Service<()> for Inner {
 
 type Limit = RateLimit<Inner, ManualTimer>;
 
-/// A handle, and the waker that it is polled with.
+/// A handle, and the waker with which it is polled.
 struct Client<S = Limit> {
     limit: S,
     wakes: WakeCount,
@@ -72,7 +72,7 @@ where
         }
     }
 
-    /// Asks once; whether it is ready.
+    /// Polls once, and returns whether the handle is ready.
     fn poll(&mut self) -> bool {
         self.polls += 1;
         match self.wakes.poll_ready(&mut self.limit) {
@@ -87,7 +87,7 @@ where
     }
 }
 
-/// A limit whose budget is used up, and its timer.
+/// A limit with a spent budget, and its timer.
 fn used_up(rate: Rate) -> (Limit, ManualTimer) {
     let timer = ManualTimer::new();
     let limit = RateLimit::with_timer(Inner::default(), rate, timer.clone());
@@ -104,7 +104,7 @@ where
     }
 }
 
-/// So many who wait.
+/// A queue of `len` waiters.
 fn line(limit: &Limit, len: usize) -> Vec<Client> {
     let mut line: Vec<_> = (0..len).map(|_| Client::new(limit.clone())).collect();
     assert!(line.iter_mut().all(|client| !client.poll()));
@@ -117,7 +117,7 @@ fn one_per(ms: u32) -> Rate {
 
 #[test]
 fn waiters_are_served_in_order() {
-    // Even cells, uneven cells, a burst, windows.
+    // Even cells, uneven cells, a burst, fixed windows.
     for rate in [
         one_per(10),
         Rate::new(3, 10 * MS).burst(1),
@@ -130,7 +130,7 @@ fn waiters_are_served_in_order() {
         let mut served = Vec::new();
         while served.len() < 300 {
             assert!(timer.advance_to_next(), "{rate:?}: nobody waits");
-            // The executor takes those who are woken in any order.
+            // The executor polls woken tasks in any order.
             let mut woken: Vec<usize> = (0..300)
                 .filter(|&n| clients[n].wakes.get() >= clients[n].polls)
                 .collect();
@@ -141,7 +141,7 @@ fn waiters_are_served_in_order() {
                 }
             }
         }
-        // In one window any order is as good as another.
+        // Within one window the order does not matter.
         let together = if format!("{rate:?}").contains("true") {
             7
         } else {
@@ -176,7 +176,7 @@ fn late_wakes_take_few_polls() {
     let mut clients: VecDeque<_> = line(&limit, 500).into();
     let mut polls = 0;
     while !clients.is_empty() {
-        // Each is polled a millisecond late, which shifts all that follow.
+        // Each waiter is polled a millisecond late, which delays all later ones.
         timer.advance(MS);
         timer.advance_to_next();
         timer.advance(MS);
@@ -194,14 +194,14 @@ fn late_wakes_take_few_polls() {
 }
 
 #[test]
-fn newcomer_passes_nobody() {
+fn newcomer_passes_no_waiter() {
     let (limit, timer) = used_up(one_per(10));
     let mut first = line(&limit, 1).remove(0);
     timer.advance(10 * MS);
     let mut newcomer = Client::new(limit.clone());
     assert!(!newcomer.poll());
     assert!(first.poll());
-    // Nor does one that only tries, or refuses to wait.
+    // A try does not pass a waiter, and neither does a handle that refuses to wait.
     timer.advance(10 * MS);
     let mut shed = LoadShed::new(limit.clone());
     assert!(WakeCount::new().poll_ready(&mut shed).is_ready());
@@ -215,7 +215,7 @@ fn newcomer_passes_nobody() {
 }
 
 #[test]
-fn cancelled_waiter_costs_nobody_a_token() {
+fn cancelled_waiter_costs_no_token() {
     for cancelled in [vec![0], vec![2], vec![4], vec![0, 1, 2, 3], vec![3, 1]] {
         let (limit, timer) = used_up(one_per(10));
         let mut clients: Vec<_> = line(&limit, 5).into_iter().map(Some).collect();
@@ -223,7 +223,7 @@ fn cancelled_waiter_costs_nobody_a_token() {
             clients[n] = None;
         }
         let mut clients: Vec<_> = clients.into_iter().flatten().collect();
-        // Whoever is woken sets its alarm anew.
+        // Every woken waiter resets its alarm.
         for client in &mut clients {
             if client.wakes.get() >= client.polls {
                 assert!(!client.poll());
@@ -244,19 +244,19 @@ fn cancelled_waiter_costs_nobody_a_token() {
 }
 
 #[test]
-fn cancelled_crowd_moves_the_last_up() {
+fn cancelled_waiters_move_the_last_up() {
     let (limit, timer) = used_up(one_per(10));
     let idle = line(&limit, 1);
     let crowd = line(&limit, 500);
     let mut last = line(&limit, 1).remove(0);
-    // From the front, from the back, and any order in between.
+    // Cancel from the front, from the back, and in between.
     let mut crowd: Vec<_> = crowd.into_iter().map(Some).collect();
     for n in 0..500 {
         crowd[n * 271 % 500] = None;
     }
     assert!(last.wakes.get() >= last.polls);
     assert!(!last.poll());
-    // Though nobody polls the first.
+    // The first waiter is not polled.
     timer.advance(20 * MS);
     assert!(!last.poll());
     timer.advance(10 * MS);
@@ -265,14 +265,14 @@ fn cancelled_crowd_moves_the_last_up() {
 }
 
 #[test]
-fn idle_waiter_stalls_nobody() {
+fn idle_waiter_stalls_no_other() {
     for rate in [one_per(10), Rate::new(10, 100 * MS).fixed_window()] {
         for others in [1, 20] {
             let (limit, timer) = used_up(rate);
             let idle = line(&limit, 20);
             let mut clients = line(&limit, others);
             let mut served = 0;
-            // Each of those who idle has one token, and is looked after from the turn of the next one on.
+            // Each idle waiter gets one token, and the next waiter in turn watches over it.
             for _ in 0..50 + others {
                 timer.advance(10 * MS);
                 while served < others && clients[served].wakes.get() >= clients[served].polls {
@@ -293,9 +293,9 @@ fn idle_waiter_stalls_nobody() {
     }
 }
 
-/// Those before it had left from the middle of the line when it joined.
+/// The handles before it had left the middle of the queue when it joined.
 #[test]
-fn waiter_behind_an_idle_one_keeps_its_alarm() {
+fn alarm_survives_an_idle_waiter_ahead() {
     let (limit, timer) = used_up(one_per(10));
     let mut clients = line(&limit, 7);
     for left in [4, 1] {
@@ -307,12 +307,12 @@ fn waiter_behind_an_idle_one_keeps_its_alarm() {
         timer.advance(10 * MS);
         assert!(client.is_served());
     }
-    // Two are left before it, which nobody polls. One that comes later looks after the first of them, and leaves.
+    // Two waiters that are not polled are left before it. A newcomer watches over the first of them, and leaves.
     let mut newcomer = line(&limit, 1).remove(0);
     timer.advance(30 * MS);
     assert!(!newcomer.poll());
     drop(newcomer);
-    // It was woken, and has to look again: the second one had no token yet.
+    // It was woken and has to poll again, because the second one had no token yet.
     assert!(!last.poll());
     let woken = last.wakes.get();
     for _ in 0..3 {
@@ -325,26 +325,26 @@ fn waiter_behind_an_idle_one_keeps_its_alarm() {
 }
 
 #[test]
-fn granted_token_that_is_dropped_goes_on() {
+fn dropped_grant_passes_on() {
     let (limit, timer) = used_up(one_per(10));
     let mut idle = line(&limit, 1);
     let mut next = line(&limit, 1).remove(0);
     let mut last = line(&limit, 1).remove(0);
     timer.advance(10 * MS);
-    // It grants the first its token, and waits on.
+    // It grants the first waiter its token and keeps waiting.
     assert!(!next.poll());
     let before = next.wakes.get();
     drop(idle.remove(0));
     assert_eq!(next.wakes.get(), before + 1);
     assert!(next.poll());
-    // And one that was held, past those who came later.
+    // A held token passes on too.
     drop(next);
     assert!(last.poll());
     assert!(!Client::new(limit.reject()).is_served());
 }
 
 #[test]
-fn panicking_waker_costs_nobody_a_wake() {
+fn panicking_waker_costs_no_wake() {
     struct Panics;
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {
@@ -365,7 +365,7 @@ fn panicking_waker_costs_nobody_a_wake() {
     assert!(catch_unwind(wait).is_err(), "by its own alarm");
     let before = second.wakes.get();
     let poll = AssertUnwindSafe(|| third.poll());
-    // Whose waker is woken first is not for the test to say.
+    // The order of the wakes is unspecified.
     let _ = catch_unwind(poll);
     assert_eq!(second.wakes.get(), before + 1);
     assert!(second.poll());
@@ -373,7 +373,7 @@ fn panicking_waker_costs_nobody_a_wake() {
 }
 
 #[test]
-fn patience_is_for_the_whole_line() {
+fn patience_covers_the_whole_queue() {
     let (limit, timer) = used_up(one_per(10));
     let _line = line(&limit, 3);
     let asks = |ms: u32| {
@@ -388,7 +388,7 @@ fn patience_is_for_the_whole_line() {
         panic!("it went through");
     };
     assert_eq!(limited.retry_after(), 50 * MS);
-    // What it needs it is told, and is then in time.
+    // The refusal says how much patience is enough.
     let (waits, next) = asks(50);
     assert!(!waits);
     drop((in_line, next));
@@ -396,11 +396,11 @@ fn patience_is_for_the_whole_line() {
 }
 
 #[test]
-fn patience_is_of_one_request() {
+fn patience_belongs_to_one_request() {
     let (limit, timer) = used_up(one_per(10));
     let mut client = Client::new(limit.clone().wait_at_most(10 * MS));
     assert!(!client.poll());
-    // Its caller gives up, and comes back an hour later, when others have used up the budget again.
+    // Its caller cancels and returns an hour later, when others have spent the budget again.
     timer.advance(3600 * SECOND);
     let mut other = Client::new(limit.clone().reject());
     let _ = other.is_served();
@@ -411,7 +411,7 @@ fn patience_is_of_one_request() {
 }
 
 #[test]
-fn refusal_is_asked_again() {
+fn refusal_is_reconsidered() {
     let (limit, timer) = used_up(one_per(10));
     let mut client = Client::new(limit.clone().reject());
     assert!(client.poll());
@@ -424,9 +424,9 @@ fn refusal_is_asked_again() {
 }
 
 #[test]
-fn driven_handle_leaves_the_line() {
+fn driven_handle_leaves_the_queue() {
     let (limit, timer) = used_up(one_per(10));
-    // When its time is over, a deadline drives.
+    // A deadline that has elapsed drives its service.
     let deadline = Deadline::with_timer(limit.clone(), 5 * MS, timer.clone());
     let mut deadline = (deadline, WakeCount::new());
     assert!(deadline.1.poll_ready(&mut deadline.0).is_pending());
@@ -441,7 +441,7 @@ fn driven_handle_leaves_the_line() {
 }
 
 #[test]
-fn busy_inner_service_holds_up_nobody() {
+fn busy_inner_service_delays_no_other() {
     let (limit, timer) = used_up(one_per(10));
     let busy = Inner::default();
     busy.busy.set(true);
@@ -453,7 +453,7 @@ fn busy_inner_service_holds_up_nobody() {
     assert!(!client.poll());
     assert_eq!(clients[0].wakes.get(), 1);
     assert!(clients[0].poll());
-    // It had its turn already, and is the next one now.
+    // It has missed its turn, so it is next.
     busy.busy.set(false);
     assert!(!client.poll());
     timer.advance(10 * MS);
@@ -481,7 +481,7 @@ fn never_ready_service_takes_no_token() {
     for _ in 0..100 {
         served += usize::from(client.is_served());
         timer.advance(10 * MS);
-        // They are polled all the time, as parts of a `join!` are.
+        // They are polled at every step, like parts of a `join!`.
         for client in &mut never {
             assert!(!client.poll());
         }
@@ -490,11 +490,11 @@ fn never_ready_service_takes_no_token() {
 }
 
 #[test]
-fn useless_turn_goes_round_nowhere() {
+fn useless_turn_causes_no_wake_loop() {
     let (limit, timer) = used_up(one_per(10));
     let busy = Inner::default();
     busy.busy.set(true);
-    // Handles of one task, which polls all of them whenever it is woken.
+    // All handles belong to one task, which polls all of them whenever it is woken.
     let task = WakeCount::new();
     let mut handles: Vec<_> = (0..3)
         .map(|_| {
@@ -518,7 +518,7 @@ fn useless_turn_goes_round_nowhere() {
 }
 
 #[test]
-fn waiting_in_line_holds_nothing_inside() {
+fn waiting_holds_no_inner_permit() {
     let timer = ManualTimer::new();
     let semaphore = Semaphore::new(1);
     let inner = ConcurrencyLimit::with_semaphore(Inner::default(), semaphore.clone());
@@ -526,10 +526,10 @@ fn waiting_in_line_holds_nothing_inside() {
     assert!(WakeCount::new().poll_ready(&mut busy).is_ready());
     let limit = RateLimit::with_timer(inner, one_per(10), timer.clone());
     let mut client = Client::new(limit.clone());
-    // There is a token, and no permit.
+    // A token is available, but no permit.
     assert!(!client.poll());
     drop(busy);
-    // The permit is for it, and now the token is another's.
+    // The permit is granted to it, but now another handle takes the token.
     assert_eq!(semaphore.available_permits(), 0);
     let mut other = Client::new(limit.clone());
     *other.limit.get_mut() = ConcurrencyLimit::new(Inner::default(), 1);
@@ -554,7 +554,7 @@ fn token_and_permit() -> (
 }
 
 #[test]
-fn refused_handle_leaves_the_line_inside() {
+fn refused_handle_leaves_the_inner_queue() {
     let (limit, permit, timer) = token_and_permit();
     let mut first = Client::new(limit.clone());
     assert!(first.poll());
@@ -569,7 +569,7 @@ fn refused_handle_leaves_the_line_inside() {
 }
 
 #[test]
-fn refused_call_leaves_the_line_inside() {
+fn refused_call_leaves_the_inner_queue() {
     let (limit, permit, _timer) = token_and_permit();
     let wakes = WakeCount::new();
     let mut busy = permit.clone();
@@ -583,7 +583,7 @@ fn refused_call_leaves_the_line_inside() {
 }
 
 #[test]
-fn who_needs_a_contended_permit_too_is_served() {
+fn waiter_for_token_and_permit_is_served() {
     let (limit, permit, timer) = token_and_permit();
     let wakes = WakeCount::new();
     let mut client = Client::new(limit.clone());
@@ -592,7 +592,7 @@ fn who_needs_a_contended_permit_too_is_served() {
     assert!(other.is_served());
     let mut users = [permit.clone(), permit];
     for turn in 0..10 {
-        // Whenever there is a token the permit is another's, and the token when there is a permit.
+        // Whenever a token is available another handle holds the permit, and the other way round.
         let user = turn % 2;
         assert!(wakes.poll_ready(&mut users[user]).is_ready());
         assert!(wakes.poll_ready(&mut users[1 - user]).is_pending());
@@ -610,7 +610,7 @@ fn who_needs_a_contended_permit_too_is_served() {
 }
 
 #[test]
-fn patience_does_not_begin_anew() {
+fn patience_does_not_restart() {
     let (limit, timer) = used_up(one_per(10));
     let busy = limit.get_ref().busy.clone();
     let mut client = Client::new(limit.clone().wait_at_most(10 * MS));
@@ -628,7 +628,7 @@ fn patience_does_not_begin_anew() {
 }
 
 #[test]
-fn call_without_readiness_leaves_the_line() {
+fn unready_call_leaves_the_queue() {
     let (limit, timer) = used_up(one_per(10));
     let mut called = line(&limit, 1).remove(0);
     let mut next = line(&limit, 1).remove(0);
@@ -644,7 +644,7 @@ fn call_without_readiness_leaves_the_line() {
 }
 
 #[test]
-fn full_line_refuses_one_request() {
+fn full_queue_refuses_one_request() {
     refuses_one_request(&LocalLimiter::<1>::new(one_per(10)));
     #[cfg(feature = "critical-section")]
     {
@@ -665,14 +665,14 @@ fn refuses_one_request<L: AnyLimiter>(limiter: &L) {
     assert!(second.poll());
     assert!(second.poll());
     assert_eq!(second.call(), Err(Error::Overflow(Overflow::new())));
-    // Shedding comes before.
+    // Load shedding acts first.
     let mut shed = LoadShed::new(limit.clone());
     assert!(WakeCount::new().poll_ready(&mut shed).is_ready());
     timer.advance(10 * MS);
     assert!(first.is_served());
     assert!(!second.poll());
     drop(second);
-    // A refused one that is asked again in time is served.
+    // A refused handle that is polled again in time is served.
     let mut waits = Client::new(limit.clone());
     assert!(!waits.poll());
     let mut refused = Client::new(limit.clone());
@@ -682,7 +682,7 @@ fn refuses_one_request<L: AnyLimiter>(limiter: &L) {
     assert!(refused.is_served());
 }
 
-/// An alarm that is ready whatever the time.
+/// An alarm that is always ready.
 #[derive(Clone)]
 struct Early(ManualTimer);
 
@@ -729,15 +729,15 @@ fn shared_limiter_is_one_type() {
     assert!(!Client::new(other).poll());
 }
 
-/// What is to be the case, in the simplest way: who waits, in order, with how long it waits at most.
+/// The simplest model: the waiters in order, each with its patience.
 struct Model {
     line: VecDeque<usize>,
     held: Vec<usize>,
 }
 
-/// Who comes, goes and is polled is drawn; whoever is woken is polled before time goes on.
+/// Handles join, leave and are polled at random; woken handles are polled before time advances.
 #[test]
-fn line_is_the_model() {
+fn queue_matches_the_model() {
     let mut rng = SplitMix64::new(3);
     for round in 0..600 {
         let (num, per) = (rng.next_range(1..6), rng.next_range(20..90));
@@ -751,7 +751,7 @@ fn line_is_the_model() {
         };
         let mut served = Vec::new();
         let settle = |clients: &mut Vec<Client>, model: &mut Model| {
-            // In the order of the line, as an executor does that is fair; others are tested above.
+            // In queue order, as a fair executor polls; other orders are tested above.
             while let Some(at) = model.line.iter().position(|&n| {
                 let client = &clients[n];
                 client.wakes.get() >= client.polls
@@ -792,7 +792,7 @@ fn line_is_the_model() {
                     model.held.retain(|&other| other != n);
                 }
                 5 if waits || holds => {
-                    // A buffer drives what it holds when its requests are given up; here a deadline of no time does.
+                    // A buffer drives its service when its requests are cancelled; here a zero deadline does.
                     let fresh = Client::new(limit.clone());
                     let old = std::mem::replace(&mut clients[n], fresh);
                     let mut deadline =
@@ -807,7 +807,7 @@ fn line_is_the_model() {
                 _ => timer.advance(Duration::from_nanos(rng.next_range(0..per / 2))),
             }
             settle(&mut clients, &mut model);
-            // Whoever is first has an alarm that is not too late.
+            // The first waiter has an alarm that is not late.
             if let Some(&first) = model.line.front() {
                 let mut probe = Client::new(limit.clone().reject());
                 assert!(probe.poll());
@@ -817,7 +817,7 @@ fn line_is_the_model() {
                 assert!(limited.retry_after() > Duration::ZERO);
             }
         }
-        // All who wait are served in the end, with nobody's help.
+        // In the end all waiters are served without further polls by others.
         while !model.line.is_empty() {
             assert!(timer.advance_to_next(), "round {round}: {:?}", model.line);
             settle(&mut clients, &mut model);
@@ -826,9 +826,9 @@ fn line_is_the_model() {
     }
 }
 
-/// Threads come and go, and in the end every token is accounted for.
+/// Threads wait and cancel, and in the end no token is missing.
 #[test]
-fn threads_in_line_lose_no_token() {
+fn waiting_threads_lose_no_token() {
     let timer = ManualTimer::new();
     let rate = Rate::new(100, 100 * MS);
     let inner = || service_fn(|()| ready(Ok::<_, Infallible>(())));
@@ -844,7 +844,7 @@ fn threads_in_line_lose_no_token() {
                     let mut limit = limit.clone();
                     let mut wait = poll_fn(|cx| limit.poll_ready(cx));
                     if rng.next_range(0..3) == 0 {
-                        // Gives up, perhaps with what it was granted.
+                        // Cancels, perhaps after a token was granted.
                         let _ = WakeCount::new().poll(&mut wait);
                         continue;
                     }
@@ -861,7 +861,7 @@ fn threads_in_line_lose_no_token() {
         }
     });
     assert_eq!(timer.armed(), 0);
-    // Nobody is in line any more, and the budget is no larger or smaller than it was.
+    // The queue is empty, and the budget has its original size.
     timer.advance(SECOND);
     let mut rest = limit.reject();
     let mut count = 0;
@@ -872,7 +872,7 @@ fn threads_in_line_lose_no_token() {
     assert!(served.load(SeqCst) >= 600);
 }
 
-/// Four that ask again and again have as many turns each.
+/// Four handles that ask repeatedly get equally many turns.
 async fn clones_take_turns<H: Host>(rt: On<H>) {
     const ROUNDS: u32 = 8;
     let service = service_fn(async |n: u32| Ok::<_, Failure>(n));
@@ -903,7 +903,7 @@ async fn clones_take_turns<H: Host>(rt: On<H>) {
         })
         .collect();
     for turn in 0..4 * ROUNDS {
-        // All are in line again.
+        // All handles are in the queue again.
         until(|| joined.load(SeqCst) == (4 + turn).min(4 * ROUNDS)).await;
         // tokio rounds up to the millisecond.
         rt.advance(11 * MS).await;

@@ -1,4 +1,4 @@
-//! `ReadyCache`, compared with a model, and what is easy to get wrong.
+//! `ReadyCache`: a comparison with a model, and error-prone cases.
 #![cfg(feature = "std")]
 
 mod common;
@@ -25,7 +25,7 @@ enum Mood {
     Broken,
 }
 
-/// What the test knows of one service.
+/// The test's view of one service.
 #[derive(Debug)]
 struct Probe {
     mood: Cell<Mood>,
@@ -34,7 +34,7 @@ struct Probe {
     is_ready: Cell<bool>,
     is_alive: Cell<bool>,
     calls: Cell<u32>,
-    // What it does when it is polled, before it answers.
+    // What a poll does before it answers.
     on_poll: Cell<OnPoll>,
 }
 
@@ -72,7 +72,7 @@ impl Probe {
     }
 }
 
-/// The service of a probe. It is strict: nothing after a failure, no call without readiness.
+/// The service of a probe. It panics if it is polled after a failure or called without readiness.
 #[derive(Debug)]
 struct Endpoint(Rc<Probe>);
 
@@ -129,7 +129,7 @@ fn poll(cache: &mut Cache, wakes: &WakeCount) -> Poll<Result<(), Failed<u32, Fai
     wakes.enter(|cx| cache.poll_pending(cx))
 }
 
-/// Polls until no further service fails; the keys of those that did.
+/// Polls until no further service fails, and returns the keys of failed services.
 fn settle(cache: &mut Cache, wakes: &WakeCount) -> (Vec<u32>, bool) {
     let mut failed = Vec::new();
     loop {
@@ -155,9 +155,9 @@ fn lens(cache: &Cache) -> (usize, usize) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Ready,
-    /// To be polled in the next poll.
+    /// Polled by the next poll of the cache.
     Due,
-    /// To be polled once it is woken.
+    /// Polled once it is woken.
     Waiting,
 }
 
@@ -171,9 +171,9 @@ struct Held {
 #[derive(Debug)]
 struct Entry {
     newest: Held,
-    /// It was ready at least once.
+    /// Whether it was ever ready.
     has_worked: bool,
-    /// The service that was ready at least once, and that the newest one is to replace.
+    /// A service that was ready before, which the newest one will replace.
     older: Option<Held>,
 }
 
@@ -187,16 +187,16 @@ impl Entry {
     }
 }
 
-/// A cache as its documentation says it is, without a thought for what it costs.
+/// A cache as documented, regardless of cost.
 #[derive(Debug, Default)]
 struct Model {
     entries: BTreeMap<u32, Entry>,
-    /// Whose waker is of no use any more.
+    /// Services that have left, whose wakers do nothing.
     gone: Vec<Rc<Probe>>,
 }
 
-/// Whom a poll asks, and whose keys fail. Of two services of one key the older one may be asked before the new one gets
-/// ready and takes its place, or not at all.
+/// Which services a poll polls, and which keys fail. Of two services of one key the older one may be polled before the
+/// new one becomes ready and replaces it, or not at all.
 #[derive(Debug, Default)]
 struct Polled {
     asked: BTreeSet<*const Probe>,
@@ -308,13 +308,13 @@ impl Model {
         polled
     }
 
-    /// The ready service of a key is ready no more, and is next polled when it is `next`.
+    /// The ready service of a key is no longer ready, and its next poll is due according to `next`.
     fn unready(&mut self, key: u32, next: State) {
         let mut all = self.entries.get_mut(&key).unwrap().all_mut();
         all.find(|held| held.state == State::Ready).unwrap().state = next;
     }
 
-    /// `mutably`: the one that was called last is moved to where it counts to be.
+    /// With `mutably` the service that was called last is moved to its place first.
     fn check(&self, cache: &mut Cache, mutably: bool) {
         let mut alive = 0;
         let (mut ready, mut pending) = (0, 0);
@@ -374,10 +374,10 @@ impl Model {
     }
 }
 
-/// Thousands of random steps: after each the cache is what the model is, nobody is called who is not ready or
-/// polled who has no reason to be, and wake-ups arrive exactly when they should.
+/// Thousands of random steps. After each, the cache matches the model, no service was called unready or polled without
+/// reason, and wake-ups arrived exactly when due.
 #[test]
-fn it_is_what_its_model_is() {
+fn cache_matches_its_model() {
     for seed in 0..8 {
         random_walk(seed, 4_000);
     }
@@ -388,7 +388,7 @@ fn random_walk(seed: u64, steps: u32) {
     let mut below = move |n: u64| rng.next_range(0..n);
     let (mut cache, mut model) = (Cache::new(), Model::default());
     let wakes = WakeCount::new();
-    // Whether the task is to hear of the next wake-up.
+    // Whether the next wake-up must reach the task.
     let mut is_waiting = false;
     for step in 0..steps {
         let key = below(12) as u32;
@@ -421,7 +421,7 @@ fn random_walk(seed: u64, steps: u32) {
                     }
                 }
             }
-            // The wakers of those that have left are of no use, whoever has their place now.
+            // Wakers of removed services do nothing, even if their slots are reused.
             6 => {
                 for probe in model.gone.drain(..) {
                     if let Some(waker) = probe.waker.take() {
@@ -429,13 +429,13 @@ fn random_walk(seed: u64, steps: u32) {
                     }
                 }
             }
-            // A ready one that is woken is not polled for that.
+            // Waking a ready service does not cause a poll.
             7 => {
                 if let Some(probe) = model.ready(key) {
                     let waker = probe.waker.borrow().clone();
                     if let Some(waker) = waker {
                         waker.wake();
-                        // The first wake-up since it was last woken: the task hears of it.
+                        // The first wake-up since the last poll reaches the task.
                         is_waiting = false;
                         expected_wakes = wakes.get() - before;
                         assert!(expected_wakes <= 1);
@@ -506,7 +506,7 @@ fn random_walk(seed: u64, steps: u32) {
     }
 }
 
-/// Keeps the cache from being asked for what it does not owe.
+/// A cache with these services under the keys 0, 1, ….
 fn cache_of(probes: &[Rc<Probe>]) -> Cache {
     let mut cache = Cache::new();
     for (key, probe) in probes.iter().enumerate() {
@@ -520,7 +520,7 @@ fn probes(count: usize, mood: Mood) -> Vec<Rc<Probe>> {
 }
 
 #[test]
-fn only_the_woken_are_polled_however_many_there_are() {
+fn only_woken_services_are_polled() {
     let wakes = WakeCount::new();
     let all = probes(200, Mood::Busy);
     let mut cache = cache_of(&all);
@@ -538,7 +538,7 @@ fn only_the_woken_are_polled_however_many_there_are() {
         assert_eq!(probe.take_polls(), u32::from(key == 17 || key == 18));
     }
 
-    // And one that was called is polled, once.
+    // A called service is polled, once.
     assert_eq!(cache.call_ready(&17, 1).into_inner(), Ok(1));
     assert_eq!(settle(&mut cache, &wakes), (vec![], false));
     assert_eq!(settle(&mut cache, &wakes), (vec![], false));
@@ -548,7 +548,7 @@ fn only_the_woken_are_polled_however_many_there_are() {
 }
 
 #[test]
-fn one_poll_asks_so_many_and_lets_others_run() {
+fn one_poll_is_bounded_and_yields() {
     let wakes = WakeCount::new();
     let all = probes(600, Mood::Ready);
     let mut cache = cache_of(&all);
@@ -564,7 +564,7 @@ fn one_poll_asks_so_many_and_lets_others_run() {
 }
 
 #[test]
-fn a_service_that_wakes_itself_makes_no_loop() {
+fn self_waking_service_causes_no_loop() {
     let wakes = WakeCount::new();
     let all = probes(2, Mood::Busy);
     all[0].on_poll.set(OnPoll::WakeItself);
@@ -578,7 +578,7 @@ fn a_service_that_wakes_itself_makes_no_loop() {
 }
 
 #[test]
-fn services_that_wake_themselves_are_asked_in_turn() {
+fn self_waking_services_take_turns() {
     let probes = probes(600, Mood::Busy);
     for probe in &probes {
         probe.on_poll.set(OnPoll::WakeItself);
@@ -594,7 +594,7 @@ fn services_that_wake_themselves_are_asked_in_turn() {
 }
 
 #[test]
-fn the_task_that_polled_last_is_woken() {
+fn last_polling_task_is_woken() {
     let (first, second) = (WakeCount::new(), WakeCount::new());
     let all = probes(1, Mood::Busy);
     let mut cache = cache_of(&all);
@@ -609,12 +609,12 @@ fn the_task_that_polled_last_is_woken() {
 }
 
 #[test]
-fn a_waker_of_one_that_left_does_not_disturb_who_has_its_place() {
+fn stale_waker_spares_the_next_in_its_slot() {
     let wakes = WakeCount::new();
     let old = probes(1, Mood::Busy);
     let mut cache = cache_of(&old);
     assert!(poll(&mut cache, &wakes).is_pending());
-    // Woken before it leaves, and once more after.
+    // Woken before it leaves, and again after.
     old[0].wake();
     assert!(cache.evict(&0));
     assert!(!old[0].is_alive.get());
@@ -628,7 +628,7 @@ fn a_waker_of_one_that_left_does_not_disturb_who_has_its_place() {
     assert!(poll(&mut cache, &wakes).is_pending());
     assert_eq!(new.take_polls(), 0);
 
-    // The same where the wake-up is on the list when the place changes hands.
+    // The same if the wake-up is listed when the slot is reused.
     new.wake();
     assert!(cache.evict(&7));
     let third = Probe::new(Mood::Busy);
@@ -639,7 +639,7 @@ fn a_waker_of_one_that_left_does_not_disturb_who_has_its_place() {
 }
 
 #[test]
-fn a_cache_that_is_dropped_wakes_nobody() {
+fn dropped_cache_wakes_no_task() {
     let wakes = WakeCount::new();
     let all = probes(2, Mood::Busy);
     let mut cache = cache_of(&all);
@@ -650,7 +650,7 @@ fn a_cache_that_is_dropped_wakes_nobody() {
     assert_eq!(wakes.get(), 0);
 }
 
-/// A service that wakes whoever waits for it when it is dropped, as a channel does.
+/// A service that wakes its waiter when it is dropped, as a channel does.
 #[derive(Debug)]
 struct Farewell(Option<Waker>);
 
@@ -678,7 +678,7 @@ impl Drop for Farewell {
 }
 
 #[test]
-fn a_service_that_wakes_while_it_is_dropped_wakes_nobody() {
+fn wake_during_drop_reaches_no_task() {
     let wakes = WakeCount::new();
     let mut cache = ReadyCache::new();
     cache.push(0, Farewell(None));
@@ -691,7 +691,7 @@ fn a_service_that_wakes_while_it_is_dropped_wakes_nobody() {
 }
 
 #[test]
-fn a_panic_costs_the_service_that_panics_and_no_other() {
+fn panic_costs_only_its_own_service() {
     let wakes = WakeCount::new();
     let all = probes(5, Mood::Ready);
     all[2].on_poll.set(OnPoll::Panic);
@@ -703,7 +703,7 @@ fn a_panic_costs_the_service_that_panics_and_no_other() {
     assert_eq!(settle(&mut cache, &wakes), (vec![], true));
     assert_eq!(lens(&cache), (4, 0));
 
-    // In a check, and in a call.
+    // Panics in a check, and in a call.
     all[0].on_poll.set(OnPoll::Panic);
     let act = || wakes.enter(|cx| cache.check_ready(cx, &0).ok());
     assert!(catch_unwind(AssertUnwindSafe(act)).is_err());
@@ -715,14 +715,14 @@ fn a_panic_costs_the_service_that_panics_and_no_other() {
     for key in [3, 4] {
         assert_eq!(cache.call_ready(&key, key).into_inner(), Ok(key));
     }
-    // A key that lost its service can have another.
+    // A key that lost its service can be used again.
     cache.push(2, Probe::new(Mood::Ready).service());
     assert_eq!(settle(&mut cache, &wakes), (vec![], true));
     assert_eq!(lens(&cache), (3, 0));
 }
 
 #[test]
-fn a_ready_service_serves_until_its_replacement_is_ready() {
+fn old_service_serves_until_replaced() {
     let wakes = WakeCount::new();
     let (old, new) = (Probe::new(Mood::Ready), Probe::new(Mood::Busy));
     let mut cache = Cache::new();
@@ -741,7 +741,7 @@ fn a_ready_service_serves_until_its_replacement_is_ready() {
     cache.call_ready(&0, 1).into_inner().unwrap();
     assert_eq!((old.calls.get(), new.calls.get()), (0, 1));
 
-    // A replacement that fails leaves the old one in its place.
+    // If a replacement fails, the old service stays.
     assert_eq!(settle(&mut cache, &wakes), (vec![], true));
     cache.push(0, Probe::new(Mood::Broken).service());
     assert_eq!(settle(&mut cache, &wakes), (vec![0], true));
@@ -751,7 +751,7 @@ fn a_ready_service_serves_until_its_replacement_is_ready() {
     assert_eq!(new.calls.get(), 2);
 }
 
-/// A cache with a service under key 0 that was ready, and one that is to replace it and is busy.
+/// A cache whose key 0 has a service that was ready, and a busy replacement.
 fn replacing(wakes: &WakeCount) -> (Cache, [Rc<Probe>; 2]) {
     let [old, new] = [Mood::Ready, Mood::Busy].map(Probe::new);
     let mut cache = Cache::new();
@@ -763,7 +763,7 @@ fn replacing(wakes: &WakeCount) -> (Cache, [Rc<Probe>; 2]) {
 }
 
 #[test]
-fn who_is_replaced_serves_after_a_call() {
+fn replaced_service_serves_after_a_call() {
     let wakes = WakeCount::new();
     let (mut cache, [old, new]) = replacing(&wakes);
     for calls in 1..4 {
@@ -773,7 +773,7 @@ fn who_is_replaced_serves_after_a_call() {
         assert_eq!(settle(&mut cache, &wakes), (vec![], false));
         assert_eq!((old.calls.get(), lens(&cache)), (calls, (1, 1)));
     }
-    // Called, and not asked since: it makes way all the same.
+    // A service that was called and not polled since is replaced too.
     cache.call_ready(&0, 1).into_inner().unwrap();
     new.mood.set(Mood::Ready);
     new.wake();
@@ -782,7 +782,7 @@ fn who_is_replaced_serves_after_a_call() {
 }
 
 #[test]
-fn who_is_replaced_serves_after_it_was_busy() {
+fn replaced_service_serves_after_being_busy() {
     let wakes = WakeCount::new();
     let (mut cache, [old, new]) = replacing(&wakes);
     old.mood.set(Mood::Busy);
@@ -795,7 +795,7 @@ fn who_is_replaced_serves_after_it_was_busy() {
     cache.call_ready(&0, 1).into_inner().unwrap();
     assert_eq!(old.calls.get(), 1);
 
-    // It waits to be woken when the new one gets ready.
+    // It waits for a wake-up when the new one becomes ready.
     old.mood.set(Mood::Busy);
     assert_eq!(settle(&mut cache, &wakes), (vec![], false));
     new.mood.set(Mood::Ready);
@@ -805,7 +805,7 @@ fn who_is_replaced_serves_after_it_was_busy() {
 }
 
 #[test]
-fn who_was_called_is_kept_by_a_push() {
+fn push_keeps_the_called_service() {
     let wakes = WakeCount::new();
     for mood in [Mood::Ready, Mood::Busy] {
         let [old, new] = [Mood::Ready, Mood::Busy].map(Probe::new);
@@ -829,7 +829,7 @@ fn who_was_called_is_kept_by_a_push() {
 }
 
 #[test]
-fn a_replacement_that_never_worked_is_dropped() {
+fn unproven_replacement_is_dropped() {
     let wakes = WakeCount::new();
     let (mut cache, [old, second]) = replacing(&wakes);
     let third = Probe::new(Mood::Busy);
@@ -839,7 +839,7 @@ fn a_replacement_that_never_worked_is_dropped() {
     cache.call_ready(&0, 1).into_inner().unwrap();
     assert_eq!(settle(&mut cache, &wakes), (vec![], false));
 
-    // The old one fails, and the third goes on by itself.
+    // The old service fails, and the third one remains.
     old.mood.set(Mood::Broken);
     let found = wakes.enter(|cx| cache.check_ready(cx, &0));
     assert_eq!(found, Err(Failed(0, BROKEN)));
@@ -856,7 +856,7 @@ fn a_replacement_that_never_worked_is_dropped() {
 }
 
 #[test]
-fn a_call_of_what_is_not_there_panics_at_the_callers_line() {
+fn calling_a_missing_key_panics() {
     let mut cache = Cache::new();
     cache.push(0, Probe::new(Mood::Ready).service());
     let (file, line) = panics_at(|| drop(cache.call_ready(&0, 0)));
@@ -869,7 +869,7 @@ fn a_call_of_what_is_not_there_panics_at_the_callers_line() {
 }
 
 #[test]
-fn a_failure_says_whose_and_what() {
+fn failure_has_key_and_error() {
     let failed = Failed("ada", BROKEN);
     assert_eq!(failed.to_string(), r#"the service "ada" failed"#);
     let boxed = BoxError::from(failed);
@@ -879,7 +879,7 @@ fn a_failure_says_whose_and_what() {
 }
 
 #[test]
-fn a_key_is_found_by_what_it_can_be_borrowed_as() {
+fn key_is_found_by_its_borrowed_form() {
     let wakes = WakeCount::new();
     let mut cache: ReadyCache<String, Endpoint, u32> = ReadyCache::default();
     cache.push("ada".to_owned(), Probe::new(Mood::Ready).service());
@@ -895,18 +895,18 @@ fn a_key_is_found_by_what_it_can_be_borrowed_as() {
 }
 
 #[test]
-fn it_goes_where_its_services_go() {
+fn cache_is_send_if_its_services_are() {
     fn send_and_sync<T: Send + Sync>() {}
     send_and_sync::<ReadyCache<u32, u32, Rc<()>>>();
 }
 
-/// Wake-ups from other threads, at any time: none is lost.
+/// No wake-up from another thread is lost.
 #[test]
 fn no_wake_up_is_lost() {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
     use std::sync::{Arc, Mutex};
 
-    /// Is ready once for each token that a thread puts in.
+    /// Ready once for each token that a thread adds.
     struct Fed(Arc<(AtomicU32, Mutex<Option<Waker>>)>);
 
     impl Service<()> for Fed {
@@ -972,7 +972,7 @@ fn no_wake_up_is_lost() {
         .for_each(|thread| thread.join().unwrap());
 }
 
-async fn services_get_ready_one_by_one<H: Host>(rt: On<H>) {
+async fn services_become_ready_one_by_one<H: Host>(rt: On<H>) {
     let mut cache = ReadyCache::new();
     let mut handles: Vec<_> = (0..10)
         .map(|key| {
@@ -1006,7 +1006,7 @@ async fn services_get_ready_one_by_one<H: Host>(rt: On<H>) {
         responder.send(request + 1);
         assert_eq!(response.await, Ok(2));
     }
-    // Those that were called wait to be asked again.
+    // The called services wait to be polled again.
     let again = rt.start(async move {
         poll_fn(|cx| cache.poll_pending(cx)).await.unwrap();
         cache
@@ -1014,4 +1014,4 @@ async fn services_get_ready_one_by_one<H: Host>(rt: On<H>) {
     assert_eq!(again.await.unwrap().ready_len(), 9);
 }
 
-on_every_runtime! { services_get_ready_one_by_one }
+on_every_runtime! { services_become_ready_one_by_one }

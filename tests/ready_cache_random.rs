@@ -33,7 +33,7 @@ struct State {
     alive: bool,
     calls: u32,
     asked: Asked,
-    /// Was ready at least once.
+    /// Whether it was ever ready.
     has_worked: bool,
     evicted: bool,
     breach: Option<&'static str>,
@@ -142,7 +142,7 @@ fn mood(rng: &mut SplitMix64) -> Mood {
 }
 
 #[test]
-fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
+fn cache_keeps_the_contract() {
     for seed in 0..5_000u64 {
         let mut rng = SplitMix64::new(seed);
         let mut cache: ReadyCache<u64, Strict, ()> = ReadyCache::new();
@@ -178,7 +178,7 @@ fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
                     }));
                 }
                 6 | 7 => {
-                    // Check and call, or call one that is ready as it is.
+                    // Check and call, or call a ready service without a check.
                     let n = cache.ready_len() as u64;
                     if n > 0 {
                         let at = rng.next_range(0..n) as usize;
@@ -242,7 +242,7 @@ fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
                     }
                 }
             }
-            // What holds at all times.
+            // Invariants.
             let alive = all.iter().filter(|(_, s)| s.borrow().alive).count();
             assert_eq!(cache.len(), alive, "seed {seed} step {step}");
             assert_eq!(cache.ready_len() + cache.pending_len(), cache.len());
@@ -263,7 +263,7 @@ fn the_cache_keeps_the_contract_and_loses_no_wake_up() {
                     .filter(|(k, s)| *k == key && s.borrow().alive)
                     .collect();
                 assert!(of.len() <= 2);
-                // Who has worked goes on until a newer one works, or it fails.
+                // A service that has been ready stays until it fails or a newer one becomes ready.
                 let mut newer_works = false;
                 for (_, s) in all.iter().rev().filter(|(k, _)| *k == key) {
                     let s = s.borrow();
@@ -319,7 +319,7 @@ impl Queue {
 }
 
 #[test]
-fn the_balancer_keeps_the_contract_and_loses_no_wake_up() {
+fn balancer_keeps_the_contract() {
     for seed in 0..5_000u64 {
         let mut rng = SplitMix64::new(seed);
         let queue = Queue::default();
@@ -358,7 +358,7 @@ fn the_balancer_keeps_the_contract_and_loses_no_wake_up() {
                     promised = false;
                 }
                 7 => {
-                    // A try.
+                    // A poll that only tries.
                     promised = false;
                     let _ = catch_unwind(AssertUnwindSafe(|| {
                         let mut shed = LoadShed::new(&mut balance);

@@ -1,4 +1,4 @@
-//! `Reconnect`: a connection that is replaced when it fails, on a timer that is moved by hand; and on every runtime.
+//! `Reconnect`: replacing a failed connection, on a manual timer and on every runtime.
 
 mod common;
 
@@ -35,7 +35,7 @@ type Connection = Mock<u32, u32>;
 type Under =
     Reconnect<Mock<&'static str, Connection>, &'static str, ManualTimer, Maker<ManualTimer>>;
 
-/// A `Reconnect` whose every attempt comes out at the handle, and its clock.
+/// A `Reconnect` whose attempts appear at the handle, and its timer.
 struct Set {
     service: Under,
     connector: Handle<&'static str, Connection>,
@@ -62,8 +62,8 @@ impl Set {
         self.wakes.poll_ready(&mut self.service)
     }
 
-    /// Has a request on `connection` answered, so that it has shown that it works. Without an allocator it has to live
-    /// for five seconds for that.
+    /// Answers a request on `connection`, which proves that it works. Without an allocator a connection must live for
+    /// five seconds for that.
     #[track_caller]
     fn answer(&mut self, connection: &mut Handle<u32, u32>) {
         assert_eq!(self.poll(), Poll::Ready(Ok(())));
@@ -75,12 +75,12 @@ impl Set {
         }
     }
 
-    /// The response of a call, if it is there at once.
+    /// The response of a call, if it is immediate.
     fn call(&mut self) -> Option<Result<u32, Error<Failure, Failure>>> {
         self.service.call(7).now_or_never()
     }
 
-    /// Starts an attempt, which must be one, and refuses it.
+    /// Starts exactly one attempt and refuses it.
     #[track_caller]
     fn refuse(&mut self) {
         let before = self.connector.calls();
@@ -89,7 +89,7 @@ impl Set {
         self.connector.try_next().unwrap().1.fail(REFUSED);
     }
 
-    /// Starts an attempt, which must be one, and lets it succeed.
+    /// Starts exactly one attempt and lets it succeed.
     #[track_caller]
     fn accept(&mut self) -> Handle<u32, u32> {
         let (connection, handle) = mock();
@@ -100,7 +100,7 @@ impl Set {
         handle
     }
 
-    /// Moves time on by just less than `wait`, in which nothing happens, and then by the rest.
+    /// Advances time by just less than `wait`, asserts that nothing happens, then advances by the rest.
     #[track_caller]
     fn wait_for(&mut self, wait: Duration) {
         let (calls, wakes) = (self.connector.calls(), self.wakes.get());
@@ -120,7 +120,7 @@ fn connect_error<E>(error: Failure) -> Error<E, Failure> {
 }
 
 #[test]
-fn it_connects_when_it_is_first_asked() {
+fn first_poll_connects() {
     let mut set = Set::new(ConnectErrors::InResponse);
     assert_eq!((set.connector.calls(), set.timer.made()), (0, 0));
     assert!(set.poll().is_pending());
@@ -137,7 +137,7 @@ fn it_connects_when_it_is_first_asked() {
 }
 
 #[test]
-fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
+fn failed_attempt_fails_one_call() {
     let mut set = Set::new(ConnectErrors::InResponse);
     for wait in [100, 200, 400, 800, 1000, 1000] {
         set.refuse();
@@ -146,7 +146,7 @@ fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
         assert!(set.poll().is_pending());
         set.wait_for(wait * MS);
     }
-    // Once a connection has worked, it begins anew.
+    // The backoff restarts once a connection has worked.
     let mut connection = set.accept();
     set.answer(&mut connection);
     connection.fail(DEAD);
@@ -158,17 +158,17 @@ fn a_failed_attempt_fails_one_call_and_the_next_waits_for_the_backoff() {
 }
 
 #[test]
-fn an_old_refusal_is_forgotten() {
+fn old_refusal_is_forgotten() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    // The caller goes away. What it was promised holds for the next one, as long as the backoff runs.
+    // The caller cancels. During the backoff the next caller gets its error.
     set.timer.advance(100 * MS - Duration::from_nanos(1));
     for _ in 0..3 {
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
     }
     assert_eq!((set.connector.calls(), set.timer.armed()), (1, 0));
-    // After that the attempt which is due is waited for.
+    // After the backoff the caller waits for the due attempt.
     set.timer.advance(Duration::from_nanos(1));
     for _ in 0..3 {
         assert!(set.poll().is_pending());
@@ -181,10 +181,10 @@ fn an_old_refusal_is_forgotten() {
     assert_eq!((set.call(), connection.1.calls()), (None, 1));
 }
 
-/// A `Steer` does not ask again what is ready.
+/// A `Steer` does not poll a ready service again.
 #[cfg(feature = "std")]
 #[test]
-fn a_buffer_forgets_an_old_refusal_in_a_steer() {
+fn buffered_steer_forgets_an_old_refusal() {
     use campanile::{buffer, steer::Steer};
     use common::spawn;
 
@@ -193,7 +193,7 @@ fn a_buffer_forgets_an_old_refusal_in_a_steer() {
     let mut worker = spawn(worker);
     let mut steer = Steer::new([buffer], |_: &u32, _: &[_]| 0);
     for _ in 0..2 {
-        // Who asks goes away before the attempt fails.
+        // The caller cancels before the attempt fails.
         assert!(set.wakes.poll_ready(&mut steer).is_ready());
         let response = steer.call(1);
         assert!(worker.poll().is_pending());
@@ -214,7 +214,7 @@ fn a_buffer_forgets_an_old_refusal_in_a_steer() {
 }
 
 #[test]
-fn the_latest_error_is_the_one_that_is_reported() {
+fn latest_error_is_reported() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -224,14 +224,14 @@ fn the_latest_error_is_the_one_that_is_reported() {
     set.connector.try_next().unwrap().1.fail(error);
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
     assert_eq!(set.call(), Some(Err(connect_error(error))));
-    // It is reported once.
+    // The error is reported once.
     assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
     assert!(set.poll().is_pending());
     set.wait_for(200 * MS);
 }
 
 #[test]
-fn an_old_loss_is_forgotten() {
+fn old_loss_is_forgotten() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.accept().fail(DEAD);
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -245,7 +245,7 @@ fn an_old_loss_is_forgotten() {
 }
 
 #[test]
-fn a_try_forgets_an_old_refusal() {
+fn try_forgets_an_old_refusal() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -258,12 +258,12 @@ fn a_try_forgets_an_old_refusal() {
 }
 
 #[test]
-fn the_error_comes_out_of_readiness_by_choice() {
+fn error_may_fail_readiness() {
     let mut set = Set::new(ConnectErrors::InReadiness);
     for wait in [100, 200] {
         set.refuse();
         assert_eq!(set.poll(), Poll::Ready(Err(connect_error(REFUSED))));
-        // Whoever asks on waits.
+        // A further poll waits.
         assert!(set.poll().is_pending());
         set.wait_for(wait * MS);
     }
@@ -277,7 +277,7 @@ fn the_error_comes_out_of_readiness_by_choice() {
 }
 
 #[test]
-fn the_error_comes_out_nowhere_by_choice() {
+fn error_may_be_hidden() {
     let mut set = Set::new(ConnectErrors::Nowhere);
     for wait in [100, 200] {
         set.refuse();
@@ -293,7 +293,7 @@ fn the_error_comes_out_nowhere_by_choice() {
 }
 
 #[test]
-fn a_connection_that_dies_before_it_was_ready_is_a_failed_attempt() {
+fn death_before_readiness_is_a_failure() {
     let mut set = Set::new(ConnectErrors::InResponse);
     for wait in [100, 200, 400] {
         let connection = set.accept();
@@ -304,7 +304,7 @@ fn a_connection_that_dies_before_it_was_ready_is_a_failed_attempt() {
         assert!(set.poll().is_pending());
         set.wait_for(wait * MS);
     }
-    // Not at once, but before it was ready.
+    // It dies later, but before it was ready.
     let connection = set.accept();
     connection.set_ready(false);
     assert!(set.poll().is_pending());
@@ -316,13 +316,13 @@ fn a_connection_that_dies_before_it_was_ready_is_a_failed_attempt() {
 }
 
 #[test]
-fn a_connection_that_has_worked_is_replaced_at_once() {
+fn proven_connection_is_replaced_at_once() {
     let mut set = Set::new(ConnectErrors::InResponse);
     let mut connection = set.accept();
     for n in 2..6 {
         set.answer(&mut connection);
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
-        // An error of a response is no error of the connection.
+        // A response error is no connection error.
         let response = set.service.call(7);
         connection
             .try_next()
@@ -345,7 +345,7 @@ fn a_connection_that_has_worked_is_replaced_at_once() {
 }
 
 #[test]
-fn errors_do_not_show_that_a_connection_works() {
+fn errors_do_not_prove_a_connection() {
     let mut set = Set::new(ConnectErrors::InResponse);
     for wait in [100, 200, 400] {
         let mut connection = set.accept();
@@ -363,7 +363,7 @@ fn errors_do_not_show_that_a_connection_works() {
 
 #[cfg(feature = "alloc")]
 #[test]
-fn a_late_answer_shows_that_a_connection_works() {
+fn late_answer_proves_a_connection() {
     let mut set = Set::new(ConnectErrors::InResponse);
     set.refuse();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -373,7 +373,7 @@ fn a_late_answer_shows_that_a_connection_works() {
     let response = set.service.call(7);
     connection.try_next().unwrap().1.send(8);
     connection.fail(DEAD);
-    // Seen before the death is.
+    // The answer is observed before the failure.
     assert_eq!(response.now_or_never(), Some(Ok(8)));
     assert!(set.poll().is_pending());
     assert_eq!(set.connector.calls(), 3);
@@ -385,7 +385,7 @@ fn a_late_answer_shows_that_a_connection_works() {
 }
 
 #[test]
-fn a_connection_that_has_lived_has_worked() {
+fn long_life_proves_a_connection() {
     for (lived, is_replaced_at_once) in [(4999, false), (5000, true)] {
         let mut set = Set::new(ConnectErrors::InResponse);
         let connection = set.accept();
@@ -400,7 +400,7 @@ fn a_connection_that_has_lived_has_worked() {
 }
 
 #[test]
-fn readiness_that_goes_away_comes_back() {
+fn lost_readiness_returns() {
     let mut set = Set::new(ConnectErrors::InResponse);
     let connection = set.accept();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -410,16 +410,16 @@ fn readiness_that_goes_away_comes_back() {
     connection.set_ready(true);
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
     assert_eq!((set.call(), connection.calls()), (None, 1));
-    // One call per readiness.
+    // One readiness allows one call.
     assert_eq!(set.call(), Some(Err(Error::NotReady(NotReady::new()))));
 }
 
 #[test]
-fn when_the_maker_fails_that_is_final_and_it_is_not_asked_again() {
+fn failure_of_the_maker_is_final() {
     let mut set = Set::new(ConnectErrors::Nowhere);
     set.connector.set_ready(false);
     assert!(set.poll().is_pending());
-    // The mock fails the test when it is asked again.
+    // The mock fails the test if it is polled again.
     set.connector.fail(Failure("closed"));
     assert_eq!(set.wakes.get(), 1);
     let closed = connect_error(Failure("closed"));
@@ -432,7 +432,7 @@ fn when_the_maker_fails_that_is_final_and_it_is_not_asked_again() {
 }
 
 #[test]
-fn a_connection_outlives_the_maker() {
+fn connection_outlives_the_maker() {
     let mut set = Set::new(ConnectErrors::InResponse);
     let mut connection = set.accept();
     set.connector.fail(Failure("closed"));
@@ -442,7 +442,7 @@ fn a_connection_outlives_the_maker() {
     assert_eq!(set.poll(), Poll::Ready(Err(closed)));
 }
 
-/// Connections as many as are asked for, each of which fails or not, at once.
+/// Makes any number of connections, each of which fails or succeeds at once.
 #[derive(Clone, Default)]
 struct Eager {
     refuses: bool,
@@ -494,7 +494,7 @@ impl Service<u32> for Short {
 }
 
 #[test]
-fn one_attempt_is_made_in_one_poll() {
+fn one_poll_makes_one_attempt() {
     use ConnectErrors::{InReadiness, InResponse, Nowhere};
     for place in [InResponse, InReadiness, Nowhere] {
         for refuses in [true, false] {
@@ -528,7 +528,7 @@ fn one_attempt_is_made_in_one_poll() {
 }
 
 #[test]
-fn a_backoff_of_no_time_lets_others_run_between_attempts() {
+fn zero_backoff_yields_between_attempts() {
     let timer = ManualTimer::new();
     let eager = Eager {
         refuses: true,
@@ -549,7 +549,7 @@ fn a_backoff_of_no_time_lets_others_run_between_attempts() {
 }
 
 #[test]
-fn a_poll_that_only_tries_connects_and_arms_nothing() {
+fn try_connects_and_arms_no_timer() {
     let (maker, mut connector) = mock::<_, Connection>();
     let timer = ManualTimer::new();
     let reconnect = Reconnect::with_backoff(maker, "target", backoff(timer.clone()), timer.clone())
@@ -576,7 +576,7 @@ fn a_poll_that_only_tries_connects_and_arms_nothing() {
 }
 
 #[test]
-fn it_starts_with_a_connection_that_may_be_dead() {
+fn may_start_with_a_dead_connection() {
     let mut set = Set::new(ConnectErrors::InResponse);
     let (connection, handle) = mock();
     set.service = set.service.connected(connection);
@@ -596,7 +596,7 @@ fn it_starts_with_a_connection_that_may_be_dead() {
 }
 
 #[test]
-fn a_caller_that_stops_waiting_leaves_the_wait_to_the_next() {
+fn cancelled_wait_passes_to_the_next_caller() {
     let mut set = Set::new(ConnectErrors::Nowhere);
     set.refuse();
     assert!(set.poll().is_pending());
@@ -613,7 +613,7 @@ fn a_caller_that_stops_waiting_leaves_the_wait_to_the_next() {
     assert_eq!(set.timer.armed(), 0);
 }
 
-/// A timer whose alarms are not heard, as tokio's are not by a task that has used up its share of a poll.
+/// A timer whose alarms never fire, like tokio's for a task that has used up its budget.
 #[derive(Clone)]
 struct Deaf(ManualTimer);
 
@@ -635,7 +635,7 @@ impl Timer for Deaf {
 }
 
 #[test]
-fn the_clock_ends_the_backoff_also_when_the_alarm_does_not() {
+fn clock_ends_the_backoff_without_an_alarm() {
     let timer = Deaf(ManualTimer::new());
     let eager = Eager {
         refuses: true,
@@ -653,7 +653,7 @@ fn the_clock_ends_the_backoff_also_when_the_alarm_does_not() {
     }
 }
 
-/// A timer whose alarms are always early.
+/// A timer whose alarms are always early, so that only the clock counts.
 #[derive(Clone)]
 struct Hasty(ManualTimer);
 
@@ -675,7 +675,7 @@ impl Timer for Hasty {
 }
 
 #[test]
-fn an_alarm_that_is_early_makes_no_loop() {
+fn early_alarm_causes_no_loop() {
     let timer = Hasty(ManualTimer::new());
     let eager = Eager {
         refuses: true,
@@ -692,7 +692,7 @@ fn an_alarm_that_is_early_makes_no_loop() {
 }
 
 #[test]
-fn a_layer_makes_services_apart() {
+fn layer_makes_separate_services() {
     let timer = ManualTimer::new();
     let layer = ReconnectLayer::with_backoff((), backoff(timer.clone()), timer.clone())
         .connect_errors(ConnectErrors::InReadiness);
@@ -710,7 +710,7 @@ fn a_layer_makes_services_apart() {
 }
 
 #[test]
-fn it_needs_no_thread_and_no_static() {
+fn works_without_send_and_static() {
     let name = String::from("borrowed");
     let log = RefCell::new(Vec::new());
     let connector = service_fn(|target: &str| {
@@ -739,21 +739,21 @@ fn errors_flatten() {
     assert!(BoxError::from(error).is::<Lost>());
 }
 
-/// In virtual time: what a client can do to a server, and a stack around a `Reconnect`.
+/// In virtual time: the load that a client puts on a server, and a stack around a `Reconnect`.
 #[cfg(feature = "testing")]
 mod virtual_time {
     use super::*;
     use campanile::testing::{self, Runtime, Sim, sleep};
     use core::future::poll_fn;
 
-    /// How a peer that accepts hangs up.
+    /// When a peer hangs up after accepting.
     #[derive(Clone, Copy, Debug)]
     enum HangsUp {
-        /// Before anything else.
+        /// Directly after accepting.
         AtOnce,
-        /// Before the first response is there.
+        /// Before the first response.
         InResponse,
-        /// After it has answered so many requests, with an error.
+        /// With an error, after this number of answers.
         After(u32),
     }
 
@@ -790,7 +790,7 @@ mod virtual_time {
         }
     }
 
-    /// How many connections a client makes in a second that asks every millisecond.
+    /// How many connections a client makes in one second if it sends a request every millisecond.
     fn connections(seed: u64, hangs_up: HangsUp, place: ConnectErrors) -> u32 {
         let made = Rc::new(Cell::new(0));
         let count = made.clone();
@@ -818,7 +818,7 @@ mod virtual_time {
     }
 
     #[test]
-    fn a_peer_that_hangs_up_is_not_stormed() {
+    fn hangups_cause_no_reconnect_storm() {
         use ConnectErrors::{InReadiness, InResponse, Nowhere};
         use HangsUp::{After, AtOnce};
         for hangs_up in [AtOnce, HangsUp::InResponse, After(0), After(3)] {
@@ -859,9 +859,9 @@ mod virtual_time {
         assert_eq!(made.get(), 1);
     }
 
-    /// The next connection is made while nobody asks.
+    /// The next connection is made while there is no request.
     #[test]
-    fn an_idle_buffer_connects_again() {
+    fn idle_buffer_reconnects() {
         let (maker, mut connector) = mock::<_, Connection>();
         let scenario = async {
             let reconnect = testing::reconnect::Reconnect::new(maker, "target");
@@ -871,7 +871,7 @@ mod virtual_time {
             connector.next().await.1.send(connection);
             handle.next().await.1.send(2);
             first.await.unwrap();
-            // A request finds that it is not ready, and is given up.
+            // A request finds the service not ready and is cancelled.
             handle.set_ready(false);
             service.ready().await.unwrap();
             drop(service.call(1));
@@ -886,8 +886,8 @@ mod virtual_time {
     }
 }
 
-/// A server that refuses, then kills what it accepts, then serves.
-async fn it_gets_through_in_the_end<H: Host>(rt: On<H>) {
+/// A server that refuses, then drops the connections it accepts, then serves.
+async fn request_succeeds_in_the_end<H: Host>(rt: On<H>) {
     let mut attempts = 0;
     let connector = service_fn(move |_: &'static str| {
         attempts += 1;
@@ -927,8 +927,8 @@ async fn answer(mut handle: Handle<u32, u32>) {
     responder.send(request + 1);
 }
 
-/// The task is woken by the timer, and by nothing else.
-async fn the_timer_wakes_who_waits<H: Host>(rt: On<H>) {
+/// Only the timer wakes the task.
+async fn timer_wakes_the_waiter<H: Host>(rt: On<H>) {
     let mut attempts = 0;
     let connector = service_fn(move |()| {
         attempts += 1;
@@ -948,9 +948,9 @@ async fn the_timer_wakes_who_waits<H: Host>(rt: On<H>) {
     assert_eq!(answer.unwrap(), Ok(5));
 }
 
-on_every_runtime! { it_gets_through_in_the_end, the_timer_wakes_who_waits }
+on_every_runtime! { request_succeeds_in_the_end, timer_wakes_the_waiter }
 
-/// With the runtimes' own timers and the default backoff; and the same code against tower.
+/// The runtimes' own timers and the default backoff; the same code against tower.
 #[cfg(all(
     feature = "tower",
     feature = "tokio",

@@ -1,4 +1,4 @@
-//! Retry, its backoff, its budget, its policies, and the random numbers they use.
+//! Retry with its policies, backoff and budget, and the random numbers that they use.
 
 mod common;
 
@@ -18,7 +18,7 @@ use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{Instant, NoRuntime, Service, ServiceExt, Timer};
 use common::{Failure, Host, On, mock, on_every_runtime, spawn, until, yield_now};
 
-/// A clock that is moved by hand.
+/// A manual clock.
 #[derive(Clone, Debug, Default)]
 struct Clock(Arc<AtomicU64>);
 
@@ -59,7 +59,7 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Answers from a script, and insists on a readiness of its own for each call.
+/// Answers from a script, and panics on a call without readiness.
 #[derive(Default)]
 struct Scripted {
     shared: Rc<Script>,
@@ -121,7 +121,7 @@ fn scripted(answers: &[Result<u32, &'static str>]) -> Scripted {
 
 type Maker = ExponentialBackoffMaker<SplitMix64, Clock>;
 
-/// A policy that waits exactly one second.
+/// A policy that waits exactly one second between attempts.
 fn every_second(clock: &Clock) -> StandardPolicy<Clock, Maker> {
     let second = Duration::from_secs(1);
     let rng = SplitMix64::new(1);
@@ -136,7 +136,7 @@ fn ready_call<S: Service<u32>>(service: &mut S) -> S::Future {
 }
 
 #[test]
-fn each_attempt_waits_for_readiness_of_its_own() {
+fn each_attempt_has_its_own_readiness() {
     let clock = Clock::default();
     let inner = scripted(&[Err("a"), Err("b"), Ok(3)]);
     let script = inner.shared.clone();
@@ -149,12 +149,12 @@ fn each_attempt_waits_for_readiness_of_its_own() {
     clock.advance(Duration::from_secs(1));
     assert_eq!(poll(response.as_mut()), Poll::Ready(Ok(3)));
     assert_eq!((script.polled.get(), script.calls.get()), (3, 3));
-    // And no panic after the end.
+    // A poll after completion does not panic.
     assert!(poll(response).is_pending());
 }
 
 #[test]
-fn an_attempt_waits_for_a_service_that_is_not_ready() {
+fn attempt_waits_for_an_unready_service() {
     #[derive(Clone)]
     struct AtOnce;
     impl Policy<u32, u32, &'static str> for AtOnce {
@@ -164,7 +164,7 @@ fn an_attempt_waits_for_a_service_that_is_not_ready() {
             _: &mut u32,
             result: &mut Result<u32, &'static str>,
         ) -> Option<Self::Future> {
-            // It panics if it is polled again after its end.
+            // An async block panics if it is polled after completion.
             result.is_err().then(|| Box::pin(async {}) as Self::Future)
         }
         fn clone_request(&mut self, request: &u32) -> Option<u32> {
@@ -185,7 +185,7 @@ fn an_attempt_waits_for_a_service_that_is_not_ready() {
 }
 
 #[test]
-fn the_error_of_an_attempt_survives_a_failed_readiness() {
+fn failed_readiness_keeps_the_first_error() {
     let clock = Clock::default();
     let inner = scripted(&[Err("first")]);
     let script = inner.shared.clone();
@@ -198,7 +198,7 @@ fn the_error_of_an_attempt_survives_a_failed_readiness() {
 }
 
 #[test]
-fn a_retried_response_is_not_kept_when_readiness_fails() {
+fn failed_readiness_drops_the_response() {
     let clock = Clock::default();
     let inner = scripted(&[Ok(503)]);
     let script = inner.shared.clone();
@@ -212,7 +212,7 @@ fn a_retried_response_is_not_kept_when_readiness_fails() {
 }
 
 #[test]
-fn a_dropped_response_drops_everything() {
+fn dropped_response_drops_everything() {
     let clock = Clock::default();
     let inner = scripted(&[Err("a")]);
     let script = inner.shared.clone();
@@ -248,7 +248,7 @@ fn one<P: Policy<u32, u32, &'static str>>(policy: &mut P) -> Option<P::Future> {
 }
 
 #[test]
-fn a_function_says_which_requests_are_copied() {
+fn function_chooses_requests_to_clone() {
     for (request, attempts) in [(7, 2), (8, 1)] {
         let clock = Clock::default();
         let inner = scripted(&[Err("x"), Ok(1)]);
@@ -282,14 +282,14 @@ fn no_wait_ends_past_the_total_time() {
     assert!(one(&mut policy).is_some()); // ends exactly at the limit
     clock.advance(Duration::from_nanos(1));
     assert!(one(&mut policy).is_none());
-    // The clock of a clone starts with its first use, and `Duration::MAX` is no bound.
+    // A clone's clock starts with its first use, and `Duration::MAX` means no limit.
     assert!(one(&mut policy.clone()).is_some());
     let mut endless = every_second(&clock).total_time(Duration::MAX);
     assert!(one(&mut endless).is_some());
 }
 
 #[test]
-fn backoff_goes_on_top_of_a_retry_after() {
+fn backoff_is_added_to_retry_after() {
     for (hint, expected) in [(5, 6), (0, 1)] {
         let clock = Clock::default();
         let mut policy = every_second(&clock)
@@ -300,7 +300,7 @@ fn backoff_goes_on_top_of_a_retry_after() {
 }
 
 #[test]
-fn clients_told_the_same_time_spread_out() {
+fn equal_retry_after_is_spread_out() {
     let hint = Duration::from_secs(5);
     let policy = StandardPolicy::with_rng(SplitMix64::new(1), Clock::default())
         .classify(move |_: &Result<u32, &str>| Action::RetryAfter(hint));
@@ -330,7 +330,7 @@ fn retry_after_is_bounded() {
     assert!(one(&mut told(Duration::MAX).max_retry_after(Duration::MAX)).is_some());
 }
 
-/// Retries what fails, at once and without end.
+/// Retries every failure at once, without limit.
 #[derive(Clone)]
 struct AtOnce;
 
@@ -347,7 +347,7 @@ impl<E> Policy<u32, u32, E> for AtOnce {
 }
 
 #[test]
-fn retry_lets_others_run() {
+fn retry_yields() {
     let calls = Rc::new(Cell::new(0));
     let count = calls.clone();
     let failing = campanile::service_fn(move |n: u32| {
@@ -373,7 +373,7 @@ fn retry_lets_others_run() {
 }
 
 #[test]
-fn timeout_around_a_retry_at_once_fires() {
+fn timeout_around_immediate_retry_fires() {
     let clock = Clock::default();
     let time = clock.clone();
     let failing = campanile::service_fn(move |_: u32| {
@@ -389,8 +389,8 @@ fn timeout_around_a_retry_at_once_fires() {
     }
 }
 
-/// The same on a runtime that interrupts nobody: another task runs meanwhile.
-async fn retry_at_once_lets_tasks_run<H: Host>(rt: On<H>) {
+/// The same on runtimes without preemption or budgets: another task gets to run.
+async fn immediate_retry_lets_tasks_run<H: Host>(rt: On<H>) {
     let stop = Arc::new(AtomicUsize::new(0));
     let stopped = stop.clone();
     let failing = campanile::service_fn(move |n: u32| {
@@ -404,7 +404,7 @@ async fn retry_at_once_lets_tasks_run<H: Host>(rt: On<H>) {
 }
 
 #[test]
-fn a_request_pays_in_once_and_each_retry_is_withdrawn() {
+fn request_deposits_once_retries_withdraw() {
     #[derive(Default)]
     struct Log(Cell<u32>, Cell<u32>);
     impl Budget for Log {
@@ -437,7 +437,7 @@ fn maker(
 }
 
 #[test]
-fn jitter_differs_between_backoffs_and_clones() {
+fn jitter_differs_between_clones() {
     let (min, max) = (Duration::from_secs(1), Duration::from_secs(1000));
     let mut maker = maker(min, max, Jitter::Full).unwrap();
     let mut clones = [maker.clone(), maker.clone()];
@@ -459,7 +459,7 @@ fn jitter_differs_between_backoffs_and_clones() {
 }
 
 #[test]
-fn jitter_on_whole_seconds_stays_in_its_bounds_and_is_spread() {
+fn jitter_on_whole_seconds_is_spread() {
     let second = Duration::from_secs(1);
     for (jitter, low, high) in [
         (Jitter::Full, 0.0, 1.0),
@@ -482,7 +482,7 @@ fn jitter_on_whole_seconds_stays_in_its_bounds_and_is_spread() {
 }
 
 #[test]
-fn decorrelated_jitter_goes_by_the_wait_before() {
+fn decorrelated_jitter_uses_the_last_wait() {
     let second = Duration::from_secs(1);
     let mut maker = maker(second, second * 100, Jitter::Decorrelated).unwrap();
     let mut backoff = maker.backoff();
@@ -498,7 +498,7 @@ fn decorrelated_jitter_goes_by_the_wait_before() {
 }
 
 #[test]
-fn backoff_arguments_are_checked_and_extremes_saturate() {
+fn backoff_arguments_are_checked() {
     let second = Duration::from_secs(1);
     for wrong in [f64::NAN, -0.1, 100.1, f64::INFINITY] {
         let error = maker(second, second, wrong).unwrap_err();
@@ -544,12 +544,12 @@ fn drain(budget: &impl Budget) -> usize {
 }
 
 #[test]
-fn a_share_is_exact() {
+fn retry_share_is_exact() {
     for (share, of_1000) in [(0.4, 400), (0.75, 750), (0.2, 200), (2.5, 2500), (0.0, 0)] {
         let (_, budget) = budget(0, share);
         (0..1000).for_each(|_| budget.deposit());
         assert_eq!(drain(&budget), of_1000, "{share}");
-        // And in small steps: no fraction is lost.
+        // Small deposits lose no fraction.
         let steps = (0..1000).map(|_| {
             budget.deposit();
             drain(&budget)
@@ -559,7 +559,7 @@ fn a_share_is_exact() {
 }
 
 #[test]
-fn deposits_expire_and_a_month_idle_is_nothing() {
+fn deposits_expire_cheaply() {
     let (clock, budget) = budget(0, 1.0);
     budget.deposit();
     clock.advance(Duration::from_secs(9));
@@ -568,7 +568,7 @@ fn deposits_expire_and_a_month_idle_is_nothing() {
     budget.deposit();
     clock.advance(TEN);
     assert_eq!(drain(&budget), 0);
-    // In ten years there are so many tenths that this would take long if anything were done for each of them.
+    // Ten years have so many tenths of a period that work for each of them would take long.
     for days in [30, 3650] {
         budget.deposit();
         clock.advance(Duration::from_secs(days * 24 * 3600));
@@ -579,7 +579,7 @@ fn deposits_expire_and_a_month_idle_is_nothing() {
 }
 
 #[test]
-fn the_reserve_fills_at_its_rate() {
+fn reserve_fills_at_its_rate() {
     let (clock, budget) = budget(3, 0.0);
     assert_eq!(drain(&budget), 30);
     clock.advance(Duration::from_millis(1001));
@@ -628,7 +628,7 @@ fn budget_arguments_are_checked() {
 
 static FIXED: TpsBudget<NoTime> = TpsBudget::const_new(TEN, 1, 0.5, NoTime);
 
-/// Time stands still.
+/// A clock that stands still.
 struct NoTime;
 
 impl Timer for NoTime {
@@ -651,14 +651,14 @@ fn a_budget_can_be_a_static() {
 }
 
 #[test]
-fn ranges_are_unbiased_bounded_and_never_hang() {
+fn random_ranges_are_unbiased() {
     let mut rng = SplitMix64::new(3);
     let mut counts = [0; 6];
     for _ in 0..60_000 {
         counts[(rng.next_range(10..16) - 10) as usize] += 1;
     }
     assert!(counts.iter().all(|count| (9_600..10_400).contains(count)));
-    // By a remainder, two thirds of these would lie in the lower half.
+    // With a plain remainder, two thirds of the numbers would lie in the lower half.
     let span = 3 << 62;
     let low = (0..10_000)
         .filter(|_| rng.next_range(0..span) < span / 2)
@@ -681,7 +681,7 @@ fn ranges_are_unbiased_bounded_and_never_hang() {
 }
 
 #[test]
-fn waits_double_up_to_the_longest() {
+fn waits_double_up_to_the_maximum() {
     let (min, max) = (Duration::from_millis(10), Duration::from_millis(65));
     let rng = campanile::util::rng::SplitMix64::new(1);
     let timer = Clock::default();
@@ -693,7 +693,7 @@ fn waits_double_up_to_the_longest() {
 }
 
 #[test]
-fn there_are_no_more_retries_than_that() {
+fn retries_are_bounded() {
     let mut policy = every_second(&Clock::default()).max_retries(1);
     let mut retry = || {
         policy
@@ -704,8 +704,8 @@ fn there_are_no_more_retries_than_that() {
     assert!(!retry());
 }
 
-/// The next attempt is made when its wait is over and the service is ready, and not before.
-async fn an_attempt_waits_for_its_backoff_and_for_readiness<H: Host>(rt: On<H>) {
+/// The next attempt starts once its backoff is over and the service is ready, and not before.
+async fn attempt_waits_for_backoff_and_readiness<H: Host>(rt: On<H>) {
     let ms = Duration::from_millis;
     let (service, mut handle) = mock::<u32, u32>();
     let rng = SplitMix64::new(0);
@@ -746,6 +746,6 @@ async fn an_attempt_waits_for_its_backoff_and_for_readiness<H: Host>(rt: On<H>) 
 }
 
 on_every_runtime! {
-    an_attempt_waits_for_its_backoff_and_for_readiness,
-    retry_at_once_lets_tasks_run,
+    attempt_waits_for_backoff_and_readiness,
+    immediate_retry_lets_tasks_run,
 }

@@ -1,6 +1,6 @@
-//! Every adapter keeps the contracts of `Executor` and `Timer`.
+//! Every adapter obeys the contracts of `Executor` and `Timer`.
 //!
-//! Deadlines here are in the past, or later than the test ends: no test waits for a real clock.
+//! Deadlines are in the past or beyond the end of the test, so no test waits for a real clock.
 
 #![cfg(all(
     feature = "tokio",
@@ -33,7 +33,7 @@ fn current_thread() -> tokio::runtime::Runtime {
     builder.enable_all().build().unwrap()
 }
 
-/// The contract of `Timer`, for a runtime that is being run.
+/// The contract of `Timer`, inside a running runtime.
 async fn timer_contract(timer: &impl Timer) {
     let now = timer.now();
     assert!(timer.now() >= now);
@@ -53,7 +53,7 @@ async fn timer_contract(timer: &impl Timer) {
             .is_pending()
     );
 
-    // An alarm moves both ways, from and to "never" too, and again after it was ready.
+    // An alarm can be moved both ways, from and to "never", and again after it was ready.
     let wakes = common::WakeCount::new();
     let mut alarm = timer.alarm_until(Instant::MAX);
     assert!(wakes.poll(&mut alarm).is_pending());
@@ -65,9 +65,9 @@ async fn timer_contract(timer: &impl Timer) {
     assert!(wakes.poll(&mut alarm).is_pending());
 }
 
-/// A deadline that has passed is ready at the first poll. futures-timer is not asked: its helper thread
-/// has to see a delay before it ends. "Passed" is by more than the millisecond tokio rounds up to.
-fn a_past_deadline_is_ready(timer: &impl Timer) {
+/// A past deadline is ready at the first poll. Not for futures-timer, whose helper thread has to see a delay before it
+/// ends. The deadline is past by more than the millisecond to which tokio rounds up.
+fn past_deadline_is_ready(timer: &impl Timer) {
     let past = timer.now().saturating_sub(HOUR);
     ready(spawn(timer.sleep_until(past)).poll());
     ready(spawn(timer.alarm_until(past)).poll());
@@ -77,21 +77,21 @@ fn a_past_deadline_is_ready(timer: &impl Timer) {
 }
 
 #[test]
-fn a_past_deadline_is_ready_at_the_first_poll() {
+fn past_deadline_is_ready_at_once() {
     let runtime = current_thread();
     runtime.block_on(async {
-        a_past_deadline_is_ready(&Tokio);
-        a_past_deadline_is_ready(&TokioLocal);
+        past_deadline_is_ready(&Tokio);
+        past_deadline_is_ready(&TokioLocal);
     });
-    a_past_deadline_is_ready(runtime.handle());
-    a_past_deadline_is_ready(&Smol);
-    a_past_deadline_is_ready(&AsyncStd);
-    a_past_deadline_is_ready(&ManualTimer::new());
-    a_past_deadline_is_ready(&SharedTimer::new(Smol));
-    a_past_deadline_is_ready(&SharedTimer::new(runtime.handle().clone()));
+    past_deadline_is_ready(runtime.handle());
+    past_deadline_is_ready(&Smol);
+    past_deadline_is_ready(&AsyncStd);
+    past_deadline_is_ready(&ManualTimer::new());
+    past_deadline_is_ready(&SharedTimer::new(Smol));
+    past_deadline_is_ready(&SharedTimer::new(runtime.handle().clone()));
 }
 
-/// A sleep ends, and not early: the one wait in real time here, of a millisecond.
+/// A sleep ends, and not early. This is the only wait in real time here, of one millisecond.
 async fn wakes_up(timer: impl Timer) {
     let deadline = timer.now().saturating_add(Duration::from_millis(1));
     timer.sleep_until(deadline).await;
@@ -105,7 +105,7 @@ async fn wakes_up(timer: impl Timer) {
     assert!(timer.now() >= deadline);
 }
 
-/// Runs one task, which tells when it ran.
+/// Runs one task, which reports that it ran.
 async fn executes<E: Executor<Task>>(executor: &E) {
     let (told, ran) = oneshot::channel();
     executor.execute(task(told));
@@ -118,7 +118,7 @@ fn task(told: oneshot::Sender<&'static str>) -> Task {
     Box::pin(async move { told.send("ran").unwrap() })
 }
 
-/// A task of a single thread.
+/// A task without `Send`.
 async fn executes_local<E: Executor<core::pin::Pin<Box<dyn Future<Output = ()>>>>>(executor: &E) {
     let (told, ran) = oneshot::channel();
     let here = Rc::new(told);
@@ -128,7 +128,7 @@ async fn executes_local<E: Executor<core::pin::Pin<Box<dyn Future<Output = ()>>>
     assert_eq!(ran.await, Ok("ran"));
 }
 
-/// `&`, `Rc` and `Arc` of a runtime are that runtime.
+/// `&`, `Rc` and `Arc` of a runtime behave as the runtime.
 async fn forwards<R: Executor<Task> + Timer + Clone>(runtime: R) {
     forwards_executor(runtime.clone()).await;
     forwards_timer(runtime).await;
@@ -165,14 +165,14 @@ fn every_adapter_forwards_through_pointers() {
     smol::block_on(executor.run(forwards_executor(&executor)));
 }
 
-/// What a builder takes of a runtime runs tasks and tells the time, while the runtime is being run.
+/// The executor and timer that a builder takes from a runtime work while it runs.
 async fn halves<R: Parts<Executor: Executor<Task>, Timer: Timer>>(runtime: R) {
     forwards_executor(runtime.executor()).await;
     forwards_timer(runtime.timer()).await;
 }
 
 #[test]
-fn halves_of_different_runtimes_make_one() {
+fn runtime_may_have_two_halves() {
     current_thread().block_on(halves(Runtime::new(Tokio, Smol)));
     current_thread().block_on(halves(Runtime::new(Smol, Tokio)));
     smol::block_on(halves(Runtime::new(AsyncStd, FuturesTimer)));
@@ -192,14 +192,14 @@ fn every_timer_can_be_shared() {
     smol::block_on(forwards_timer(SharedTimer::new(Smol)));
     async_std::task::block_on(forwards_timer(SharedTimer::new(AsyncStd)));
     futures::executor::block_on(forwards_timer(SharedTimer::new(FuturesTimer)));
-    // Shared, and shared once more.
+    // A shared timer can be shared again.
     let timer = SharedTimer::new(SharedTimer::new(Arc::new(Smol)));
     smol::block_on(timer_contract(&timer));
     smol::block_on(wakes_up(timer));
 }
 
 #[test]
-fn smols_executors_are_runtimes_behind_pointers() {
+fn smol_executors_are_runtimes() {
     let executor = Arc::new(smol::Executor::new());
     smol::block_on(executor.run(halves(executor.clone())));
     smol::block_on(executor.run(executes(&&*executor)));
@@ -212,7 +212,7 @@ fn smols_executors_are_runtimes_behind_pointers() {
 }
 
 #[test]
-fn tokios_local_sets_run_tasks_that_are_not_send() {
+fn tokio_local_sets_run_local_tasks() {
     let set = tokio::task::LocalSet::new();
     let runtime = current_thread();
     set.block_on(&runtime, async {
@@ -228,7 +228,7 @@ fn tokios_local_sets_run_tasks_that_are_not_send() {
 }
 
 #[test]
-fn a_handle_works_outside_of_the_context() {
+fn handle_works_outside_the_context() {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     let handle = runtime.handle().clone();
@@ -237,7 +237,7 @@ fn a_handle_works_outside_of_the_context() {
 }
 
 #[test]
-fn making_a_timer_and_asking_for_the_time_needs_no_runtime() {
+fn reading_the_clock_needs_no_runtime() {
     assert!(tokio::runtime::Handle::try_current().is_err());
     assert!(Tokio.now() <= TokioLocal.now());
     assert!(Smol.now() <= AsyncStd.now());
@@ -247,9 +247,9 @@ fn making_a_timer_and_asking_for_the_time_needs_no_runtime() {
     drop(timer.sleep(HOUR));
 }
 
-/// Layers, services and policies are made, and a request that need not wait is answered, outside of tokio.
+/// Outside tokio, layers, services and policies can be built, and a request that need not wait is answered.
 #[test]
-fn middleware_is_made_outside_of_the_runtime() {
+fn building_needs_no_runtime() {
     use campanile::tokio::ServiceBuilder;
     use campanile::tokio::buffer::BufferLayer;
     use campanile::tokio::limit::RateLimitLayer;
@@ -274,7 +274,7 @@ fn middleware_is_made_outside_of_the_runtime() {
 }
 
 #[test]
-fn without_a_context_tokio_panics_at_the_callers_line() {
+fn missing_tokio_context_panics() {
     let file = Arc::new(std::sync::Mutex::new(None));
     let seen = file.clone();
     let hook = std::panic::take_hook();
@@ -294,8 +294,8 @@ fn without_a_context_tokio_panics_at_the_callers_line() {
 }
 
 #[test]
-fn a_paused_clock_that_began_before_the_epoch_goes_on() {
-    // tokio's clock is stopped first; what the adapters' epoch is taken from is then later than it.
+fn paused_clock_before_the_epoch_goes_on() {
+    // tokio's clock is paused first, so the adapters' epoch is later than it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -313,13 +313,13 @@ fn a_paused_clock_that_began_before_the_epoch_goes_on() {
         assert!(futures::poll!(&mut sleep).is_ready());
         assert_eq!(Tokio.now(), start.saturating_add(HOUR));
 
-        // When nothing else is left to do, the clock jumps.
+        // The paused clock jumps when all tasks wait.
         Tokio.sleep_until(start.saturating_add(3 * HOUR)).await;
         assert_eq!(Tokio.now(), start.saturating_add(3 * HOUR));
     });
 }
 
-/// Tells when it is dropped.
+/// Records that it was dropped.
 struct Guard(Arc<AtomicBool>);
 
 impl Drop for Guard {
@@ -339,7 +339,7 @@ fn guarded() -> (Arc<AtomicBool>, impl Future<Output = ()> + Send + 'static) {
 }
 
 #[test]
-fn an_executor_that_stops_drops_its_tasks() {
+fn stopped_executor_drops_its_tasks() {
     let (dropped, task) = guarded();
     let runtime = current_thread();
     runtime.block_on(async { Tokio.execute(task) });
@@ -348,7 +348,7 @@ fn an_executor_that_stops_drops_its_tasks() {
     drop(runtime);
     assert!(dropped.load(Ordering::SeqCst));
 
-    // One that has stopped drops at once what it is given.
+    // A stopped executor drops new tasks at once.
     let (dropped, task) = guarded();
     handle.execute(task);
     assert!(dropped.load(Ordering::SeqCst));

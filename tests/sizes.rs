@@ -1,4 +1,4 @@
-//! How large services and futures are beside tower's.
+//! The sizes of services and futures, compared with tower's.
 #![cfg(all(feature = "smol", feature = "tokio", feature = "tower"))]
 
 use std::future::Ready;
@@ -8,7 +8,7 @@ use campanile::{smol::Smol, tokio::Tokio};
 type Leaf = campanile::util::ServiceFn<fn(u32) -> Ready<Result<u32, std::io::Error>>>;
 type TowerLeaf = tower::util::ServiceFn<fn(u32) -> Ready<Result<u32, std::io::Error>>>;
 
-/// Hedges all requests, here and there.
+/// Hedges all requests, for both crates.
 #[derive(Clone)]
 struct Always;
 
@@ -31,7 +31,7 @@ fn future_of<S: campanile::Service<u32>>() -> usize {
     size_of::<S::Future>()
 }
 
-/// Prints a row and gives ours and tower's: service and future.
+/// Prints a row and returns the sizes of service and future, ours and tower's.
 macro_rules! row {
     ($name:literal, $ours:ty, $towers:ty) => {{
         let sizes = [
@@ -46,9 +46,10 @@ macro_rules! row {
     }};
 }
 
-/// What does not wait is no larger than tower's, service and future; what waits has a future that is not.
+/// Middleware that does not wait has a service and a future no larger than tower's; middleware that waits has a future
+/// no larger than tower's.
 #[test]
-fn services_and_futures_beside_towers() {
+fn sizes_compared_with_tower() {
     println!("bytes, tower's in brackets");
     for [service, future] in [
         row!(
@@ -116,7 +117,7 @@ fn services_and_futures_beside_towers() {
         tower::buffer::Buffer<u32, Ready<Result<u32, std::io::Error>>>
     );
     assert!(buffer.0 <= buffer.1);
-    // The response has its place from the call on, where it is then moved to straight away.
+    // The future reserves the place of the response from the call on.
     assert!(response.0 <= response.1 + size_of::<usize>());
     let [steer, response] = row!(
         "Steer",
@@ -124,7 +125,7 @@ fn services_and_futures_beside_towers() {
         tower::steer::Steer<TowerLeaf, Pick<TowerLeaf>, u32>
     );
     assert!(steer.0 <= steer.1);
-    // tower panics where ours has an error to carry.
+    // Ours carries an error where tower panics.
     assert!(response.0 <= response.1 + size_of::<usize>());
     let [_, response] = row!(
         "Reconnect on tokio",
@@ -147,7 +148,7 @@ fn services_and_futures_beside_towers() {
         campanile::balance::p2c::Balance<List<Loaded>, u32, campanile::layer::Identity>,
         tower::balance::p2c::Balance<TowerList, u32>
     );
-    // A generator in place and not in a box, and the room that wake-ups are handed over in.
+    // The random generator is stored inline and not boxed, and wake-ups need some space.
     assert!(balance.0 <= balance.1 + 4 * size_of::<usize>());
     assert!(response.0 <= response.1);
     let [_, response] = row!(
@@ -158,7 +159,7 @@ fn services_and_futures_beside_towers() {
     assert!(response.0 <= response.1 + size_of::<usize>());
 }
 
-/// A leaf that has a load, by both traits.
+/// A leaf service with a load, for both traits.
 #[derive(Clone, Debug)]
 struct Loaded;
 

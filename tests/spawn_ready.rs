@@ -1,4 +1,4 @@
-//! `SpawnReady`: readiness driven by a task, which the tests run by hand; and on every runtime.
+//! `SpawnReady`: a task drives readiness, polled by hand and on every runtime.
 #![cfg(feature = "std")]
 
 mod common;
@@ -43,7 +43,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for ByHand {
 }
 
 impl ByHand {
-    /// How many tasks were started so far.
+    /// The number of tasks started so far.
     fn tasks(&self) -> usize {
         self.0.borrow().len()
     }
@@ -56,7 +56,7 @@ impl ByHand {
         self.0.borrow().last().unwrap().is_woken()
     }
 
-    /// Drops the tasks without running them to their end.
+    /// Drops the tasks before they complete.
     fn stop(&self) {
         let tasks = self.0.take();
         drop(tasks);
@@ -82,7 +82,7 @@ impl Set {
         }
     }
 
-    /// One whose service is with the task, and pending there.
+    /// A set whose task has the service, which is pending.
     fn waiting() -> Self {
         let mut set = Self::new();
         set.handle.set_ready(false);
@@ -99,7 +99,7 @@ impl Set {
         self.service.call(1).now_or_never()
     }
 
-    /// Whatever is asked of it, the answer is `error`.
+    /// Asserts that polls and calls return `error`.
     #[track_caller]
     fn assert_ended(&mut self, error: &Error<Failure>) {
         for _ in 0..3 {
@@ -111,7 +111,7 @@ impl Set {
 }
 
 #[test]
-fn a_service_that_is_ready_at_once_starts_no_task() {
+fn ready_service_starts_no_task() {
     let mut set = Set::new();
     for n in 1..4 {
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
@@ -121,13 +121,13 @@ fn a_service_that_is_ready_at_once_starts_no_task() {
 }
 
 #[test]
-fn the_task_drives_readiness_while_nobody_asks() {
+fn task_drives_readiness_between_polls() {
     let mut set = Set::new();
     set.handle.set_ready(false);
     assert!(set.poll().is_pending());
     assert_eq!(set.executor.tasks(), 1);
     assert!(set.executor.poll().is_pending());
-    // The poll of the task replaced the one that found the service pending.
+    // The task's poll replaced the waker of the first poll.
     assert!(set.poll().is_pending());
     set.handle.set_ready(true);
     assert!(set.executor.is_woken());
@@ -148,7 +148,7 @@ fn all_waits_share_one_task() {
         assert!(set.executor.poll().is_pending());
         assert_eq!(set.poll(), Poll::Ready(Ok(())));
         assert_eq!(set.call(), None);
-        // The task has nothing to do meanwhile.
+        // The task is idle meanwhile.
         assert!(!set.executor.is_woken());
         assert!(set.executor.poll().is_pending());
         set.handle.set_ready(false);
@@ -160,7 +160,7 @@ fn all_waits_share_one_task() {
 }
 
 #[test]
-fn readiness_that_was_told_may_be_asked_for_again() {
+fn reported_readiness_may_be_polled_again() {
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
@@ -173,11 +173,11 @@ fn readiness_that_was_told_may_be_asked_for_again() {
 }
 
 #[test]
-fn readiness_that_nobody_fetched_is_asked_for_again() {
+fn uncollected_readiness_is_polled_again() {
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
-    // Much later it is ready no more.
+    // Much later the service is no longer ready.
     set.handle.set_ready(false);
     assert!(set.poll().is_pending());
     assert!(set.executor.is_woken());
@@ -190,18 +190,18 @@ fn readiness_that_nobody_fetched_is_asked_for_again() {
 }
 
 #[test]
-fn readiness_of_a_moment_is_taken() {
+fn momentary_readiness_is_used() {
     let mut set = Set::waiting();
     for _ in 0..2 {
         assert!(set.poll().is_pending());
-        // Ready for the task, and not any more when the handle comes.
+        // Ready in the task, but not anymore when the handle is polled.
         set.handle.set_ready(true);
         assert!(set.executor.poll().is_pending());
         set.handle.set_ready(false);
     }
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
     assert_eq!(set.call(), None);
-    // The next request begins anew.
+    // The next request starts over.
     assert!(set.poll().is_pending());
     assert!(set.executor.poll().is_pending());
     set.handle.set_ready(true);
@@ -211,10 +211,10 @@ fn readiness_of_a_moment_is_taken() {
 }
 
 #[test]
-fn an_error_in_the_task_comes_out_once_and_stays_an_error() {
+fn error_in_the_task_is_final() {
     let mut set = Set::waiting();
     assert!(set.poll().is_pending());
-    // The mock wakes the poll that found it pending first, too.
+    // The mock also wakes the first pending poll.
     set.handle.fail(DEAD);
     let woken = set.wakes.get();
     assert!(set.executor.poll().is_ready());
@@ -225,7 +225,7 @@ fn an_error_in_the_task_comes_out_once_and_stays_an_error() {
 }
 
 #[test]
-fn an_error_on_the_spot_stays_an_error_too() {
+fn immediate_error_is_final() {
     let mut set = Set::new();
     set.handle.fail(DEAD);
     assert_eq!(set.poll(), Poll::Ready(Err(Error::Service(DEAD))));
@@ -234,7 +234,7 @@ fn an_error_on_the_spot_stays_an_error_too() {
 }
 
 #[test]
-fn the_task_ends_with_the_handle_and_drops_the_service() {
+fn task_and_service_end_with_the_handle() {
     let set = Set::waiting();
     drop(set.service);
     assert_eq!(set.handle.alive(), 1);
@@ -244,7 +244,7 @@ fn the_task_ends_with_the_handle_and_drops_the_service() {
 }
 
 #[test]
-fn a_task_that_has_not_begun_ends_with_the_handle() {
+fn unstarted_task_ends_with_the_handle() {
     let mut set = Set::new();
     set.handle.set_ready(false);
     assert!(set.poll().is_pending());
@@ -254,8 +254,8 @@ fn a_task_that_has_not_begun_ends_with_the_handle() {
 }
 
 #[test]
-fn a_service_on_its_way_is_dropped_with_the_handle() {
-    // To the handle.
+fn service_in_transit_ends_with_the_handle() {
+    // In transit to the handle.
     let set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
@@ -264,7 +264,7 @@ fn a_service_on_its_way_is_dropped_with_the_handle() {
     assert!(set.executor.is_woken());
     assert!(set.executor.poll().is_ready());
 
-    // To the task.
+    // In transit to the task.
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
@@ -277,7 +277,7 @@ fn a_service_on_its_way_is_dropped_with_the_handle() {
 }
 
 #[test]
-fn a_task_that_waits_for_work_ends_with_the_handle() {
+fn idle_task_ends_with_the_handle() {
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
@@ -290,7 +290,7 @@ fn a_task_that_waits_for_work_ends_with_the_handle() {
 }
 
 #[test]
-fn an_executor_that_drops_the_task_closes_it() {
+fn dropped_task_closes_the_handle() {
     let mut set = Set::waiting();
     assert!(set.poll().is_pending());
     let woken = set.wakes.get();
@@ -298,7 +298,7 @@ fn an_executor_that_drops_the_task_closes_it() {
     assert_eq!((set.wakes.get(), set.handle.alive()), (woken + 1, 0));
     set.assert_ended(&Error::Closed(Closed::new()));
 
-    /// Drops whatever it is to run.
+    /// Drops every task.
     struct Stopped;
     impl<F> Executor<F> for Stopped {
         fn execute(&self, _: F) {}
@@ -312,7 +312,7 @@ fn an_executor_that_drops_the_task_closes_it() {
 }
 
 #[test]
-fn an_executor_that_drops_the_task_before_it_has_taken_the_service_closes_it() {
+fn unstarted_dropped_task_closes_the_handle() {
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
@@ -326,14 +326,14 @@ fn an_executor_that_drops_the_task_before_it_has_taken_the_service_closes_it() {
 }
 
 #[test]
-fn a_service_that_the_task_does_not_have_survives_the_executor() {
-    // It is on its way back.
+fn returned_service_survives_the_executor() {
+    // The service is on its way back.
     let mut set = Set::waiting();
     set.handle.set_ready(true);
     assert!(set.executor.poll().is_pending());
     set.executor.stop();
     assert_eq!(set.poll(), Poll::Ready(Ok(())));
-    // The next wait has a new task.
+    // The next wait starts a new task.
     for _ in 0..2 {
         set.handle.set_ready(false);
         assert!(set.poll().is_pending());
@@ -348,7 +348,7 @@ fn a_service_that_the_task_does_not_have_survives_the_executor() {
     assert_eq!(set.handle.calls(), 1);
 }
 
-/// Panics when it is asked for the second time, which is in the task.
+/// Panics at its second poll, which is in the task.
 struct Bomb {
     polls: u32,
     _alive: Rc<()>,
@@ -371,7 +371,7 @@ impl Service<u32> for Bomb {
 }
 
 #[test]
-fn a_panic_in_the_task_is_told_apart() {
+fn panic_in_the_task_is_distinguished() {
     let executor = ByHand::default();
     let alive = Rc::new(());
     let bomb = Bomb {
@@ -384,7 +384,7 @@ fn a_panic_in_the_task_is_told_apart() {
     assert_eq!(Rc::strong_count(&alive), 2);
     common::panics_at(|| assert!(executor.poll().is_ready()));
     assert_eq!((wakes.get(), Rc::strong_count(&alive)), (1, 1));
-    // Whoever caught it may poll the task again.
+    // The task may be polled again after the panic.
     assert!(
         catch_unwind(AssertUnwindSafe(|| executor.poll())).is_ok_and(|polled| polled.is_ready())
     );
@@ -395,7 +395,7 @@ fn a_panic_in_the_task_is_told_apart() {
     }
 }
 
-/// Drops its `SpawnReady` when it is asked for the second time, which is in the task, and is ready.
+/// Drops its `SpawnReady` at its second poll, which is in the task, and is ready.
 struct Leaver {
     owner: Rc<RefCell<Option<SpawnReady<Leaver, u32, ByHand>>>>,
     polls: u32,
@@ -422,7 +422,7 @@ impl Service<u32> for Leaver {
 }
 
 #[test]
-fn a_service_that_is_ready_when_the_handle_has_just_gone_is_dropped() {
+fn service_ready_without_handle_is_dropped() {
     let executor = ByHand::default();
     let (owner, alive) = (Rc::new(RefCell::default()), Rc::new(()));
     let leaver = Leaver {
@@ -450,7 +450,7 @@ where
 }
 
 #[test]
-fn a_service_that_is_tried_is_driven() {
+fn tried_service_is_driven() {
     let (service, handle) = mock::<u32, u32>();
     let executor = ByHand::default();
     let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
@@ -460,11 +460,11 @@ fn a_service_that_is_tried_is_driven() {
         assert!(sheds(&mut service, &wakes));
         assert_eq!(executor.is_woken(), n > 1);
         assert!(executor.poll().is_pending());
-        // One task for all.
+        // One task serves all requests.
         assert_eq!((executor.tasks(), handle.calls()), (1, n - 1));
         handle.set_ready(true);
         assert!(executor.is_woken());
-        // It is taken back and asked on the spot, whether the task has seen to it or not.
+        // The try takes the service back and polls it at once, whether or not the task has polled it.
         if n == 2 {
             assert!(executor.poll().is_pending());
         }
@@ -477,12 +477,12 @@ fn a_service_that_is_tried_is_driven() {
 }
 
 #[test]
-fn a_try_takes_what_the_task_has_waited_for() {
+fn try_takes_the_readiness_of_the_task() {
     let mut set = Set::waiting();
     let (wakes, executor) = (set.wakes.clone(), set.executor.clone());
     assert!(set.poll().is_pending());
     let mut service = LoadShed::new(set.service);
-    // While the task has it for somebody who waits, it stays there.
+    // While a request waits, the service stays with the task.
     assert!(sheds(&mut service, &wakes));
     set.handle.set_ready(true);
     let woken = wakes.get();
@@ -490,7 +490,7 @@ fn a_try_takes_what_the_task_has_waited_for() {
     assert_eq!(wakes.get(), woken + 1);
     assert!(!sheds(&mut service, &wakes));
     assert_eq!((executor.tasks(), set.handle.calls()), (1, 1));
-    // A readiness that a try finds gone is no longer there for a call.
+    // If a try finds the readiness lost, a call cannot use it.
     assert!(wakes.poll_ready(service.get_mut()).is_ready());
     set.handle.set_ready(false);
     assert!(wakes.poll_ready(&mut service).is_ready());
@@ -499,7 +499,7 @@ fn a_try_takes_what_the_task_has_waited_for() {
 }
 
 #[test]
-fn a_service_that_fails_while_driven_has_failed() {
+fn failure_while_driven_is_final() {
     let (service, handle) = mock::<u32, u32>();
     let executor = ByHand::default();
     let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
@@ -514,7 +514,7 @@ fn a_service_that_fails_while_driven_has_failed() {
 }
 
 #[test]
-fn a_driven_service_survives_the_executor() {
+fn driven_service_survives_the_executor() {
     let (service, handle) = mock::<u32, u32>();
     let executor = ByHand::default();
     let mut service = LoadShed::new(SpawnReady::with_executor(service, executor.clone()));
@@ -533,7 +533,7 @@ fn a_driven_service_survives_the_executor() {
 }
 
 #[test]
-fn a_driven_service_goes_with_the_handle() {
+fn driven_service_ends_with_the_handle() {
     for runs in [false, true] {
         let (service, handle) = mock::<u32, u32>();
         let executor = ByHand::default();
@@ -550,7 +550,7 @@ fn a_driven_service_goes_with_the_handle() {
     }
 }
 
-/// A limit of one, which somebody else has.
+/// A limit of one whose permit another handle holds.
 struct Limited {
     service: ConcurrencyLimit<Mock<u32, u32>>,
     permits: Semaphore,
@@ -577,7 +577,7 @@ impl Limited {
 }
 
 #[test]
-fn a_shed_request_reserves_nothing() {
+fn shed_request_reserves_nothing() {
     let set = Limited::new();
     let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
     let mut service = LoadShed::new(spawned);
@@ -586,7 +586,7 @@ fn a_shed_request_reserves_nothing() {
         assert!(set.executor.poll().is_pending());
     }
     drop(set.other);
-    // Nobody was in line for it, and the task does not take it.
+    // No request waits for the permit, so the task does not take it.
     assert!(!set.executor.is_woken());
     assert!(set.executor.poll().is_pending());
     assert_eq!(set.permits.available_permits(), 1);
@@ -594,7 +594,7 @@ fn a_shed_request_reserves_nothing() {
 }
 
 #[test]
-fn who_waits_after_a_try_is_in_line() {
+fn wait_after_a_try_joins_the_queue() {
     let set = Limited::new();
     let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
     let mut service = LoadShed::new(spawned);
@@ -612,8 +612,8 @@ fn who_waits_after_a_try_is_in_line() {
 }
 
 #[test]
-fn a_wait_that_is_given_up_leaves_the_line() {
-    // The one that waits is first the task, and then the deadline is over.
+fn cancelled_wait_leaves_the_queue() {
+    // The task waits for the permit until the deadline elapses.
     let set = Limited::new();
     let timer = ManualTimer::new();
     let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
@@ -627,14 +627,14 @@ fn a_wait_that_is_given_up_leaves_the_line() {
     drop(set.other);
     assert_eq!(set.permits.available_permits(), 1);
 
-    // The next request waits for itself again.
+    // The next request starts its own wait.
     let answer = service.call(1).now_or_never();
     assert!(matches!(answer, Some(Err(timeout::Error::Elapsed(_)))));
     assert!(set.wakes.poll_ready(&mut service).is_ready());
     assert_eq!(set.permits.available_permits(), 0);
 }
 
-/// A service that does something in the middle of a poll, as another thread may.
+/// A service that runs a hook during a poll, as another thread might.
 struct Hooked<S> {
     inner: S,
     hook: Rc<RefCell<Option<Box<dyn FnOnce()>>>>,
@@ -657,7 +657,7 @@ impl<S: Service<u32>> Service<u32> for Hooked<S> {
 }
 
 #[test]
-fn a_wait_that_is_given_up_during_a_poll_takes_no_permit() {
+fn wait_cancelled_in_a_poll_takes_no_permit() {
     let set = Limited::new();
     let timer = ManualTimer::new();
     let hook = Rc::default();
@@ -684,9 +684,9 @@ fn a_wait_that_is_given_up_during_a_poll_takes_no_permit() {
     assert_eq!(set.permits.available_permits(), 1);
 }
 
-/// The worker gives up and waits again before the task has run.
+/// The worker cancels its wait and waits again before the task has run.
 #[test]
-fn a_request_in_the_queue_has_a_clock_of_its_own() {
+fn queued_request_has_its_own_deadline() {
     let set = Limited::new();
     let timer = ManualTimer::new();
     let deadline = Deadline::with_timer(set.service, 10 * MS, timer.clone());
@@ -713,14 +713,14 @@ fn a_request_in_the_queue_has_a_clock_of_its_own() {
     settle(&mut worker);
     drop(set.other);
     settle(&mut worker);
-    // The service has it.
+    // The service holds the permit.
     assert!(queued.poll().is_pending());
     assert_eq!(set.permits.available_permits(), 0);
 }
 
 #[test]
-fn a_wait_that_is_given_up_takes_back_permits() {
-    // The permit is there, and on its way back from the task.
+fn cancelled_wait_returns_permits() {
+    // The permit was granted and is on its way back from the task.
     let set = Limited::new();
     let timer = ManualTimer::new();
     let spawned = SpawnReady::with_executor(set.service, set.executor.clone());
@@ -737,7 +737,7 @@ fn a_wait_that_is_given_up_takes_back_permits() {
     assert_eq!(set.permits.available_permits(), 1);
 }
 
-/// Polls its own `SpawnReady` in earnest while it is driven, as from another thread.
+/// Polls its own `SpawnReady` for a request while it is driven, as another thread might.
 struct Overtaken {
     owner: Rc<RefCell<Option<SpawnReady<Overtaken, u32, ByHand>>>>,
     wakes: WakeCount,
@@ -768,7 +768,7 @@ impl Service<u32> for Overtaken {
 }
 
 #[test]
-fn who_begins_to_wait_during_a_drive_is_heard() {
+fn wait_begun_during_a_drive_is_noticed() {
     let (executor, wakes, owner) = (ByHand::default(), WakeCount::new(), Rc::default());
     let overtaken = Overtaken {
         owner: Rc::clone(&owner),
@@ -779,7 +779,7 @@ fn who_begins_to_wait_during_a_drive_is_heard() {
     let mut shed = LoadShed::new(spawned);
     assert!(sheds(&mut shed, &WakeCount::new()));
     owner.replace(Some(shed.into_inner()));
-    // It is driven, and then polled in earnest at once.
+    // It is driven, and polled for a request during that.
     assert!(executor.poll().is_pending());
     assert_eq!(wakes.get(), 1);
     let mut service = owner.take().unwrap();
@@ -788,7 +788,7 @@ fn who_begins_to_wait_during_a_drive_is_heard() {
 }
 
 #[test]
-fn what_is_tried_connects() {
+fn try_connects() {
     let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
     let timer = ManualTimer::new();
     let rng = SplitMix64::new(1);
@@ -799,7 +799,7 @@ fn what_is_tried_connects() {
     let wakes = WakeCount::new();
     assert!(sheds(&mut service, &wakes));
     assert!(executor.poll().is_pending());
-    // No request comes. All the same a second attempt follows the first, after the backoff.
+    // Even without a request, a second attempt follows after the backoff.
     connector.try_next().unwrap().1.fail(DEAD);
     assert!(executor.is_woken());
     assert!(executor.poll().is_pending());
@@ -815,7 +815,7 @@ fn what_is_tried_connects() {
 }
 
 #[test]
-fn an_old_refusal_is_no_answer() {
+fn old_refusal_answers_no_new_request() {
     let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
     let timer = ManualTimer::new();
     let rng = SplitMix64::new(1);
@@ -824,12 +824,12 @@ fn an_old_refusal_is_no_answer() {
     let executor = ByHand::default();
     let mut service = SpawnReady::with_executor(reconnect, executor.clone());
     let wakes = WakeCount::new();
-    // Who waits gives up, and then the attempt fails.
+    // The waiting request is cancelled, then the attempt fails.
     assert!(wakes.poll_ready(&mut service).is_pending());
     assert!(executor.poll().is_pending());
     connector.try_next().unwrap().1.fail(DEAD);
     assert!(executor.poll().is_pending());
-    // The next one comes an hour later, and is told of the next attempt.
+    // The next request, an hour later, gets the result of the next attempt.
     timer.advance(Duration::from_secs(3600));
     assert!(wakes.poll_ready(&mut service).is_pending());
     assert!(executor.poll().is_pending());
@@ -841,7 +841,7 @@ fn an_old_refusal_is_no_answer() {
     assert_eq!((handle.calls(), connector.calls()), (1, 2));
 }
 
-/// Panics of what belongs to the user: each costs nobody else his wake-up.
+/// Panics in user code, none of which costs another task its wake-up.
 mod panics {
     use super::*;
     use std::sync::Arc;
@@ -876,7 +876,7 @@ mod panics {
         }
     }
 
-    /// Panics when it is woken, or when it is dropped, and only once.
+    /// A waker that panics once, when it is woken or dropped.
     struct Fuse {
         in_wake: bool,
         is_armed: AtomicBool,
@@ -919,7 +919,7 @@ mod panics {
         catch_unwind(AssertUnwindSafe(act)).is_err()
     }
 
-    /// A service that is handed over to a task and panics when it is dropped, and somebody who waits for it.
+    /// A service that was handed to a task and panics when dropped, and a waiting handle.
     struct Waiting {
         service: SpawnReady<Bomb, u32, ByHand>,
         executor: ByHand,
@@ -946,8 +946,8 @@ mod panics {
     }
 
     #[test]
-    fn a_task_that_is_dropped_wakes_the_handle() {
-        // Before it has taken the service, and after.
+    fn dropped_task_wakes_the_handle() {
+        // Before the task has taken the service, and after.
         for runs in [false, true] {
             let Waiting {
                 mut service,
@@ -966,7 +966,7 @@ mod panics {
     }
 
     #[test]
-    fn a_task_whose_service_fails_wakes_the_handle() {
+    fn failed_service_wakes_the_handle() {
         let Waiting {
             mut service,
             executor,
@@ -981,8 +981,8 @@ mod panics {
     }
 
     #[test]
-    fn a_handle_that_is_dropped_wakes_the_task() {
-        // The service is on its way to the task, with the task, and on its way back.
+    fn dropped_handle_wakes_the_task() {
+        // The service is on its way to the task, in the task, and on its way back.
         for steps in 0..3 {
             let Waiting {
                 service,
@@ -997,7 +997,7 @@ mod panics {
                 bomb.readiness.set(Poll::Ready(Ok(())));
                 assert!(executor.poll().is_pending());
             }
-            // With the task it is dropped by that.
+            // In the task, the task drops it.
             assert_eq!(is_panic(|| drop(service)), steps != 1);
             assert!(executor.is_woken() || steps == 0);
             assert_eq!(is_panic(|| executor.poll()), steps == 1);
@@ -1005,7 +1005,7 @@ mod panics {
     }
 
     #[test]
-    fn a_handles_waker_costs_the_task_nothing() {
+    fn panicking_waker_costs_the_task_nothing() {
         let Waiting {
             mut service,
             executor,
@@ -1024,7 +1024,7 @@ mod panics {
     }
 
     #[test]
-    fn a_waker_that_panics_costs_no_service() {
+    fn panicking_waker_costs_no_service() {
         let Waiting {
             mut service,
             executor,
@@ -1037,7 +1037,7 @@ mod panics {
         assert!(service.poll_ready(&mut cx).is_pending());
         bomb.readiness.set(Poll::Ready(Ok(())));
         assert!(is_panic(|| executor.poll()));
-        // It was on its way already.
+        // The service was already on its way.
         assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Ok(())));
         assert_eq!(service.call(1).now_or_never(), Some(Ok(1)));
         bomb.is_armed.set(false);
@@ -1045,7 +1045,7 @@ mod panics {
 }
 
 #[test]
-fn a_call_without_readiness_reaches_nobody() {
+fn unready_call_reaches_no_service() {
     let mut set = Set::new();
     let not_ready = || Some(Err(Error::NotReady(NotReady::new())));
     assert_eq!(set.call(), not_ready());
@@ -1059,8 +1059,8 @@ fn a_call_without_readiness_reaches_nobody() {
 }
 
 #[test]
-fn the_layer_and_the_task_can_be_named() {
-    /// An executor for this one task.
+fn layer_and_task_can_be_named() {
+    /// An executor for this task type only.
     #[derive(Clone, Default)]
     struct Only;
     impl<S: Service<u32>> Executor<BackgroundReady<S, u32>> for Only {
@@ -1087,7 +1087,7 @@ fn errors_flatten() {
     assert!(BoxError::from(error).is::<Panicked>());
 }
 
-/// Neither `Send` nor `'static`, and pending for the first few polls after each call.
+/// A service without `Send` or `'static`, pending for the first few polls after each call.
 struct Slow<'a> {
     served: &'a RefCell<Vec<u32>>,
     left: u32,
@@ -1116,7 +1116,7 @@ impl Service<u32> for Slow<'_> {
 
 #[cfg(feature = "smol")]
 #[test]
-fn a_local_executor_drives_what_is_neither_send_nor_static() {
+fn local_executor_drives_local_services() {
     let served = RefCell::new(Vec::new());
     let executor = smol::LocalExecutor::new();
     let slow = Slow {
@@ -1136,7 +1136,7 @@ fn a_local_executor_drives_what_is_neither_send_nor_static() {
 
 #[cfg(feature = "tokio")]
 #[tokio::test]
-async fn a_local_set_drives_what_is_not_send() {
+async fn local_set_drives_services_without_send() {
     use campanile::tokio::local::ServiceBuilder;
 
     tokio::task::LocalSet::new()
@@ -1153,8 +1153,8 @@ async fn a_local_set_drives_what_is_not_send() {
         .await;
 }
 
-/// A service that is driven, and then called, while its owner asks only now and then.
-async fn readiness_comes_in_the_background<H: Host>(rt: On<H>) {
+/// The task drives the service although its owner polls only now and then.
+async fn background_task_drives_readiness<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let mut service = SpawnReady::with_executor(service, rt);
@@ -1183,7 +1183,7 @@ async fn a_dropped_handle_ends_the_task<H: Host>(rt: On<H>) {
     until(|| handle.alive() == 0).await;
 }
 
-/// Pends twice before each call: once where it is asked, once in the task.
+/// Pending twice before each call: once in the caller, once in the task.
 struct Often {
     left: u32,
     served: u32,
@@ -1210,8 +1210,8 @@ impl Service<u32> for Often {
     }
 }
 
-/// Nobody asks but once, and it is connected all the same.
-async fn what_was_tried_connects_by_itself<H: Host>(rt: On<H>) {
+/// A single try leads to a connection.
+async fn one_try_connects_in_the_background<H: Host>(rt: On<H>) {
     let (maker, mut connector) = mock::<(), Mock<u32, u32>>();
     let rng = SplitMix64::new(1);
     let backoff = ExponentialBackoffMaker::with_timer(MS, MS, Jitter::None, rng, rt.clone());
@@ -1231,7 +1231,7 @@ async fn what_was_tried_connects_by_itself<H: Host>(rt: On<H>) {
     assert_eq!(handle.calls(), 1);
 }
 
-/// Back and forth, so often that a wake-up which can be lost is.
+/// Many handovers, so that a race would lose a wake-up.
 async fn no_wake_up_is_lost<H: Host>(rt: On<H>) {
     let often = Often { left: 2, served: 0 };
     let mut service = SpawnReady::with_executor(often, rt);
@@ -1243,13 +1243,13 @@ async fn no_wake_up_is_lost<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    readiness_comes_in_the_background,
+    background_task_drives_readiness,
     a_dropped_handle_ends_the_task,
     no_wake_up_is_lost,
-    what_was_tried_connects_by_itself,
+    one_try_connects_in_the_background,
 }
 
-/// The same code against tower and against this crate, but for the request in the type where that is written down.
+/// The same code against tower and against this crate, except for the request type in the service's type.
 #[cfg(all(feature = "tower", feature = "tokio"))]
 mod parity {
     use crate::common::mock;

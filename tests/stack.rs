@@ -1,4 +1,4 @@
-//! Middleware that waits, alone and as a stack, on every runtime; time is moved, never waited for.
+//! Middleware that waits, alone and as a stack, on every runtime. Tests advance time and never wait for it.
 #![cfg(feature = "std")]
 
 mod common;
@@ -23,9 +23,9 @@ fn builder() -> campanile::builder::ServiceBuilder<Identity, Runtime<Threads, Ma
     ServiceBuilder::with_runtime(Runtime::new(Threads, ManualTimer::new()))
 }
 
-/// In a task, the compiler asks whether a future with a `dyn` in it is `Send` for every lifetime that the `dyn` may have.
+/// In a task, the compiler requires a future that contains a `dyn` to be `Send` for every lifetime of the `dyn`.
 #[test]
-fn a_task_with_a_stack_over_a_box_can_be_sent() {
+fn task_with_a_boxed_stack_is_send() {
     let inner = service_fn(async |n: u32| Ok::<_, Failure>(n));
     let inner = BoxCloneService::new(inner);
     let mut service = builder()
@@ -48,9 +48,9 @@ fn a_task_with_a_stack_over_a_box_can_be_sent() {
     });
 }
 
-/// So also where the error has one, and the request is sent from within the block.
+/// The same for a `dyn` in the error, with the request sent inside the block.
 #[test]
-fn a_task_with_any_middleware_over_a_boxed_error_can_be_sent() {
+fn task_with_a_boxed_error_is_send() {
     async fn greet(n: u32) -> Result<u32, BoxError> {
         Ok(n)
     }
@@ -92,7 +92,7 @@ fn a_task_with_any_middleware_over_a_boxed_error_can_be_sent() {
     is_send(async move { service.oneshot(1).await.is_ok() });
 }
 
-async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {
+async fn slow_response_times_out<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let service = ServiceBuilder::with_runtime(rt.clone())
         .err_into::<BoxError>()
@@ -102,7 +102,7 @@ async fn a_response_that_takes_too_long_times_out<H: Host>(rt: On<H>) {
     let (_, responder) = handle.next().await;
     rt.advance(SECOND / 2).await;
     assert_eq!(outcome.try_recv().unwrap().map(drop), None);
-    // The task may arm its timer at any moment: time goes on until it has seen it.
+    // The task may set its timer at any moment, so time advances until it has noticed.
     let elapsed = rt.advance_until(SECOND, outcome).await.unwrap();
     assert!(elapsed.unwrap_err().is::<Elapsed>());
     until(|| responder.is_cancelled()).await;
@@ -131,7 +131,7 @@ async fn requests_over_the_rate_wait<H: Host>(rt: On<H>) {
     }
 }
 
-async fn a_failed_request_is_tried_again_after_a_wait<H: Host>(rt: On<H>) {
+async fn failed_request_is_retried_after_a_wait<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let policy = StandardPolicy::with_timer(rt.clone()).max_retries(3);
     let service = ServiceBuilder::with_runtime(rt.clone())
@@ -156,7 +156,7 @@ async fn a_failed_request_is_tried_again_after_a_wait<H: Host>(rt: On<H>) {
     assert_eq!((attempts, result.unwrap().unwrap()), (3, 8));
 }
 
-async fn a_whole_stack_answers<H: Host>(rt: On<H>) {
+async fn whole_stack_answers<H: Host>(rt: On<H>) {
     let service = ServiceBuilder::with_runtime(rt.clone())
         .load_shed()
         .retry(StandardPolicy::with_timer(rt.clone()))
@@ -174,8 +174,8 @@ async fn a_whole_stack_answers<H: Host>(rt: On<H>) {
     }
 }
 
-/// Some attempts fail, some hang, and each request comes to its end in as many attempts as it should.
-async fn a_whole_stack_gets_over_failures_and_silence<H: Host>(rt: On<H>) {
+/// Some attempts fail, some hang, and each request completes in the expected number of attempts.
+async fn whole_stack_survives_failures_and_hangs<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     let service = ServiceBuilder::with_runtime(rt.clone())
         .retry(StandardPolicy::with_timer(rt.clone()))
@@ -199,8 +199,8 @@ async fn a_whole_stack_gets_over_failures_and_silence<H: Host>(rt: On<H>) {
                 (1, 1) => silent.push(responder),
                 _ => {
                     responder.send(2 * n);
-                    // Time stands still until it is seen: a task may have found the response pending, and ask
-                    // for the time only now.
+                    // Wait for the answer before time advances: a task that found the response pending may read the
+                    // clock only now.
                     let answer = (&mut answers[n as usize]).await.unwrap();
                     assert_eq!(answer.unwrap(), 2 * n);
                     answered += 1;
@@ -217,9 +217,9 @@ async fn a_whole_stack_gets_over_failures_and_silence<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    a_response_that_takes_too_long_times_out,
+    slow_response_times_out,
     requests_over_the_rate_wait,
-    a_failed_request_is_tried_again_after_a_wait,
-    a_whole_stack_answers,
-    a_whole_stack_gets_over_failures_and_silence,
+    failed_request_is_retried_after_a_wait,
+    whole_stack_answers,
+    whole_stack_survives_failures_and_hangs,
 }

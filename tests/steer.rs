@@ -1,4 +1,4 @@
-//! `Steer`: the readiness of several services as one, and requests to one of them.
+//! `Steer`: joint readiness of several services, and routing of requests.
 
 mod common;
 
@@ -14,7 +14,7 @@ use campanile::{Service, ServiceExt, service_fn};
 use common::{Failure, Host, On, WakeCount, mock, on_every_runtime, until, yield_now};
 use futures::FutureExt;
 
-/// A service with a switch that counts how often it is asked, and holds its caller to the contract.
+/// A service with a readiness switch that counts its polls and checks the contract.
 #[derive(Debug)]
 struct Switch {
     name: u32,
@@ -81,7 +81,7 @@ impl Service<u32> for Switch {
     }
 }
 
-/// The request is the index.
+/// The request is the index of its service.
 fn by_index<S>(request: &u32, _: &[S]) -> usize {
     *request as usize
 }
@@ -91,13 +91,13 @@ fn polls(all: &[Rc<Shared>]) -> Vec<u32> {
 }
 
 #[test]
-fn it_is_ready_when_all_are_and_the_picker_chooses() {
+fn ready_once_all_services_are() {
     let (services, all) = switches(3);
     let mut steer = Steer::with_services(services, by_index);
     let wakes = WakeCount::new();
 
     assert!(wakes.poll_ready(&mut steer).is_pending());
-    // All wait side by side, and not each for the one before it.
+    // All services are polled at once, not one after the other.
     assert_eq!(polls(&all), [1, 1, 1]);
     all[2].turn_on();
     assert_eq!(wakes.get(), 1);
@@ -113,7 +113,7 @@ fn it_is_ready_when_all_are_and_the_picker_chooses() {
 }
 
 #[test]
-fn only_those_are_asked_that_are_not_ready() {
+fn only_unready_services_are_polled() {
     let (services, all) = switches(3);
     let mut steer = Steer::with_services(services, by_index);
     let wakes = WakeCount::new();
@@ -129,7 +129,7 @@ fn only_those_are_asked_that_are_not_ready() {
         assert!(wakes.poll_ready(&mut steer).is_ready());
         assert_eq!(polls(&all), [3, 1, 3]);
     }
-    // After a call only the one that was called.
+    // After a call only the called service is polled.
     for n in 2..5 {
         drop(steer.call(1));
         assert!(wakes.poll_ready(&mut steer).is_ready());
@@ -160,7 +160,7 @@ fn a_clone_starts_with_nothing_ready() {
 }
 
 #[test]
-fn an_index_out_of_range_is_an_error_and_uses_up_no_readiness() {
+fn out_of_range_index_is_an_error() {
     let (services, all) = switches(2);
     let mut steer = Steer::with_services(services, by_index);
     let wakes = WakeCount::new();
@@ -171,7 +171,7 @@ fn an_index_out_of_range_is_an_error_and_uses_up_no_readiness() {
     let found = find::<OutOfRange>(&error).unwrap();
     assert_eq!((found.index(), found.services()), (2, 2));
     assert_eq!(error.to_string(), "picked service 2 of 2, counted from 0");
-    // It is narrower in the response than a `usize`.
+    // The response stores the index in less than a `usize`.
     let error = steer.call(u32::MAX).now_or_never().unwrap().unwrap_err();
     assert_eq!(
         find::<OutOfRange>(&error).unwrap().index(),
@@ -186,7 +186,7 @@ fn an_index_out_of_range_is_an_error_and_uses_up_no_readiness() {
 }
 
 #[test]
-fn an_empty_set_is_an_error_and_never_asks_the_picker() {
+fn empty_set_is_an_error() {
     let mut steer = Steer::with_services(Vec::<Switch>::new(), |_: &u32, _: &[Switch]| {
         panic!("nothing to pick from")
     });
@@ -200,7 +200,7 @@ fn an_empty_set_is_an_error_and_never_asks_the_picker() {
 }
 
 #[test]
-fn a_call_without_readiness_reaches_nobody() {
+fn unready_call_reaches_no_service() {
     let (services, all) = switches(2);
     let mut steer = Steer::with_services(services, by_index);
     let wakes = WakeCount::new();
@@ -210,14 +210,14 @@ fn a_call_without_readiness_reaches_nobody() {
     assert!(wakes.poll_ready(&mut steer).is_ready());
     assert_eq!(steer.call(0).now_or_never(), Some(Ok(0)));
     assert_eq!(steer.call(1).now_or_never(), not_ready());
-    // The one that was called is asked again, whatever came in between.
+    // The called service is polled again, whatever happened in between.
     assert!(wakes.poll_ready(&mut steer).is_ready());
     assert_eq!(polls(&all), [2, 1]);
 }
 
 #[test]
-fn when_one_fails_the_whole_has_and_nobody_is_asked_again() {
-    // The mocks fail the test when they are asked again.
+fn one_failure_fails_the_whole_set() {
+    // The mocks fail the test if they are polled again.
     let (first, one) = mock::<u32, u32>();
     let (second, other) = mock::<u32, u32>();
     let mut steer = Steer::with_services([first, second], by_index);
@@ -241,7 +241,7 @@ fn when_one_fails_the_whole_has_and_nobody_is_asked_again() {
 }
 
 #[test]
-fn the_one_that_was_called_is_waited_for() {
+fn called_service_is_waited_for() {
     let (services, all) = switches(3);
     let mut steer = Steer::with_services(services, by_index);
     let wakes = WakeCount::new();
@@ -259,7 +259,7 @@ fn the_one_that_was_called_is_waited_for() {
 }
 
 #[test]
-fn the_one_that_was_called_can_fail() {
+fn called_service_can_fail() {
     let (first, one) = mock::<u32, u32>();
     let (second, other) = mock::<u32, u32>();
     let mut steer = Steer::with_services([first, second], by_index);
@@ -275,7 +275,7 @@ fn the_one_that_was_called_can_fail() {
 }
 
 #[test]
-fn there_may_be_more_services_than_bits_in_a_word() {
+fn more_services_than_bits_in_a_word() {
     for n in [1, 63, 64, 65, 128, 200] {
         let (services, all) = switches(n);
         let mut steer = Steer::with_services(services, by_index);
@@ -283,7 +283,7 @@ fn there_may_be_more_services_than_bits_in_a_word() {
         let mut done = 0;
         while wakes.poll_ready(&mut steer).is_pending() {
             assert!(done < n);
-            // From behind, which is the hardest for windows that go forward.
+            // In reverse order, the worst case for windows that move forward.
             let window = (done / 64 + 1) * 64;
             let at = window.min(n) - 1 - done % 64;
             all[at as usize].turn_on();
@@ -302,7 +302,7 @@ fn there_may_be_more_services_than_bits_in_a_word() {
 }
 
 #[test]
-fn each_of_many_services_that_are_ready_is_asked_once() {
+fn many_ready_services_are_polled_once_each() {
     for n in [63, 64, 65, 200] {
         let (services, all) = switches(n);
         all.iter().for_each(|shared| shared.turn_on());
@@ -313,7 +313,7 @@ fn each_of_many_services_that_are_ready_is_asked_once() {
 }
 
 #[test]
-fn a_poll_that_only_tries_waits_with_nobody() {
+fn try_leaves_no_waiter() {
     let (services, all) = switches(2);
     let mut service = LoadShed::new(Steer::with_services(services, by_index));
     let wakes = WakeCount::new();
@@ -323,16 +323,16 @@ fn a_poll_that_only_tries_waits_with_nobody() {
     assert!(matches!(answer, Err(load_shed::Error::Overloaded(_))));
     all[1].turn_on();
     assert_eq!(wakes.get(), 0);
-    // The one that was ready was asked to give that up, and is asked again.
+    // The ready service was asked to give its readiness up, and is polled again.
     assert!(wakes.poll_ready(&mut service).is_ready());
     assert_eq!(polls(&all), [3, 2]);
     assert_eq!(service.call(0).now_or_never(), Some(Ok(0)));
 }
 
-/// A permit that one service has and another lacks is for others.
+/// A permit that one service holds while another is not ready is released.
 #[cfg(feature = "std")]
 #[test]
-fn a_shed_request_leaves_no_permit_behind() {
+fn shed_request_leaves_no_permit() {
     use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
 
     let (free, taken) = (Semaphore::new(1), Semaphore::new(1));
@@ -354,7 +354,7 @@ fn a_shed_request_leaves_no_permit_behind() {
 }
 
 #[test]
-fn services_are_in_an_array_a_slice_or_a_box() {
+fn services_may_be_an_array_slice_or_box() {
     let echo = |name: u32| service_fn(move |n: u32| ready(Ok::<_, Failure>(10 * name + n)));
     let array = Steer::with_services([echo(1), echo(2)], by_index);
     assert_eq!(array.services().len(), 2);
@@ -368,7 +368,7 @@ fn services_are_in_an_array_a_slice_or_a_box() {
 }
 
 #[test]
-fn a_picker_may_be_a_type_and_keep_a_state() {
+fn picker_may_keep_state() {
     struct InTurn(usize);
     impl<S> Picker<S, u32> for InTurn {
         fn pick(&mut self, _: &u32, services: &[S]) -> usize {
@@ -438,8 +438,8 @@ mod parity {
     }
 }
 
-/// Who waits for all is woken when the last of them is ready, whichever that is.
-async fn who_waits_is_woken_by_the_last<H: Host>(rt: On<H>) {
+/// The waiter is woken when the last service becomes ready, whichever that is.
+async fn last_ready_service_wakes_the_waiter<H: Host>(rt: On<H>) {
     let (services, mut handles): (Vec<_>, Vec<_>) = (0..3).map(|_| mock::<u32, u32>()).unzip();
     let services: [_; 3] = services.try_into().unwrap();
     let mut steer = Steer::with_services(services, by_index);
@@ -467,4 +467,4 @@ async fn who_waits_is_woken_by_the_last<H: Host>(rt: On<H>) {
     steer.ready().await.unwrap();
 }
 
-on_every_runtime! { who_waits_is_woken_by_the_last }
+on_every_runtime! { last_ready_service_wakes_the_waiter }

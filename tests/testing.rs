@@ -1,4 +1,4 @@
-//! The tools for tests: a runtime with virtual time, a mock service, a probe and faults.
+//! The test tools: a runtime with virtual time, a mock service, a probe and faults.
 #![cfg(feature = "testing")]
 
 mod common;
@@ -26,7 +26,7 @@ const fn at(seconds: u64) -> Instant {
     Instant::from_nanos(seconds * 1_000_000_000)
 }
 
-/// Ten tasks that sleep, yield and wake each other; who came when.
+/// Ten tasks that sleep, yield and wake each other. Returns which task ran when.
 async fn crowd() -> Vec<(u64, usize)> {
     let order = Rc::new(RefCell::new(Vec::new()));
     let tasks: Vec<JoinHandle<()>> = (0..10)
@@ -54,7 +54,7 @@ fn run(seed: u64) -> (Vec<(u64, usize)>, Trace) {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_run() {
+fn same_seed_gives_the_same_run() {
     for seed in 0..20 {
         let (first, second) = (run(seed), run(seed));
         assert_eq!(first, second);
@@ -64,7 +64,7 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
-fn another_seed_gives_another_run() {
+fn other_seed_gives_another_run() {
     let runs: Vec<_> = (0..20).map(run).collect();
     for (n, (order, trace)) in runs.iter().enumerate() {
         for (other_order, other_trace) in &runs[..n] {
@@ -75,7 +75,7 @@ fn another_seed_gives_another_run() {
 }
 
 #[test]
-fn a_trace_without_its_events_is_as_good_to_compare() {
+fn trace_without_events_can_be_compared() {
     let runtime = Runtime::new(3);
     runtime.block_on(crowd()).unwrap();
     assert!(runtime.trace().events().is_empty());
@@ -83,7 +83,7 @@ fn a_trace_without_its_events_is_as_good_to_compare() {
 }
 
 #[test]
-fn a_trace_says_what_happened() {
+fn trace_describes_the_run() {
     let runtime = Runtime::new(0).recorded();
     runtime.block_on(async { sleep(SECOND).await }).unwrap();
     let events = runtime.trace();
@@ -101,7 +101,7 @@ fn a_trace_says_what_happened() {
 }
 
 #[test]
-fn time_stands_still_while_anyone_is_awake_and_then_jumps() {
+fn time_jumps_once_all_tasks_wait() {
     let runtime = Runtime::new(0);
     assert_eq!(runtime.now(), at(0));
     runtime
@@ -112,7 +112,7 @@ fn time_stands_still_while_anyone_is_awake_and_then_jumps() {
             assert_eq!(now(), at(0));
             sleep(HOUR).await;
             assert_eq!(now(), at(3600));
-            // A deadline that has passed is ready at once.
+            // A past deadline is ready at once.
             Sim.sleep_until(at(3600)).await;
             Sim.sleep_until(at(1)).await;
             sleep(Duration::ZERO).await;
@@ -120,13 +120,13 @@ fn time_stands_still_while_anyone_is_awake_and_then_jumps() {
         })
         .unwrap();
     assert_eq!(runtime.elapsed(), HOUR);
-    // Time goes on where it stood.
+    // The next run continues at the same time.
     runtime.block_on(async { sleep(HOUR).await }).unwrap();
     assert_eq!(runtime.elapsed(), 2 * HOUR);
 }
 
 #[test]
-fn deadlines_come_in_their_order() {
+fn deadlines_pass_in_order() {
     for seed in 0..20 {
         let runtime = Runtime::new(seed);
         let order = Rc::new(RefCell::new(Vec::new()));
@@ -144,7 +144,7 @@ fn deadlines_come_in_their_order() {
 }
 
 #[test]
-fn a_jump_by_hand_wakes_in_the_order_of_deadlines_and_lets_the_others_come_to_rest() {
+fn manual_advance_wakes_in_deadline_order() {
     for seed in 0..20 {
         let runtime = Runtime::new(seed).recorded();
         let seen = Rc::new(RefCell::new(Vec::new()));
@@ -173,7 +173,7 @@ fn a_jump_by_hand_wakes_in_the_order_of_deadlines_and_lets_the_others_come_to_re
 }
 
 #[test]
-fn idle_waits_for_all_others_whoever_wakes_it_before() {
+fn idle_waits_until_all_others_rest() {
     for seed in 0..20 {
         let result = Runtime::new(seed).block_on(async {
             let left = Rc::new(Cell::new(50));
@@ -206,7 +206,7 @@ fn idle_waits_for_all_others_whoever_wakes_it_before() {
 }
 
 #[test]
-fn a_lost_wake_up_is_a_deadlock_that_names_who_waits() {
+fn lost_wake_up_is_reported_as_a_deadlock() {
     let runtime = Runtime::new(0);
     let (send, receive) = oneshot::channel::<()>();
     let wait = async {
@@ -247,7 +247,7 @@ fn a_lost_wake_up_is_a_deadlock_that_names_who_waits() {
 }
 
 #[test]
-fn a_worker_is_known_by_its_type_and_by_the_line_that_made_it() {
+fn deadlock_names_the_type_and_its_line() {
     let runtime = Runtime::new(0);
     let inner = service_fn(|_: u32| pending::<Result<u32, u8>>());
     let buffer = runtime.enter(|| testing::buffer::Buffer::new(inner, 1));
@@ -263,7 +263,7 @@ fn a_worker_is_known_by_its_type_and_by_the_line_that_made_it() {
 }
 
 #[test]
-fn what_never_comes_does_not_prevent_a_deadlock() {
+fn endless_sleep_hides_no_deadlock() {
     for forever in [Duration::MAX, Duration::from_nanos(u64::MAX)] {
         let runtime = Runtime::new(0);
         let result = runtime.block_on(async {
@@ -276,7 +276,7 @@ fn what_never_comes_does_not_prevent_a_deadlock() {
 }
 
 #[test]
-fn a_deadline_that_was_dropped_neither_moves_time_nor_hides_a_deadlock() {
+fn dropped_deadline_moves_no_time() {
     let runtime = Runtime::new(0);
     let (outside, inside) = runtime.enter(|| {
         let wakes = WakeCount::new();
@@ -286,7 +286,7 @@ fn a_deadline_that_was_dropped_neither_moves_time_nor_hides_a_deadlock() {
         sleeps
     });
     assert_eq!(runtime.deadlines(), 2);
-    // In another thread, outside of any runtime, and inside of another one.
+    // Dropped on another thread outside any runtime, and inside another runtime.
     std::thread::spawn(move || drop(outside)).join().unwrap();
     let _ = Runtime::new(1).block_on(async move { drop(inside) });
     assert_eq!(runtime.deadlines(), 0);
@@ -295,7 +295,7 @@ fn a_deadline_that_was_dropped_neither_moves_time_nor_hides_a_deadlock() {
 }
 
 #[test]
-fn a_sleep_goes_along_to_another_runtime() {
+fn sleep_moves_to_another_runtime() {
     let mut sleep = Sim.sleep_until(at(5));
     let first = Runtime::new(0);
     first.enter(|| assert!(WakeCount::new().poll(&mut sleep).is_pending()));
@@ -309,7 +309,7 @@ fn a_sleep_goes_along_to_another_runtime() {
 }
 
 #[test]
-fn an_alarm_is_set_again_in_place() {
+fn alarm_is_reset_in_place() {
     let runtime = Runtime::new(0);
     let result = runtime.block_on(async {
         let mut alarm = Sim.alarm_until(Instant::MAX);
@@ -330,7 +330,7 @@ fn an_alarm_is_set_again_in_place() {
 }
 
 #[test]
-fn a_busy_loop_is_a_livelock() {
+fn busy_loop_is_a_livelock() {
     let runtime = Runtime::new(0).polls_per_moment(1000);
     let quiet = runtime.spawn(pending::<()>());
     let result = runtime.block_on(async {
@@ -346,7 +346,7 @@ fn a_busy_loop_is_a_livelock() {
     assert_eq!(livelock.tasks().len(), 1, "only those that are awake");
     let message = livelock.to_string();
     assert!(message.contains("livelock at 1s: 1000 polls"), "{message}");
-    // It goes on, and time that moves makes it no livelock.
+    // The runtime stays usable, and a loop in which time advances is no livelock.
     let result = runtime.block_on(async {
         for _ in 0..10_000 {
             sleep(Duration::from_nanos(1)).await;
@@ -357,7 +357,7 @@ fn a_busy_loop_is_a_livelock() {
 }
 
 #[test]
-fn a_task_that_is_woken_often_is_polled_once_for_that() {
+fn repeated_wakes_cause_one_poll() {
     let runtime = Runtime::new(0);
     let polls = Rc::new(Cell::new(0));
     let count = polls.clone();
@@ -377,7 +377,7 @@ fn a_task_that_is_woken_often_is_polled_once_for_that() {
 }
 
 #[test]
-fn a_task_that_ended_is_woken_no_more_and_does_not_disturb_who_has_its_place() {
+fn stale_waker_spares_the_next_task() {
     for awake_when_it_ends in [true, false] {
         let runtime = Runtime::new(0).recorded();
         let kept = Rc::new(RefCell::new(None::<Waker>));
@@ -411,7 +411,7 @@ fn a_task_that_ended_is_woken_no_more_and_does_not_disturb_who_has_its_place() {
 }
 
 #[test]
-fn wakers_work_from_other_threads_and_after_the_end() {
+fn wakers_work_on_other_threads() {
     let runtime = Runtime::new(0);
     let kept = Arc::new(Mutex::new(None::<Waker>));
     let keep = kept.clone();
@@ -433,7 +433,7 @@ fn wakers_work_from_other_threads_and_after_the_end() {
     main.wake();
 }
 
-/// Notes, when it is dropped, the moment at which that is, and leaves the next one to a new task.
+/// Records the time when it is dropped, and passes the remaining records to a new task.
 struct Guard(Vec<Rc<Cell<Option<Instant>>>>);
 
 impl Drop for Guard {
@@ -450,11 +450,11 @@ impl Drop for Guard {
 }
 
 #[test]
-fn tasks_are_dropped_with_their_runtime_inside_of_it() {
+fn tasks_are_dropped_inside_their_runtime() {
     let dropped = [(); 2].map(|()| Rc::new(Cell::new(None)));
     let guard = Guard(dropped.to_vec());
     let runtime = Runtime::new(0);
-    // Its place is free, and comes before that of the next.
+    // Its slot is free and comes before the next task's.
     let first = runtime.spawn(done(()));
     drop(runtime.spawn(async move {
         let _guard = guard;
@@ -471,7 +471,7 @@ fn tasks_are_dropped_with_their_runtime_inside_of_it() {
 }
 
 #[test]
-fn a_panic_in_a_task_of_the_test_goes_on_in_block_on_and_the_runtime_works_on() {
+fn panic_in_a_test_task_reaches_block_on() {
     let runtime = Runtime::new(0).recorded();
     let other = runtime.spawn(async {
         sleep(SECOND).await;
@@ -493,7 +493,7 @@ fn a_panic_in_a_task_of_the_test_goes_on_in_block_on_and_the_runtime_works_on() 
 }
 
 #[test]
-fn a_panic_in_a_task_of_middleware_stays_there() {
+fn panic_in_a_middleware_task_is_contained() {
     let runtime = Runtime::new(0);
     let result = runtime.block_on(async {
         Sim.execute(async { panic!("on purpose") });
@@ -505,7 +505,7 @@ fn a_panic_in_a_task_of_middleware_stays_there() {
 }
 
 #[test]
-fn outside_of_a_runtime_it_panics_at_the_callers_line_or_not_at_all() {
+fn use_outside_a_runtime_panics() {
     assert_eq!(now(), at(0));
     drop(Sim.sleep_until(at(1)));
     drop(testing::advance(SECOND));
@@ -523,7 +523,7 @@ fn outside_of_a_runtime_it_panics_at_the_callers_line_or_not_at_all() {
 }
 
 #[test]
-fn one_runtime_inside_of_another() {
+fn runtimes_may_be_nested() {
     let outer = Runtime::new(0);
     let result = outer.block_on(async {
         sleep(SECOND).await;
@@ -536,7 +536,7 @@ fn one_runtime_inside_of_another() {
 }
 
 #[test]
-fn ten_thousand_tasks_end_and_give_their_places_away() {
+fn ended_tasks_free_their_slots() {
     let runtime = Runtime::new(0);
     let result = runtime.block_on(async {
         let mut sum = 0;
@@ -560,7 +560,7 @@ fn ten_thousand_tasks_end_and_give_their_places_away() {
 }
 
 #[test]
-fn a_stack_of_this_module_needs_no_send() {
+fn stack_of_test_tools_needs_no_send() {
     let greeting = Rc::new("hello");
     let inner = service_fn(move |n: u32| {
         let greeting = greeting.clone();
@@ -584,7 +584,7 @@ fn a_stack_of_this_module_needs_no_send() {
     assert_eq!(runtime.elapsed(), SECOND * 15);
 }
 
-/// What tower-test's own users rely on.
+/// Behaviour that users of tower-test rely on.
 mod mocks {
     use super::*;
     use campanile::BoxError;
@@ -601,7 +601,7 @@ mod mocks {
     }
 
     #[test]
-    fn requests_come_in_order_and_are_answered_in_any() {
+    fn requests_are_answered_in_any_order() {
         let (mut service, mut handle) = mock::spawn::<u32, u32>();
         assert!(handle.poll_request().is_pending());
         let responses: Vec<_> = (0..3)
@@ -621,7 +621,7 @@ mod mocks {
     }
 
     #[test]
-    fn it_is_ready_for_as_many_as_are_allowed() {
+    fn ready_for_as_many_as_allowed() {
         let (mut service, mut handle) = mock::spawn::<u32, u32>();
         let mut other = service.clone();
         handle.allow(0);
@@ -636,7 +636,7 @@ mod mocks {
         assert!(other.poll_ready().is_pending());
         handle.allow(u64::MAX);
         ready(other.poll_ready()).unwrap();
-        // What was ready stays so.
+        // A ready handle stays ready.
         handle.allow(0);
         ready(other.poll_ready()).unwrap();
         let response = other.call(2);
@@ -646,7 +646,7 @@ mod mocks {
     }
 
     #[test]
-    fn a_clone_was_never_ready() {
+    fn clone_is_not_ready() {
         let (mut service, mut handle) = mock::spawn::<u32, u32>();
         ready(service.poll_ready()).unwrap();
         handle.allow(0);
@@ -655,7 +655,7 @@ mod mocks {
     }
 
     #[test]
-    fn a_call_without_readiness_panics_at_the_callers_line() {
+    fn unready_call_panics_at_the_callers_line() {
         let (mut service, _handle) = mock::spawn::<u32, u32>();
         let at = panics_at(|| drop(service.call(1)));
         assert_eq!(at, (file!().to_owned(), line!() - 1));
@@ -664,7 +664,7 @@ mod mocks {
     }
 
     #[test]
-    fn errors_of_readiness_and_of_responses_arrive() {
+    fn readiness_and_response_errors_arrive() {
         let (mut service, mut handle) = mock::spawn::<u32, u32>();
         handle.allow(0);
         assert!(service.poll_ready().is_pending());
@@ -682,7 +682,7 @@ mod mocks {
     }
 
     #[test]
-    fn what_is_gone_is_closed() {
+    fn dropped_side_closes_the_other() {
         let (mut service, mut handle) = mock::spawn::<u32, u32>();
         ready(service.poll_ready()).unwrap();
         let unanswered = service.call(1);
@@ -703,7 +703,7 @@ mod mocks {
     }
 
     #[test]
-    fn waiting_leaves_nothing_behind() {
+    fn cancelled_wait_leaves_no_waiter() {
         let (service, mut handle) = mock::spawn_with(|mock: Mock<u32, u32>| mock);
         handle.allow(0);
         let mut waiting = service.clone();
@@ -716,14 +716,14 @@ mod mocks {
         drop(waiting);
         drop(service);
 
-        // Who only tries does not wait.
+        // A try does not wait.
         let (mut shedding, mut handle) = mock::spawn_layer::<u32, u32, _>(LoadShedLayer::new());
         handle.allow(0);
         ready(shedding.poll_ready()).unwrap();
         assert_eq!(shedding.waker_ref_count(), 1);
         assert!(shedding.call(1).now_or_never().unwrap().is_err());
 
-        // And takes nothing from who waits.
+        // A try takes no turn from a waiter.
         let wakes = WakeCount::new();
         let mock = shedding.get_mut().get_mut();
         assert!(wakes.poll_ready(mock).is_pending());
@@ -733,7 +733,7 @@ mod mocks {
     }
 
     #[test]
-    fn who_is_dropped_does_not_wait() {
+    fn dropped_mock_does_not_wait() {
         struct Nobody;
         impl std::task::Wake for Nobody {
             fn wake(self: Arc<Self>) {}
@@ -751,7 +751,7 @@ mod mocks {
     }
 
     #[test]
-    fn an_error_of_ones_own() {
+    fn mock_with_a_custom_error() {
         #[derive(Debug, PartialEq)]
         enum Failure {
             Closed,
@@ -773,7 +773,7 @@ mod mocks {
     }
 
     #[test]
-    fn a_layer_is_tested_by_hand() {
+    fn layer_is_tested_by_hand() {
         let layer = ConcurrencyLimitLayer::new(1);
         let (mut service, mut handle) = mock::spawn_layer::<u32, u32, _>(layer);
         ready(service.poll_ready()).unwrap();
@@ -787,7 +787,7 @@ mod mocks {
     }
 
     #[test]
-    fn a_future_is_polled_by_hand() {
+    fn future_is_polled_by_hand() {
         let (send, receive) = oneshot::channel();
         let mut task = Spawn::new(receive);
         assert!(task.poll().is_pending() && !task.is_woken());
@@ -798,7 +798,7 @@ mod mocks {
     }
 
     #[test]
-    fn a_request_is_asserted() {
+    fn request_is_asserted() {
         let (service, mut handle) = mock::pair::<u32, u32>();
         let answer = futures::executor::block_on(async {
             let test = async {
@@ -831,7 +831,7 @@ mod probes {
     use std::collections::VecDeque;
     use std::task::Context;
 
-    /// Answers `poll_ready` as it is told, and then is ready.
+    /// Answers `poll_ready` from a list, then is ready.
     #[derive(Clone)]
     struct Told(VecDeque<Poll<Result<(), u8>>>);
 
@@ -868,7 +868,7 @@ mod probes {
     }
 
     #[test]
-    fn who_keeps_the_contract_is_not_accused() {
+    fn correct_use_is_no_breach() {
         let probe = Probe::new();
         let (mut service, wakes) = told(&probe, [Poll::Pending, Poll::Pending]);
         for _ in 0..2 {
@@ -885,7 +885,7 @@ mod probes {
     }
 
     #[test]
-    fn a_call_without_readiness() {
+    fn unready_call_is_a_breach() {
         let probe = Probe::new();
         let (mut service, wakes) = told(&probe, []);
         drop(service.call(1));
@@ -904,7 +904,7 @@ mod probes {
     }
 
     #[test]
-    fn a_service_that_failed_is_left_alone() {
+    fn use_after_failure_is_a_breach() {
         let probe = Probe::new();
         let (mut service, wakes) = told(&probe, [Poll::Ready(Err(1))]);
         assert_eq!(wakes.poll_ready(&mut service), Poll::Ready(Err(1)));
@@ -925,7 +925,7 @@ mod probes {
     }
 
     #[test]
-    fn a_response_future_is_not_polled_after_its_end() {
+    fn poll_after_the_end_is_a_breach() {
         let probe = Probe::new();
         let (mut service, wakes) = told(&probe, []);
         ready(wakes.poll_ready(&mut service)).unwrap();
@@ -938,7 +938,7 @@ mod probes {
     }
 
     #[test]
-    fn readiness_that_the_inner_service_takes_back() {
+    fn lost_readiness_is_a_breach() {
         let probe = Probe::new();
         let (mut service, _) = told(&probe, [Poll::Ready(Ok(())), Poll::Pending]);
         let mut cx = Context::from_waker(Waker::noop());
@@ -949,7 +949,7 @@ mod probes {
     }
 
     #[test]
-    fn what_is_reserved_and_what_is_under_way_is_counted() {
+    fn reservations_and_requests_are_counted() {
         let probe = Probe::new();
         let inner = service_fn(|_: u32| pending::<Result<(), u8>>());
         let mut service = probe.layer(inner);
@@ -972,7 +972,7 @@ mod probes {
     }
 
     #[test]
-    fn a_breach_in_another_thread_is_told_by_the_drop() {
+    fn drop_reports_a_breach_on_another_thread() {
         let probe = Probe::new();
         let (mut service, _) = told(&probe, []);
         let line = line!() + 1;
@@ -1000,7 +1000,7 @@ mod faults {
         service_fn(async |n: u32| Ok::<_, u8>(n))
     }
 
-    /// What becomes of 1000 requests, and how long each took.
+    /// The results of 1000 requests, and how long each took.
     fn fates(faults: Faults) -> Vec<(Result<u32, Error<u8>>, Duration)> {
         let runtime = Runtime::new(0);
         let result = runtime.block_on(async {
@@ -1017,7 +1017,7 @@ mod faults {
     }
 
     #[test]
-    fn without_faults_nothing_happens() {
+    fn no_faults_change_nothing() {
         let fates = fates(Faults::new(0));
         assert!(
             fates
@@ -1027,14 +1027,14 @@ mod faults {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_faults() {
+    fn same_seed_gives_the_same_faults() {
         let faults = |seed| Faults::new(seed).errors(0.3).delays(0.3, SECOND..MINUTE);
         assert_eq!(fates(faults(1)), fates(faults(1)));
         assert_ne!(fates(faults(1)), fates(faults(2)));
     }
 
     #[test]
-    fn faults_come_as_often_as_they_should_and_do_not_change_each_other() {
+    fn faults_have_independent_frequencies() {
         let errors = fates(Faults::new(7).errors(0.3));
         let all = fates(
             Faults::new(7)
@@ -1048,7 +1048,7 @@ mod faults {
         let count = errors.iter().filter(injected).count();
         assert!((250..350).contains(&count), "{count}");
         assert!(errors.iter().map(|e| &e.0).eq(all.iter().map(|e| &e.0)));
-        // Neither, a delay, a pause, both.
+        // Without and with delays and pauses.
         for range in [
             Duration::ZERO..SECOND,
             SECOND..MINUTE,
@@ -1064,7 +1064,7 @@ mod faults {
     }
 
     #[test]
-    fn a_request_that_fails_does_not_reach_the_service() {
+    fn failed_request_reaches_no_service() {
         let reached = Rc::new(Cell::new(false));
         let seen = reached.clone();
         let inner = service_fn(move |_: u32| {
@@ -1079,7 +1079,7 @@ mod faults {
     }
 
     #[test]
-    fn what_never_comes_is_a_deadlock() {
+    fn forgotten_waker_is_a_deadlock() {
         for faults in [
             Faults::new(0).never_answers(1.0),
             Faults::new(0).never_ready(1.0),
@@ -1089,7 +1089,7 @@ mod faults {
             let result = Runtime::new(0).block_on(service.oneshot(1));
             assert!(matches!(result, Err(Stuck::Deadlock(_))), "{faults:?}");
         }
-        // A waker is forgotten once: who asks again is served.
+        // A waker is forgotten once; a second poll succeeds.
         let mut service = Faults::new(0).forgets_wakers(1.0).layer(echo());
         ready(WakeCount::new().poll_ready(&mut service)).unwrap();
         let mut response = mock::Spawn::new(Box::pin(service.call(1)));
@@ -1098,7 +1098,7 @@ mod faults {
     }
 
     #[test]
-    fn panics_come_where_they_should() {
+    fn panics_occur_in_the_chosen_place() {
         let wakes = WakeCount::new();
         let mut service = Faults::new(0).panics(1.0).layer(echo());
         ready(wakes.poll_ready(&mut service)).unwrap();
@@ -1110,7 +1110,7 @@ mod faults {
     }
 
     #[test]
-    fn a_pause_that_is_only_tried_arms_nothing() {
+    fn tried_pause_arms_no_timer() {
         use campanile::load_shed::LoadShedLayer;
 
         let timer = ManualTimer::new();
@@ -1126,7 +1126,7 @@ mod faults {
     }
 
     #[test]
-    fn a_chance_that_is_none_panics_at_the_callers_line() {
+    fn invalid_chance_panics() {
         for chance in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             let at = panics_at(|| drop(Faults::new(0).errors(chance)));
             assert_eq!(at, (file!().to_owned(), line!() - 1));

@@ -1,4 +1,4 @@
-//! `Timeout` and `Deadline`, on a timer that is moved by hand; and on tokio where its budget matters.
+//! `Timeout` and `Deadline` on a manual timer, and on tokio for its budget.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
 type Answer = Result<u32, &'static str>;
 type Boxed = Pin<Box<dyn Future<Output = Answer>>>;
 
-/// Ready once the switch is on, and counts its calls; answers at once if `now` is asked for.
+/// Ready once the switch is on; counts its calls, and answers at once if the request is `true`.
 #[derive(Clone, Default)]
 struct Inner {
     ready: Rc<Cell<bool>>,
@@ -60,7 +60,7 @@ fn poll_ready<S: Service<bool>>(service: &mut S) -> Poll<Result<(), S::Error>> {
 }
 
 #[test]
-fn a_ready_response_asks_nothing_of_the_timer() {
+fn ready_response_does_not_use_the_timer() {
     let timer = ManualTimer::new();
     let mut service = TimeoutLayer::with_timer(MS, timer.clone()).layer(Inner::default());
     assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
@@ -68,7 +68,7 @@ fn a_ready_response_asks_nothing_of_the_timer() {
 }
 
 #[test]
-fn the_clock_starts_at_the_first_pending_poll() {
+fn clock_starts_at_the_first_pending_poll() {
     let timer = ManualTimer::new();
     let mut service = Timeout::with_timer(Inner::default(), 5 * MS, timer.clone());
     let mut response = pin!(service.call(false));
@@ -86,7 +86,7 @@ fn the_clock_starts_at_the_first_pending_poll() {
 }
 
 #[test]
-fn the_clock_starts_at_the_call_on_request() {
+fn clock_may_start_at_the_call() {
     let timer = ManualTimer::new();
     let layer = TimeoutLayer::with_timer(5 * MS, timer.clone()).from_call();
     let by_layer = layer.layer(Inner::default());
@@ -105,7 +105,7 @@ fn the_clock_starts_at_the_call_on_request() {
 }
 
 #[test]
-fn the_greatest_limit_is_none_and_zero_is_one() {
+fn maximum_is_no_limit_and_zero_is_one() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     for limit in [Duration::MAX, Duration::from_nanos(u64::MAX)] {
@@ -134,7 +134,7 @@ fn the_greatest_limit_is_none_and_zero_is_one() {
 }
 
 #[test]
-fn a_deadline_covers_readiness_and_response_together() {
+fn deadline_covers_readiness_and_response() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = DeadlineLayer::with_timer(10 * MS, timer.clone()).layer(inner.clone());
@@ -151,7 +151,7 @@ fn a_deadline_covers_readiness_and_response_together() {
         Poll::Ready(Err(Error::Elapsed(_)))
     ));
 
-    // The next request has the whole of the time again, from its call on.
+    // The next request has the whole time again, from its call on.
     let mut response = pin!(service.call(false));
     timer.advance(9 * MS);
     assert!(poll(response.as_mut()).is_pending());
@@ -160,7 +160,7 @@ fn a_deadline_covers_readiness_and_response_together() {
 }
 
 #[test]
-fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
+fn zero_deadline_admits_ready_responses() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = Deadline::with_timer(inner.clone(), Duration::ZERO, timer.clone());
@@ -176,7 +176,7 @@ fn a_deadline_of_zero_lets_through_what_is_ready_at_once() {
 }
 
 #[test]
-fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
+fn elapsed_deadline_fails_only_the_call() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
@@ -195,7 +195,7 @@ fn a_deadline_over_before_readiness_fails_the_call_and_not_the_service() {
     assert_eq!(poll(pin!(service.call(true))), Poll::Ready(Ok(1)));
 }
 
-/// A service whose futures hold what they are given until they are dropped.
+/// A service whose futures hold a reference until they are dropped.
 fn holds(held: &Rc<()>) -> impl Service<bool, Response = u32, Error = &'static str> + use<> {
     let held = held.clone();
     service_fn(move |_: bool| {
@@ -209,7 +209,7 @@ fn holds(held: &Rc<()>) -> impl Service<bool, Response = u32, Error = &'static s
 }
 
 #[test]
-fn what_is_inside_is_gone_before_the_answer() {
+fn inner_future_is_dropped_before_answering() {
     let held = Rc::new(());
     let timer = ManualTimer::new();
     let mut timeout = Timeout::with_timer(holds(&held), 10 * MS, timer.clone());
@@ -221,12 +221,12 @@ fn what_is_inside_is_gone_before_the_answer() {
     assert_eq!(responses.0.poll(), elapsed());
     assert_eq!(responses.1.poll(), elapsed());
     assert_eq!(Rc::strong_count(&held), 3);
-    // Polled again, they say the same.
+    // A second poll returns the same.
     assert_eq!(responses.0.poll(), elapsed());
     assert_eq!(timer.armed(), 0);
 }
 
-/// Who was answered and keeps the future keeps no wait, and nothing of the request.
+/// A future that is kept after its answer holds no timer and no part of the request.
 #[track_caller]
 fn keeps_nothing<S: Service<bool>>(service: &mut S, timer: &ManualTimer, held: &Rc<()>) {
     let mut response = spawn(service.call(true));
@@ -239,7 +239,7 @@ fn keeps_nothing<S: Service<bool>>(service: &mut S, timer: &ManualTimer, held: &
 }
 
 #[test]
-fn answered_future_keeps_nothing() {
+fn answered_future_holds_nothing() {
     let timer = ManualTimer::new();
     let held = Rc::new(());
     let inner = {
@@ -264,7 +264,7 @@ fn answered_future_keeps_nothing() {
     keeps_nothing(&mut deadline, &timer, &held);
 }
 
-/// Is never ready, and keeps the waker.
+/// Never ready; keeps the waker.
 #[derive(Clone, Default)]
 struct Connecting(Rc<RefCell<Option<Waker>>>);
 
@@ -282,7 +282,7 @@ impl Service<bool> for Connecting {
 }
 
 #[test]
-fn elapsed_deadline_leaves_the_service_its_waker() {
+fn elapsed_deadline_keeps_the_inner_waker() {
     let timer = ManualTimer::new();
     let inner = Connecting::default();
     let mut service = Deadline::with_timer(inner.clone(), 10 * MS, timer.clone());
@@ -305,7 +305,7 @@ fn ready_handle_keeps_no_alarm() {
     inner.ready.set(true);
     assert_eq!(poll_ready(&mut service), Poll::Ready(Ok(())));
     assert_eq!(timer.armed(), 0);
-    // Its clock goes on, also where the service is not ready any more.
+    // The deadline still applies if the service is no longer ready.
     inner.ready.set(false);
     timer.advance(5 * MS);
     assert!(poll_ready(&mut service).is_pending());
@@ -315,7 +315,7 @@ fn ready_handle_keeps_no_alarm() {
 }
 
 #[test]
-fn a_clone_has_a_deadline_of_its_own() {
+fn clone_has_its_own_deadline() {
     let timer = ManualTimer::new();
     let mut service = Deadline::with_timer(Inner::default(), 10 * MS, timer.clone());
     assert!(poll_ready(&mut service).is_pending());
@@ -325,7 +325,7 @@ fn a_clone_has_a_deadline_of_its_own() {
 }
 
 #[test]
-fn a_readiness_that_is_tried_starts_no_clock() {
+fn try_starts_no_clock() {
     let timer = ManualTimer::new();
     let inner = Inner::default();
     let service = Deadline::with_timer(inner, 10 * MS, timer.clone());
@@ -335,7 +335,7 @@ fn a_readiness_that_is_tried_starts_no_clock() {
 }
 
 #[test]
-fn errors_of_the_inner_service_pass() {
+fn inner_errors_pass_through() {
     let inner = service_fn(|()| ready(Err::<(), _>("broken")));
     let mut service = Timeout::with_timer(inner, MS, ManualTimer::new());
     assert_eq!(
@@ -346,7 +346,7 @@ fn errors_of_the_inner_service_pass() {
 
 #[cfg(feature = "smol")]
 #[test]
-fn the_response_future_is_small() {
+fn response_future_is_small() {
     type Of<F> = campanile::timeout::ResponseFuture<F, campanile::smol::Smol>;
     assert!(
         size_of::<Of<core::future::Ready<Answer>>>()
@@ -355,7 +355,7 @@ fn the_response_future_is_small() {
 }
 
 #[test]
-fn what_is_timed_and_for_how_long_is_printed() {
+fn debug_shows_the_limit() {
     let answer = || service_fn(|n: u32| ready(Ok::<_, ()>(n)));
     let mut timeout = Timeout::with_timer(answer(), Duration::from_secs(1), ManualTimer::new());
     let response = format!("{:?}", timeout.call(7));
@@ -372,7 +372,7 @@ mod tokio_budget {
     use super::*;
     use campanile::tokio::Tokio;
 
-    /// Uses up the task's budget on each poll and lets a millisecond pass; gives up after 1000 polls.
+    /// Spends the task's budget on each poll and lets a millisecond pass; fails after 1000 polls.
     fn greedy(polls: Rc<Cell<u32>>) -> impl Future<Output = Result<(), &'static str>> {
         poll_fn(move |cx| {
             polls.set(polls.get() + 1);
@@ -388,7 +388,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_fires_though_the_inner_future_uses_up_the_budget() {
+    async fn fires_though_the_future_uses_up_budget() {
         let polls = Rc::new(Cell::new(0));
         let inner = service_fn(|()| greedy(polls.clone()));
         let mut service = Timeout::<_, Tokio>::new(inner, 10 * MS);
@@ -397,7 +397,7 @@ mod tokio_budget {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_fires_though_something_else_uses_up_the_budget_first() {
+    async fn fires_though_the_budget_is_spent_before() {
         let inner = service_fn(|()| pending::<Result<(), ()>>());
         let mut service = Timeout::<_, Tokio>::new(inner, 10 * MS);
         let mut response = pin!(service.call(()));
@@ -412,7 +412,7 @@ mod tokio_budget {
     }
 
     #[test]
-    fn constructing_needs_no_runtime() {
+    fn building_needs_no_runtime() {
         let layer = TimeoutLayer::<Tokio>::new(MS);
         let mut service = layer.layer(service_fn(|()| ready(Ok::<_, ()>(()))));
         assert_eq!(poll(pin!(service.call(()))), Poll::Ready(Ok(())));
@@ -424,8 +424,8 @@ mod tokio_budget {
     }
 }
 
-/// What readiness has used up is not there for the response.
-async fn a_deadline_goes_on_from_readiness_to_the_response<H: Host>(rt: On<H>) {
+/// Time spent on readiness is not available for the response.
+async fn deadline_spans_readiness_and_response<H: Host>(rt: On<H>) {
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let deadline = Deadline::with_timer(service, 1000 * MS, rt.clone());
@@ -447,8 +447,8 @@ async fn a_deadline_goes_on_from_readiness_to_the_response<H: Host>(rt: On<H>) {
     assert!(silent.is_cancelled());
 }
 
-/// Nobody is ready, and the time is up.
-async fn a_deadline_ends_a_wait_for_readiness<H: Host>(rt: On<H>) {
+/// The service never becomes ready, and the deadline elapses.
+async fn deadline_ends_a_wait_for_readiness<H: Host>(rt: On<H>) {
     let (service, handle) = mock::<u32, u32>();
     handle.set_ready(false);
     let deadline = DeadlineLayer::with_timer(1000 * MS, rt.clone()).layer(service);
@@ -459,6 +459,6 @@ async fn a_deadline_ends_a_wait_for_readiness<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    a_deadline_goes_on_from_readiness_to_the_response,
-    a_deadline_ends_a_wait_for_readiness,
+    deadline_spans_readiness_and_response,
+    deadline_ends_a_wait_for_readiness,
 }

@@ -1,4 +1,4 @@
-//! The tests' own tools: a tool that lies makes every test that uses it worthless.
+//! Tests of the shared test tools, because a wrong tool invalidates every test that uses it.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::{Host, ManualTimer, On, WokenBy, mock, on_every_runtime, ready, spaw
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_manual_timer_wakes_what_is_due_and_forgets_what_is_dropped() {
+fn manual_timer_wakes_only_due_sleeps() {
     let timer = ManualTimer::new();
     let mut first = spawn(timer.sleep(SECOND));
     let mut second = spawn(timer.sleep(2 * SECOND));
@@ -30,7 +30,7 @@ fn a_manual_timer_wakes_what_is_due_and_forgets_what_is_dropped() {
 }
 
 #[test]
-fn advance_to_next_goes_to_the_earliest_deadline() {
+fn advance_to_next_stops_at_the_earliest() {
     let timer = ManualTimer::new();
     let start = timer.now();
     let mut late = spawn(timer.sleep(5 * SECOND));
@@ -42,13 +42,13 @@ fn advance_to_next_goes_to_the_earliest_deadline() {
 }
 
 #[test]
-fn time_by_hand_and_wake_ups_of_the_runtime() {
+fn manual_time_needs_the_runtimes_wake_up() {
     let native = ManualTimer::new();
     let timer = WokenBy::new(native.clone());
     let start = timer.now();
     let mut sleep = spawn(timer.sleep(SECOND));
     assert!(sleep.poll().is_pending());
-    // Its own time alone is nothing, and neither is the runtime's.
+    // Neither the manual time nor the runtime's time alone is enough.
     native.advance(SECOND);
     assert!(!sleep.is_woken() && sleep.poll().is_pending());
     timer.advance(SECOND);
@@ -60,14 +60,14 @@ fn time_by_hand_and_wake_ups_of_the_runtime() {
 }
 
 #[test]
-fn a_deadline_that_is_put_off_is_not_kept_by_mistake() {
+fn postponed_deadline_is_not_kept() {
     let native = ManualTimer::new();
     let timer = WokenBy::new(native.clone());
     let wakes = common::WakeCount::new();
     let mut alarm = timer.alarm_until(timer.now().saturating_add(SECOND));
     for _ in 0..3 {
         assert!(wakes.poll(&mut alarm).is_pending());
-        // It is about to ring when it is set again.
+        // The alarm is due when it is reset.
         timer.advance(SECOND);
         timer.reset(&mut alarm, timer.now().saturating_add(SECOND));
         native.advance(SECOND);
@@ -81,13 +81,13 @@ fn a_deadline_that_is_put_off_is_not_kept_by_mistake() {
 
 #[test]
 #[should_panic(expected = "`call` without readiness")]
-fn a_mock_refuses_a_call_without_readiness() {
+fn mock_refuses_an_unready_call() {
     let (mut service, _handle) = mock::<(), ()>();
     drop(service.call(()));
 }
 
 #[test]
-fn a_breach_in_a_background_task_fails_the_test() {
+fn breach_in_a_task_fails_the_test() {
     let (mut service, handle) = mock::<(), ()>();
     let worker = std::thread::spawn(move || drop(service.call(())));
     assert!(worker.join().is_err());
@@ -95,7 +95,7 @@ fn a_breach_in_a_background_task_fails_the_test() {
     assert!(dropped.is_err());
 }
 
-async fn a_task_runs_and_time_moves<H: Host>(rt: On<H>) {
+async fn task_runs_and_time_moves<H: Host>(rt: On<H>) {
     let (mut service, mut handle) = mock::<u32, u32>();
     let time = rt.clone();
     let start = rt.now();
@@ -112,10 +112,10 @@ async fn a_task_runs_and_time_moves<H: Host>(rt: On<H>) {
     woke.finish().await;
     assert!(rt.now() >= start.saturating_add(SECOND));
 
-    // The task may have begun to sleep only now.
+    // The task may have started to sleep only now.
     let (request, responder) = rt.advance_until(SECOND, handle.next()).await;
     responder.send(request + 1);
     until(|| handle.alive() == 0).await;
 }
 
-on_every_runtime! { a_task_runs_and_time_moves }
+on_every_runtime! { task_runs_and_time_moves }

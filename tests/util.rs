@@ -30,7 +30,7 @@ impl From<Inner> for Outer {
     }
 }
 
-/// Answers `Ok(n)` to an even and `Err` to an odd number; its readiness is what it is made with.
+/// Answers an even number with `Ok(n)` and an odd one with `Err`; its readiness is given.
 #[derive(Clone, Debug)]
 struct Even(Poll<Result<(), Inner>>);
 
@@ -57,7 +57,7 @@ fn cx() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
-/// Asserts what a layer makes of the readiness of the three services, and of a request of 2 and of 1.
+/// Asserts how a layer changes the readiness of the three services and the answers to 2 and 1.
 #[track_caller]
 fn check<L, S, T>(layer: L, broken: Outer, even: Result<T, Outer>, odd: Result<T, Outer>)
 where
@@ -73,13 +73,13 @@ where
 }
 
 #[test]
-fn map_err_changes_the_errors_of_readiness_too() {
+fn map_err_maps_readiness_errors_too() {
     let layer = MapErrLayer::new(|Inner(text)| Outer(if text == "odd" { "was odd" } else { "no" }));
     check(layer, Outer("no"), Ok(2), Err(Outer("was odd")));
 }
 
 #[test]
-fn err_into_converts_the_errors_of_readiness_too() {
+fn err_into_converts_readiness_errors_too() {
     let layer = ErrIntoLayer::<Outer>::new();
     check(layer, Outer("broken"), Ok(2), Err(Outer("odd")));
     let named: ErrInto<Even, Outer> = EVEN.err_into();
@@ -96,7 +96,7 @@ fn map_response_leaves_errors_alone() {
 }
 
 #[test]
-fn map_result_sees_responses_and_errors_but_not_readiness() {
+fn map_result_skips_readiness() {
     let layer = MapResultLayer::new(|result: Result<u32, Inner>| match result {
         Ok(_) => Err(Outer("swapped")),
         Err(_) => Ok(0),
@@ -105,7 +105,7 @@ fn map_result_sees_responses_and_errors_but_not_readiness() {
 }
 
 #[test]
-fn and_then_goes_on_after_a_good_response_only() {
+fn and_then_continues_only_after_success() {
     let layer = AndThenLayer::new(|n: u32| async move {
         yield_once().await;
         Ok::<_, Outer>(n.to_string())
@@ -114,7 +114,7 @@ fn and_then_goes_on_after_a_good_response_only() {
 }
 
 #[test]
-fn then_goes_on_after_any_result_but_not_after_readiness() {
+fn then_continues_after_any_result() {
     let layer = ThenLayer::new(|result: Result<u32, Inner>| async move {
         yield_once().await;
         Ok::<_, Outer>(result.unwrap_or(0))
@@ -123,7 +123,7 @@ fn then_goes_on_after_any_result_but_not_after_readiness() {
 }
 
 #[test]
-fn map_future_gives_another_future() {
+fn map_future_replaces_the_future() {
     let layer = MapFutureLayer::new(|future: Ready<Result<u32, Inner>>| async move {
         Ok::<_, Outer>(future.await? * 2)
     });
@@ -131,7 +131,7 @@ fn map_future_gives_another_future() {
 }
 
 #[test]
-fn map_request_makes_the_request() {
+fn map_request_builds_the_request() {
     let layer = (
         ErrIntoLayer::<Outer>::new(),
         MapRequestLayer::new(|n: u32| n + 1),
@@ -139,7 +139,7 @@ fn map_request_makes_the_request() {
     check(layer, Outer("broken"), Err(Outer("odd")), Ok(2));
 }
 
-/// Pending once, and wakes.
+/// Pending once, and wakes itself.
 async fn yield_once() {
     let mut polled = false;
     std::future::poll_fn(|cx| {
@@ -153,7 +153,7 @@ async fn yield_once() {
 }
 
 #[test]
-fn the_last_combinator_is_the_outermost() {
+fn last_combinator_is_outermost() {
     let log = Rc::new(RefCell::new(Vec::new()));
     let request = |name| {
         let log = Rc::clone(&log);
@@ -180,8 +180,8 @@ fn the_last_combinator_is_the_outermost() {
 }
 
 #[test]
-fn functions_of_one_use_are_enough_where_the_response_is_one() {
-    // Not `FnMut`: each response uses up a clone.
+fn response_combinators_accept_fn_once() {
+    // Not `FnMut`: each response consumes a clone.
     let text = String::from("used up");
     let mut service = EVEN.map_response(move |_| text);
     for _ in 0..2 {
@@ -190,7 +190,7 @@ fn functions_of_one_use_are_enough_where_the_response_is_one() {
 }
 
 #[test]
-fn combinators_give_their_service_back() {
+fn combinators_return_their_service() {
     let mut service = EVEN.map_response(|n: u32| n);
     assert_eq!(service.get_ref().0, EVEN.0);
     *service.get_mut() = BUSY;
@@ -198,7 +198,7 @@ fn combinators_give_their_service_back() {
 }
 
 #[test]
-fn combinators_are_debug_whatever_the_function_is() {
+fn combinators_are_debug_for_any_function() {
     fn double(n: u32) -> u32 {
         n * 2
     }
@@ -226,15 +226,15 @@ fn combinators_are_debug_whatever_the_function_is() {
 }
 
 #[test]
-fn oneshot_does_not_call_a_service_that_is_not_ready() {
+fn oneshot_does_not_call_an_unready_service() {
     let mut waiting = pin!(BUSY.oneshot(2));
     assert!(waiting.as_mut().poll(&mut cx()).is_pending());
     assert!(waiting.as_mut().poll(&mut cx()).is_pending());
-    // The call itself would panic.
+    // A call would panic.
     assert_eq!(block_on(BROKEN.oneshot(2)), Err(Inner("broken")));
 }
 
-/// Ready from its second poll on; tells when it is dropped and called.
+/// Ready from its second poll on; records calls and its drop.
 #[derive(Debug)]
 struct Late {
     polled: bool,
@@ -276,7 +276,7 @@ impl Service<()> for Late {
 }
 
 #[test]
-fn a_cancelled_oneshot_made_no_call_and_drops_the_service() {
+fn cancelled_oneshot_drops_the_service() {
     let log = Rc::default();
     let mut oneshot = Box::pin(Late::new(&log).oneshot(()));
     assert!(oneshot.as_mut().poll(&mut cx()).is_pending());
@@ -286,7 +286,7 @@ fn a_cancelled_oneshot_made_no_call_and_drops_the_service() {
 }
 
 #[test]
-fn a_oneshot_drops_the_service_once_it_was_called() {
+fn oneshot_drops_the_service_after_the_call() {
     let log = Rc::default();
     let mut oneshot = Box::pin(Late::new(&log).oneshot(()));
     for _ in 0..3 {
@@ -296,7 +296,7 @@ fn a_oneshot_drops_the_service_once_it_was_called() {
 }
 
 #[test]
-fn a_cancelled_ready_leaves_the_service_as_it_is() {
+fn cancelled_ready_leaves_the_service_as_is() {
     let log = Rc::default();
     let mut service = Late::new(&log);
     {
@@ -313,7 +313,7 @@ fn a_cancelled_ready_leaves_the_service_as_it_is() {
 }
 
 #[test]
-fn ready_hands_on_an_error_of_readiness() {
+fn ready_forwards_readiness_errors() {
     assert_eq!(
         block_on(ServiceExt::<u32>::ready(&mut BROKEN.clone())).unwrap_err(),
         Inner("broken")
@@ -325,7 +325,7 @@ fn ready_hands_on_an_error_of_readiness() {
 }
 
 #[test]
-fn either_is_the_side_it_holds() {
+fn either_forwards_to_its_side() {
     type Both = Either<Even, campanile::util::MapRequest<Even, fn(u32) -> u32>>;
     let mut left: Both = Either::Left(EVEN);
     let mut right: Both = Either::Right(EVEN.map_request(|n| n + 1));
@@ -342,7 +342,7 @@ fn either_is_the_side_it_holds() {
 }
 
 #[test]
-fn option_layer_is_the_layer_or_nothing() {
+fn option_layer_applies_the_layer_if_any() {
     for (some, expected) in [(true, Ok(2)), (false, Err(Inner("odd")))] {
         let layer = option_layer(some.then(|| MapRequestLayer::new(|n: u32| n + 1)));
         assert_eq!(block_on(layer.layer(EVEN).oneshot(1)), expected);
@@ -350,7 +350,7 @@ fn option_layer_is_the_layer_or_nothing() {
 }
 
 #[test]
-fn optional_answers_with_a_typed_error_if_there_is_no_service() {
+fn optional_without_a_service_is_an_error() {
     let mut none = Optional::<Even>::new(None);
     assert_eq!(none.poll_ready(&mut cx()), Poll::Ready(Ok(())));
     let error = block_on(none.call(2)).unwrap_err();
@@ -363,7 +363,7 @@ fn optional_answers_with_a_typed_error_if_there_is_no_service() {
 }
 
 #[test]
-fn future_service_is_ready_when_its_future_and_its_service_are() {
+fn future_service_waits_for_both() {
     let mut service = future_service(Box::pin(async {
         yield_once().await;
         Ok(EVEN)
@@ -382,13 +382,13 @@ fn future_service_is_ready_when_its_future_and_its_service_are() {
 }
 
 #[test]
-fn future_service_does_not_panic_when_it_is_not_ready() {
+fn unready_future_service_does_not_panic() {
     use campanile::util::future_service::Error;
 
     let mut service = future_service(pending::<Result<Even, Inner>>());
     assert!(matches!(block_on(service.call(2)), Err(Error::NotReady(_))));
 
-    // An async block must not be polled after it is complete.
+    // An async block must not be polled after completion.
     let failing = Box::pin(async { Err::<Even, _>(Inner("no")) });
     let mut service: FutureService<_, Even> = future_service(failing);
     let readiness = service.poll_ready(&mut cx());
@@ -401,7 +401,7 @@ fn future_service_does_not_panic_when_it_is_not_ready() {
 }
 
 #[test]
-fn a_service_function_is_a_service() {
+fn service_fn_is_a_service() {
     let service = service_fn(|n: u32| ready(Ok::<_, Inner>(n)));
     assert_eq!(block_on(service.oneshot(1)), Ok(1));
 }
@@ -414,7 +414,7 @@ mod boxes {
         BoxLayer, BoxService, UnsyncBoxCloneService, UnsyncBoxService,
     };
 
-    // Neither `Send` nor `Sync` themselves: what the boxes are must not depend on the types they name.
+    // A type without `Send` and `Sync`: the boxes' auto traits must not depend on the request and response types.
     type Foreign = Rc<()>;
 
     const fn send<T: Send>() {}
@@ -451,7 +451,7 @@ mod boxes {
     }
 
     #[test]
-    fn boxes_hand_on_readiness_responses_and_errors() {
+    fn boxes_forward_everything() {
         hands_on(BoxService::new);
         hands_on(BoxCloneService::new);
         hands_on(BoxCloneSyncService::new);
@@ -468,7 +468,7 @@ mod boxes {
     }
 
     #[test]
-    fn an_unsync_box_takes_services_and_futures_of_one_thread() {
+    fn unsync_box_accepts_local_services() {
         let local = Rc::new(1);
         let service = service_fn(move |n: u32| {
             let local = Rc::clone(&local);
@@ -490,14 +490,14 @@ mod boxes {
     }
 
     #[test]
-    fn a_box_is_as_large_as_a_pointer_to_a_trait_object() {
+    fn box_is_as_large_as_a_fat_pointer() {
         let pointer = size_of::<&dyn std::fmt::Debug>();
         assert_eq!(size_of::<BoxService<u32, u32, Inner>>(), pointer);
         assert_eq!(size_of::<BoxCloneService<u32, u32, Inner>>(), pointer);
     }
 }
 
-/// The services are the same to both crates, so each response future can be laid beside tower's.
+/// The services work with both crates, so the response futures can be compared with tower's.
 #[cfg(feature = "tower")]
 mod size {
     use std::pin::Pin;
@@ -547,7 +547,7 @@ mod size {
     }
 
     #[test]
-    fn response_futures_are_no_larger_than_those_of_tower() {
+    fn response_futures_match_towers_sizes() {
         let kept = [1_u64; 4];
         no_larger!(
             map_err(|Inner(text)| Outer(text)),
@@ -578,7 +578,7 @@ mod size {
     }
 }
 
-async fn a_service_that_is_made_later_wakes_who_waits_for_it<H: Host>(rt: On<H>) {
+async fn late_service_wakes_its_waiter<H: Host>(rt: On<H>) {
     let second = Duration::from_secs(1);
     let (service, mut handle) = mock::<u32, u32>();
     handle.set_ready(false);
@@ -600,4 +600,4 @@ async fn a_service_that_is_made_later_wakes_who_waits_for_it<H: Host>(rt: On<H>)
     assert_eq!(answer.await.unwrap().unwrap(), 2);
 }
 
-on_every_runtime! { a_service_that_is_made_later_wakes_who_waits_for_it }
+on_every_runtime! { late_service_wakes_its_waiter }

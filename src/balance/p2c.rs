@@ -666,7 +666,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_pair_is_drawn_as_often_as_any_other() {
+    fn pairs_are_drawn_uniformly() {
         for count in [2, 3, 7, 128] {
             let mut draw = Draw(17);
             let mut drawn = vec![0_u32; count * count];

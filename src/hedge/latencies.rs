@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_join_without_a_gap_and_are_a_sixteenth_wide() {
+    fn buckets_are_contiguous() {
         assert_eq!(bucket(0), 0);
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
         for n in 0..BUCKETS {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_the_sorted_samples() {
+    fn percentiles_match_the_sorted_samples() {
         let mut rng = SplitMix64::new(1);
         for millionths in [0, 1, 500_000, 900_000, 950_000, 999_000, 1_000_000] {
             for scale in [1, 100, 10_000, 100_000] {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_decides_for_the_next_and_no_longer() {
+    fn period_decides_for_the_next_only() {
         let all = latencies(2, 1_000_000, 100);
         let delay = |count: usize| Some(upper_edge(bucket(count as u64 * 1_000_000)));
         assert_eq!(all.delay_at(at(1_000)), None);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_period_counted_is_forgotten() {
+    fn earlier_periods_are_forgotten() {
         let all = latencies(1, 1_000_000, 100);
         assert_eq!(all.delay_at(at(1_000)), None);
         for (n, sample) in [3_000_000, 1_000_000, 2_000_000, 1_000_000]
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_period_begins_with_the_first_call_on_a_clock_that_has_just_begun_too() {
+    fn first_period_begins_with_the_first_call() {
         for first in [0, 1, 99] {
             let all = latencies(1, 1_000_000, 100);
             assert_eq!(all.delay_at(at(first)), None);
@@ -327,7 +327,7 @@ mod models {
     use super::*;
 
     #[test]
-    fn a_period_is_read_once_whoever_sees_its_end() {
+    fn a_period_is_read_once() {
         loom::model(|| {
             let all = Arc::new(Latencies::new(Percentile {
                 min_data_points: 1,

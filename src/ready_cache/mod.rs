@@ -529,7 +529,7 @@ mod tests {
     /// Mixes driving polls with pushes, calls and other polls: they reserve nothing, drive no service twice that has
     /// nothing to do, and lose no wake-up.
     #[test]
-    fn driven_polls_hold_nothing_and_do_not_spin() {
+    fn driven_polls_hold_nothing() {
         let wakes = Arc::new(WakeCount::default());
         let waker = Waker::from(wakes.clone());
         let woken = || wakes.0.swap(0, Relaxed) > 0;
@@ -612,7 +612,7 @@ mod tests {
 
     /// A wake-up that has begun when its endpoint leaves may reach the list after another endpoint has taken the slot.
     #[test]
-    fn a_wake_up_that_comes_too_late_is_for_nobody() {
+    fn late_wake_up_is_ignored() {
         let waker = Waker::from(Arc::new(Unheard));
         let mut cx = Context::from_waker(&waker);
         let polls = Rc::new(Cell::new(0));

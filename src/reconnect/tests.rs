@@ -70,7 +70,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn driven_it_connects() {
+fn drive_connects() {
     run(async {
         let mut set = Set::new(ConnectErrors::InResponse);
         assert!(set.drive().is_pending());
@@ -89,7 +89,7 @@ fn driven_it_connects() {
 }
 
 #[test]
-fn driven_it_gives_up_readiness() {
+fn drive_gives_up_readiness() {
     run(async {
         let mut set = Set::new(ConnectErrors::InResponse);
         assert!(set.drive().is_pending());
@@ -104,7 +104,7 @@ fn driven_it_gives_up_readiness() {
 }
 
 #[test]
-fn driven_it_forgets_a_refusal() {
+fn drive_forgets_a_refusal() {
     run(async {
         let mut set = Set::new(ConnectErrors::InResponse);
         assert!(set.drive().is_pending());
@@ -131,7 +131,7 @@ fn driven_it_forgets_a_refusal() {
 }
 
 #[test]
-fn driven_it_forgets_a_loss() {
+fn drive_forgets_a_loss() {
     run(async {
         let mut set = Set::new(ConnectErrors::InResponse);
         assert!(set.drive().is_pending());
@@ -144,7 +144,7 @@ fn driven_it_forgets_a_loss() {
 }
 
 #[test]
-fn driven_it_still_tells_who_replaces_it() {
+fn drive_still_takes_over() {
     run(async {
         let mut set = Set::new(ConnectErrors::InReadiness);
         assert!(set.drive().is_pending());

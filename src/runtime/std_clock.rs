@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_the_difference_to_the_nanosecond_and_comes_back() {
+    fn conversion_is_exact_both_ways() {
         for (moment, ours) in moments() {
             assert_eq!(from_std(moment).as_nanos(), ours);
             assert_eq!(from_difference(moment).as_nanos(), ours);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_saturates() {
+    fn out_of_range_saturates() {
         let Epoch { moment, .. } = epoch();
         let centuries = |n: u64| Duration::from_secs(n * 100 * 365 * 24 * 60 * 60);
         for (moment, ours) in [
@@ -255,7 +255,7 @@ mod tests {
 
     /// If std ever hashes something else, the difference is used.
     #[test]
-    fn nothing_is_told_but_by_seconds_and_then_nanoseconds() {
+    fn order_is_seconds_then_nanoseconds() {
         assert_eq!(Told::by(&(-7_i64, 5_u32)), Some((-7_i64 as u64, 5)));
         assert_eq!(Told::by(&Duration::new(3, 4)), Some((3, 4)));
         assert_eq!(Told::by(&7_u64), None);

@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn driven_it_drives_on_the_spot() {
+    fn drive_polls_at_once() {
         let drives = Rc::new(Cell::new(0));
         let mut service = SpawnReady::with_executor(Driven(drives.clone()), NoTask);
         let mut cx = Context::from_waker(Waker::noop());

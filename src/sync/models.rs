@@ -59,7 +59,7 @@ fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(&waker))
 }
 
-/// Joins all.
+/// Joins all threads.
 fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
     for thread in threads {
         thread.join().unwrap();
@@ -80,7 +80,7 @@ fn count_on(semaphore: &Semaphore, count: &AtomicWord) {
 }
 
 #[test]
-fn a_permit_goes_from_one_to_the_next() {
+fn permit_passes_to_the_next_waiter() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
         let count = Arc::new(AtomicWord::new(7));
@@ -96,7 +96,7 @@ fn a_permit_goes_from_one_to_the_next() {
 }
 
 #[test]
-fn a_permit_granted_to_who_goes_away_is_passed_on() {
+fn permit_passes_on_when_a_waiter_leaves() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
@@ -122,7 +122,7 @@ fn a_permit_granted_to_who_goes_away_is_passed_on() {
 }
 
 #[test]
-fn who_only_tries_takes_no_permit_from_who_waits() {
+fn try_takes_no_permit_from_a_waiter() {
     loom::model(|| {
         let semaphore = Semaphore::new(1);
         let mut held = Permit::new(semaphore.clone());
@@ -148,7 +148,7 @@ fn who_only_tries_takes_no_permit_from_who_waits() {
 }
 
 #[test]
-fn permits_that_come_back_while_the_line_ends_all_count() {
+fn permits_returned_as_the_queue_ends_count() {
     loom::model(|| {
         let semaphore = Semaphore::new(2);
         let holders = [(); 2].map(|()| {
@@ -198,7 +198,7 @@ fn answering(bound: usize) -> (Handle, JoinHandle<()>) {
     (buffer, thread::spawn(|| block_on(worker)))
 }
 
-/// Sends a request, which waits in the response future for room.
+/// Sends a request, which waits for capacity in the response future.
 fn send(buffer: &mut Handle, alive: &Arc<AtomicUsize>) -> Sent {
     block_on(buffer.call(Request::new(alive))).map(drop)
 }
@@ -218,7 +218,7 @@ fn is_closed(sent: &Sent) -> bool {
 }
 
 #[test]
-fn a_worker_that_goes_idle_is_woken_for_a_request_and_when_the_last_handle_goes() {
+fn idle_worker_is_woken() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
@@ -241,7 +241,7 @@ fn the_last_of_two_handles_ends_the_worker() {
 }
 
 #[test]
-fn senders_that_wait_for_room_get_it() {
+fn waiting_senders_get_capacity() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
@@ -253,14 +253,14 @@ fn senders_that_wait_for_room_get_it() {
     });
 }
 
-/// Two tasks that come at once get the room that there is, and no other task has it.
-fn room_for_two(has_fast_permits: bool) {
+/// Two concurrent tasks get the whole capacity, and no third task gets any.
+fn capacity_of_two(has_fast_permits: bool) {
     loom::model(move || {
         let (mut other, worker) = pair(2 + usize::from(has_fast_permits));
         let is_ready =
             |handle: &mut Handle| poll_once(poll_fn(|cx| handle.poll_ready(cx))).is_ready();
         let mut first = has_fast_permits.then(|| other.clone());
-        // From here on, the rest of the room can be taken without the lock.
+        // From here on, the remaining capacity can be taken without the lock.
         assert!(first.iter_mut().all(is_ready));
         let threads = [(); 2].map(|()| {
             let mut handle = other.clone();
@@ -278,21 +278,21 @@ fn room_for_two(has_fast_permits: bool) {
 }
 
 #[test]
-fn room_for_two_is_had_by_two_at_once_and_by_no_third() {
-    room_for_two(false);
+fn capacity_of_two_admits_only_two() {
+    capacity_of_two(false);
 }
 
 #[test]
-fn room_for_two_of_fast_permits_is_had_by_two_at_once_and_by_no_third() {
-    room_for_two(true);
+fn capacity_of_two_fast_permits_admits_two() {
+    capacity_of_two(true);
 }
 
 #[test]
-fn room_that_is_taken_while_the_queue_closes_is_for_nothing() {
+fn capacity_taken_during_close_is_void() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = pair(2);
-        // From here on, the rest of the room can be taken without the lock.
+        // From here on, the remaining capacity can be taken without the lock.
         assert!(poll_once(poll_fn(|cx| buffer.poll_ready(cx))).is_ready());
         let sender = send_elsewhere(&buffer, &alive, is_closed);
         buffer.close();
@@ -305,7 +305,7 @@ fn room_that_is_taken_while_the_queue_closes_is_for_nothing() {
 }
 
 #[test]
-fn a_request_given_up_at_any_point_gives_its_room_back() {
+fn cancelled_request_frees_its_capacity() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
@@ -320,7 +320,7 @@ fn a_request_given_up_at_any_point_gives_its_room_back() {
 }
 
 #[test]
-fn a_request_given_up_behind_another_costs_that_nothing() {
+fn cancelled_request_spares_the_one_ahead() {
     let mut model = loom::model::Builder::new();
     // With one more preemption it takes minutes.
     model.preemption_bound = Some(2);
@@ -341,7 +341,7 @@ fn a_request_given_up_behind_another_costs_that_nothing() {
 }
 
 #[test]
-fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
+fn waiters_learn_that_the_worker_is_gone() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = pair(1);
@@ -354,7 +354,7 @@ fn who_waits_for_an_answer_or_for_room_learns_that_the_worker_is_gone() {
 }
 
 #[test]
-fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
+fn senders_learn_that_the_worker_is_gone() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = pair(1);
@@ -367,7 +367,7 @@ fn all_who_wait_for_room_learn_that_the_worker_is_gone_whoever_keeps_it() {
 }
 
 #[test]
-fn who_waits_for_room_learns_that_the_queue_is_closed_before_the_worker_does() {
+fn sender_learns_of_close_before_the_worker() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = pair(1);
@@ -381,7 +381,7 @@ fn who_waits_for_room_learns_that_the_queue_is_closed_before_the_worker_does() {
 }
 
 #[test]
-fn a_shutdown_is_heard_by_the_worker_and_its_end_by_who_waits() {
+fn shutdown_reaches_worker_and_waiter() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = answering(1);
@@ -434,7 +434,7 @@ impl Service<Request> for Gated {
 }
 
 #[test]
-fn a_worker_that_waits_for_its_service_is_woken_by_it() {
+fn waiting_worker_is_woken_by_its_service() {
     loom::model(|| {
         let alive = Arc::default();
         let gate = Gate::new();
@@ -449,7 +449,7 @@ fn a_worker_that_waits_for_its_service_is_woken_by_it() {
 }
 
 #[test]
-fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
+fn waiting_worker_ends_when_all_cancel() {
     loom::model(|| {
         let alive = Arc::default();
         let (mut buffer, worker) = buffer::pair(Gated(Gate::new()), 1);
@@ -463,7 +463,7 @@ fn a_worker_that_waits_for_its_service_ends_when_all_requests_are_given_up() {
 }
 
 #[test]
-fn permit_of_a_request_given_up_goes_to_others() {
+fn permit_of_a_cancelled_request_moves_on() {
     loom::model(|| {
         let alive = Arc::default();
         let semaphore = Semaphore::new(1);
@@ -487,7 +487,7 @@ fn permit_of_a_request_given_up_goes_to_others() {
 }
 
 #[test]
-fn room_of_a_request_given_up_while_its_service_is_asked_goes_to_who_waits() {
+fn capacity_of_a_cancelled_request_moves_on() {
     loom::model(|| {
         let alive = Arc::default();
         let gate = Gate::new();
@@ -518,7 +518,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Threads {
 }
 
 #[test]
-fn a_service_comes_back_from_its_task_and_the_task_ends() {
+fn service_returns_from_its_task() {
     loom::model(|| {
         let gate = Gate::new();
         let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
@@ -531,7 +531,7 @@ fn a_service_comes_back_from_its_task_and_the_task_ends() {
 }
 
 #[test]
-fn a_service_that_is_driven_is_waited_for() {
+fn driven_service_is_waited_for() {
     loom::model(|| {
         let gate = Gate::new();
         let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
@@ -544,7 +544,7 @@ fn a_service_that_is_driven_is_waited_for() {
 }
 
 #[test]
-fn a_wait_that_is_given_up_is_taken_up_again() {
+fn cancelled_wait_is_resumed() {
     loom::model(|| {
         let gate = Gate::new();
         let mut service = SpawnReady::with_executor(Gated(gate.clone()), Threads);
@@ -558,7 +558,7 @@ fn a_wait_that_is_given_up_is_taken_up_again() {
 }
 
 #[test]
-fn a_handle_that_goes_takes_its_task_with_it() {
+fn dropped_handle_ends_its_task() {
     loom::model(|| {
         let mut service = SpawnReady::with_executor(Gated(Gate::new()), Threads);
         let _ = poll_once(poll_fn(|cx| service.poll_ready(cx)));
@@ -607,12 +607,12 @@ fn all_wakes_are_heard(parts: usize) {
 }
 
 #[test]
-fn a_part_that_two_wake_is_polled_after_both() {
+fn part_woken_twice_is_polled_after_both() {
     loom::model(|| all_wakes_are_heard(1));
 }
 
 #[test]
-fn two_parts_that_are_woken_are_polled_both() {
+fn both_woken_parts_are_polled() {
     loom::model(|| all_wakes_are_heard(2));
 }
 
@@ -728,7 +728,7 @@ fn a_fixed_window_gets_a_token_back_once() {
 
 /// One task waits, one gives up waiting, and the returned token goes to the one that waits, whichever it was granted
 /// to.
-fn a_token_comes_to_who_waits(rate: Rate) {
+fn token_returns_to_a_waiter(rate: Rate) {
     let limit = |limiter: &Arc<Limiter>| {
         let inner = service_fn(|(): ()| ready(Ok::<_, Infallible>(())));
         RateLimit::with_limiter(inner, limiter.clone(), Still)
@@ -763,13 +763,13 @@ fn a_token_comes_to_who_waits(rate: Rate) {
 }
 
 #[test]
-fn a_rate_limit_gives_what_comes_back_to_who_waits() {
-    loom::model(|| a_token_comes_to_who_waits(TWO));
+fn a_rate_limit_token_returns_to_a_waiter() {
+    loom::model(|| token_returns_to_a_waiter(TWO));
 }
 
 #[test]
-fn a_fixed_window_gives_what_comes_back_to_who_waits() {
-    loom::model(|| a_token_comes_to_who_waits(TWO.fixed_window()));
+fn a_fixed_window_token_returns_to_a_waiter() {
+    loom::model(|| token_returns_to_a_waiter(TWO.fixed_window()));
 }
 
 const TTL: Duration = Duration::from_secs(1);
@@ -784,7 +784,7 @@ fn a_retry_in_reserve_is_withdrawn_once() {
 }
 
 #[test]
-fn a_retry_that_was_paid_in_is_withdrawn_once() {
+fn a_retry_paid_in_is_withdrawn_once() {
     loom::model(|| {
         let budget = Arc::new(TpsBudget::with_timer(TTL, 0, 1.0, Still));
         assert!(!budget.withdraw());

@@ -316,18 +316,18 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_a_queue_whatever_is_unlinked() {
+    fn list_stays_a_queue_after_unlinking() {
         check(Slab::<Vec<Node<_>>>::new(), usize::MAX);
     }
 
     #[test]
-    fn a_slab_in_place_gives_back_what_does_not_fit() {
+    fn full_inline_slab_returns_the_value() {
         check(Slab::<[Node<_>; 7]>::inline(), 7);
         check(Slab::<[Node<_>; 0]>::inline(), 0);
     }
 
     #[test]
-    fn a_freed_slot_is_used_again() {
+    fn freed_slot_is_reused() {
         let mut slab = Slab::<Vec<Node<Option<_>>>>::new();
         for n in 0..1_000 {
             let (a, b) = (slab.claim().unwrap().0, slab.claim().unwrap().0);

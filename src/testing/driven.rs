@@ -32,7 +32,7 @@ fn panics<T>(act: impl FnOnce() -> T) -> bool {
 }
 
 #[test]
-fn a_driven_mock_is_not_ready() {
+fn driven_mock_is_not_ready() {
     let (mut mock, _handle) = mock::pair::<u32, u32>();
     assert!(matches!(driven(&mut mock), Poll::Ready(Ok(()))));
     assert!(panics(|| mock.call(1)));
@@ -54,7 +54,7 @@ fn a_driven_mock_reserves_nothing() {
 }
 
 #[test]
-fn a_driven_mock_waits_no_more() {
+fn driven_mock_stops_waiting() {
     let (mut mock, mut handle) = mock::spawn::<u32, u32>();
     handle.allow(0);
     assert!(mock.poll_ready().is_pending());
@@ -75,7 +75,7 @@ fn a_driven_mock_fails() {
 }
 
 #[test]
-fn a_driven_request_takes_its_fault_along() {
+fn driven_request_carries_its_fault() {
     let scenario = async {
         let faults = Faults::new(1).pauses(1.0, SECOND..SECOND);
         let mut service = faults.layer(echo());
@@ -94,7 +94,7 @@ fn a_driven_request_takes_its_fault_along() {
 }
 
 #[test]
-fn a_driven_request_is_not_drawn_for() {
+fn drive_draws_no_fault() {
     let scenario = |drives: bool| async move {
         let faults = Faults::new(7).errors(0.5);
         let mut service = faults.layer(echo());
@@ -113,7 +113,7 @@ fn a_driven_request_is_not_drawn_for() {
 }
 
 #[test]
-fn a_driven_answer_is_no_licence_to_call() {
+fn driven_answer_does_not_allow_a_call() {
     let probe = Probe::new();
     let mut service = probe.layer(echo());
     assert!(driven(&mut service).is_ready());

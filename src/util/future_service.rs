@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn its_future_is_never_driven_and_its_service_is() {
+    fn only_the_service_is_driven() {
         let mut polls = 0;
         let future = poll_fn(|cx| {
             polls += 1;

@@ -1,4 +1,4 @@
-//! How one long request affects a balancer's choice of the endpoint that answers it, in virtual time.
+//! How long requests affect a balancer's choice between endpoints, in virtual time.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -12,22 +12,22 @@ use super::*;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Closed loops of clients over some endpoints of the same speed.
+/// Clients in closed loops over endpoints of the same speed.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     endpoints: usize,
     clients: u32,
     decay: Duration,
-    /// How many long requests the first endpoint has under way, and how long they take.
+    /// How many long requests the first endpoint has in flight, and how long they take.
     watches: u32,
     watched_for: Duration,
-    /// How long before the clients begin.
+    /// How long the long requests run before the clients start.
     before: Duration,
     /// Whether the clients pause for two decays after each two decays.
     lulls: bool,
-    /// How many short ones, apart from these, were given up at once.
+    /// How many further short requests were cancelled at once.
     given_up: u32,
-    /// Whether the first endpoint answers nothing.
+    /// Whether the first endpoint never answers.
     hangs: bool,
 }
 
@@ -43,7 +43,7 @@ const CASE: Case = Case {
     hangs: false,
 };
 
-/// The share of requests that the first endpoint gets in each two decays, of so many in which there are any.
+/// The first endpoint's share of the requests in every two decay times, for `count` such intervals with requests.
 fn shares_of_first(case: Case, count: usize) -> Vec<f64> {
     let window = 2 * case.decay;
     let run = Runtime::new(1).block_on(async {
@@ -104,7 +104,7 @@ fn shares_of_first(case: Case, count: usize) -> Vec<f64> {
                     let response = balance.borrow_mut().call(None);
                     let mut once = Some(response);
                     let once = service_fn(move |()| once.take().unwrap());
-                    // Who hangs is given up.
+                    // A request to the hanging endpoint is cancelled.
                     let _ = Timeout::new(once, SECOND).call(()).await;
                 }
             }));
@@ -139,9 +139,9 @@ fn one_long_request_leaves_an_even_share() {
     }
 }
 
-/// It counts as one request under way, and as no more: with few clients that is felt.
+/// A long request counts as one request in flight and no more, which matters with few clients.
 #[test]
-fn one_long_request_starves_nobody() {
+fn one_long_request_starves_no_endpoint() {
     let clients = 4;
     for endpoints in [2, 3] {
         let case = Case {
@@ -154,10 +154,9 @@ fn one_long_request_starves_nobody() {
     }
 }
 
-/// A cancelled request says nothing about the long one. If requests are few, nothing else ends what would count as
-/// silence.
+/// A cancelled request says nothing about the long one. With few requests, no answer would end the silence otherwise.
 #[test]
-fn one_long_request_and_one_given_up_starve_nobody() {
+fn long_and_cancelled_requests_starve_none() {
     let case = Case {
         clients: 4,
         given_up: 1,
@@ -178,7 +177,7 @@ fn several_long_requests_starve_for_a_time() {
             watches,
             ..CASE
         };
-        // From the twentieth decay on.
+        // The endpoint gets requests again from the twentieth decay on.
         let shares = shares_of_first(case, 20);
         assert!(
             shares[10..].iter().sum::<f64>() > 0.0,
@@ -188,7 +187,7 @@ fn several_long_requests_starve_for_a_time() {
 }
 
 #[test]
-fn the_end_of_a_long_request_costs_nothing() {
+fn end_of_a_long_request_costs_nothing() {
     let case = Case {
         clients: 4,
         watched_for: MINUTE,
@@ -199,7 +198,7 @@ fn the_end_of_a_long_request_costs_nothing() {
 }
 
 #[test]
-fn who_hangs_is_tried_now_and_then() {
+fn hanging_endpoint_is_retried_rarely() {
     for (decay, clients) in [(SECOND, 1), (SECOND, 16), (10 * SECOND, 1)] {
         let case = Case {
             decay,

@@ -1,4 +1,4 @@
-//! How busy services are: what counts, what is penalised, and how it decays.
+//! Load metrics: what they count, what they penalise, and how they decay.
 #![cfg(all(
     feature = "alloc",
     any(target_has_atomic = "64", feature = "critical-section")
@@ -38,7 +38,7 @@ use common::{
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A timer that counts how often it is asked what time it is.
+/// A timer that counts how often its clock is read.
 #[derive(Clone, Debug, Default)]
 struct Counting {
     timer: ManualTimer,
@@ -46,7 +46,7 @@ struct Counting {
 }
 
 impl Counting {
-    /// How often it was asked since the last time.
+    /// How often the clock was read since the last `take`.
     fn take(&self) -> usize {
         self.asked.swap(0, SeqCst)
     }
@@ -67,7 +67,7 @@ impl Timer for Counting {
     }
 }
 
-/// Answers `Ok` and `Err` as it is asked to, at once.
+/// A service that returns each request as its result, at once.
 fn obedient()
 -> impl Service<Result<u8, u8>, Response = u8, Error = u8, Future = Obeyed> + Clone + Debug {
     #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ fn obedient()
 }
 type Obeyed = Ready<Result<u8, u8>>;
 
-/// Sends one request, and polls it to its end.
+/// Sends one request and polls it to completion.
 #[track_caller]
 fn send<S: Service<Result<u8, u8>>>(service: &mut S, answer: Result<u8, u8>) {
     let mut response = spawn(service.call(answer));
@@ -120,10 +120,10 @@ fn by_status(result: &Result<u8, u8>) -> Outcome {
     }
 }
 
-mod a_simulation {
+mod simulation {
     use super::*;
 
-    /// Answers after a latency, and fails or not; both can be changed.
+    /// Answers after a latency; the latency and whether it fails can be changed.
     #[derive(Clone)]
     pub(super) struct Endpoint<T> {
         timer: T,
@@ -164,8 +164,8 @@ mod a_simulation {
         }
     }
 
-    /// Sends `requests`, one every 10 ms, each to the endpoint with the lower load, and gives the share of the
-    /// second endpoint.
+    /// Sends `requests`, one every 10 ms, each to the endpoint with the lower load. Returns the share of the second
+    /// endpoint.
     pub(super) fn share_of_second<S>(timer: &ManualTimer, both: &mut [S; 2], requests: u32) -> f64
     where
         S: Service<(), Response = (), Error = Failure> + Load,
@@ -188,9 +188,9 @@ mod a_simulation {
         second as f64 / f64::from(requests)
     }
 }
-use a_simulation::{Endpoint, share_of_second};
+use simulation::{Endpoint, share_of_second};
 
-mod pending_requests_are_counted {
+mod pending_count {
     use super::*;
 
     fn new<S>(
@@ -201,7 +201,7 @@ mod pending_requests_are_counted {
     }
 
     #[test]
-    fn from_the_call_to_the_result() {
+    fn counts_from_call_to_result() {
         let (service, mut handle) = mock::<u8, u8>();
         let mut service = new(service, &ManualTimer::new());
         let mut responses = Vec::new();
@@ -215,14 +215,14 @@ mod pending_requests_are_counted {
             assert!(response.poll().is_pending());
             handle.try_next().unwrap().1.send(n);
             assert_eq!(done(response.poll()), Ok(n));
-            // The future is still there; the request is not.
+            // The future still exists, but its request is complete.
             assert_eq!(service.in_flight(), 2 - usize::from(n));
         }
         assert_eq!(service.load(), pending_requests::Count::default());
     }
 
     #[test]
-    fn until_a_cancelled_one_is_dropped_which_is_no_failure() {
+    fn cancelled_request_is_no_failure() {
         let (service, _handle) = mock::<u8, u8>();
         let mut service = new(service, &ManualTimer::new());
         let wakes = common::WakeCount::new();
@@ -239,7 +239,7 @@ mod pending_requests_are_counted {
     }
 
     #[test]
-    fn for_all_clones_together() {
+    fn clones_share_the_count() {
         let timer = ManualTimer::new();
         let mut first = new(obedient(), &timer);
         let second = first.clone();
@@ -255,12 +255,12 @@ mod pending_requests_are_counted {
     }
 
     #[test]
-    fn until_the_handle_in_the_response_is_dropped() {
+    fn counts_until_the_handle_is_dropped() {
         let timer = ManualTimer::new();
         let mut service = PendingRequests::with_timer(obedient(), Keep, timer.clone());
         let (mut handle, _) = done(spawn(service.call(Ok(1))).poll()).unwrap();
         assert_eq!(service.load().get(), 1.0);
-        // The body breaks off.
+        // The response body is cut short.
         handle.record(Outcome::Penalised);
         assert_eq!(service.load().get(), 2.0);
         drop(handle);
@@ -268,7 +268,7 @@ mod pending_requests_are_counted {
     }
 
     #[test]
-    fn and_come_back_when_the_service_or_the_classifier_panics() {
+    fn count_survives_panics() {
         let timer = ManualTimer::new();
         let broken = service_fn(|n: u8| async move {
             assert!(n > 0, "the service");
@@ -313,7 +313,7 @@ mod pending_requests_are_counted {
     }
 }
 
-mod pending_requests_are_penalised {
+mod pending_penalties {
     use super::*;
 
     fn new<S>(
@@ -324,7 +324,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn one_for_each_failure_and_less_from_moment_to_moment() {
+    fn each_failure_adds_and_decays() {
         let timer = ManualTimer::new();
         let mut service = new(obedient(), &timer);
         let decay = DEFAULT_DECAY.as_secs_f64();
@@ -349,7 +349,7 @@ mod pending_requests_are_penalised {
                 .map(|at| f64::exp((at - now) / decay))
                 .sum();
             let found = service.penalty();
-            // What has come down to 1/16 is forgotten, and is not in the next sum.
+            // A penalty that has decayed to 1/16 is forgotten.
             let forgotten = 1.0 / 16.0;
             assert!(
                 found <= expected + 1e-6 && found >= expected - 2.0 * forgotten,
@@ -360,7 +360,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn and_recover_by_time_alone() {
+    fn recover_by_time_alone() {
         let timer = ManualTimer::new();
         let mut service = new(obedient(), &timer);
         let unused = service.load();
@@ -378,7 +378,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn and_tell_who_is_busier_while_they_are() {
+    fn count_towards_the_comparison() {
         let timer = ManualTimer::new();
         let [mut a, mut b] = [(); 2].map(|()| new(obedient(), &timer));
         let mut under_way = vec![];
@@ -387,7 +387,7 @@ mod pending_requests_are_penalised {
             under_way.push(a.call(Ok(0)));
             assert!(!a.is_no_busier_than(&b) && b.is_no_busier_than(&a));
             under_way.push(b.call(Ok(0)));
-            // One and a half is more than one, and less than two.
+            // A load of 1.5 lies between loads of 1 and 2.
             a.set_penalty(0.5);
             assert!(!a.is_no_busier_than(&b) && b.is_no_busier_than(&a));
             under_way.push(b.call(Ok(0)));
@@ -398,7 +398,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn and_ask_the_clock_only_while_they_are() {
+    fn read_the_clock_only_while_penalised() {
         let timer = Counting::default();
         let mut service =
             PendingRequests::with_timer(obedient(), CompleteOnResponse, timer.clone());
@@ -422,7 +422,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn as_the_classifier_says() {
+    fn follow_the_classifier() {
         let timer = ManualTimer::new();
         let mut service = new(obedient(), &timer).with_classifier(by_status);
         send(&mut service, Ok(0));
@@ -438,7 +438,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn as_is_written() {
+    fn are_printed() {
         let timer = ManualTimer::new();
         let service = new(obedient(), &timer).with_decay(SECOND);
         service.set_penalty(8.0);
@@ -455,7 +455,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn for_as_long_as_makes_sense() {
+    fn invalid_decays_are_refused() {
         let timer = ManualTimer::new();
         let mut shortest = new(obedient(), &timer).with_decay(Duration::ZERO);
         let mut longest = new(obedient(), &timer).with_decay(Duration::MAX);
@@ -467,9 +467,9 @@ mod pending_requests_are_penalised {
         assert!(longest.penalty() > 0.99);
     }
 
-    /// Hazard: fast failures must not make an endpoint look best.
+    /// Fast failures must not make an endpoint look best.
     #[test]
-    fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
+    fn failing_endpoint_is_avoided_for_a_time() {
         let timer = ManualTimer::new();
         let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
         let broken = Endpoint::new(timer.clone(), MILLI, false);
@@ -478,7 +478,7 @@ mod pending_requests_are_penalised {
             new(slow.clone(), &timer).with_classifier(count),
             new(broken.clone(), &timer).with_classifier(count),
         ];
-        // As it would be: the failing one draws nearly everything.
+        // Without a penalty the failing endpoint attracts nearly all requests.
         assert!(share_of_second(&timer, &mut both, 1_000) > 0.8);
 
         let mut both = [new(slow, &timer), new(broken.clone(), &timer)];
@@ -491,7 +491,7 @@ mod pending_requests_are_penalised {
     }
 
     #[test]
-    fn so_that_an_endpoint_which_recovers_under_traffic_is_found_to() {
+    fn recovery_under_traffic_is_noticed() {
         let timer = ManualTimer::new();
         let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
         let broken = Endpoint::new(timer.clone(), MILLI, false);
@@ -504,11 +504,11 @@ mod pending_requests_are_penalised {
     }
 }
 
-mod a_constant {
+mod constant {
     use super::*;
 
     #[test]
-    fn is_what_was_said_whatever_is_under_way() {
+    fn ignores_requests_in_flight() {
         let mut service = Constant::new(obedient(), 7);
         let response = service.call(Ok(1));
         assert_eq!((service.load(), service.clone().load()), (7, 7));
@@ -518,7 +518,7 @@ mod a_constant {
     }
 
     #[test]
-    fn is_that_of_each_service_of_a_discover() {
+    fn applies_to_each_discovered_service() {
         let stream = futures::stream::iter([
             Ok(Change::Insert(1, "one")),
             Ok(Change::Remove(1)),
@@ -558,9 +558,9 @@ fn loads_of_references_boxes_and_either() {
     }
 }
 
-/// A service that takes the place of another at the same endpoint goes on with its load.
+/// A service that replaces another at the same endpoint continues its load.
 #[test]
-fn one_that_takes_over_shares_the_load() {
+fn takeover_shares_the_load() {
     let timer = ManualTimer::new();
     let pending = || PendingRequests::with_timer(obedient(), CompleteOnResponse, timer.clone());
     let (mut old, mut new) = (pending(), pending());
@@ -587,7 +587,7 @@ fn one_that_takes_over_shares_the_load() {
 }
 
 #[test]
-fn middleware_hands_a_takeover_on() {
+fn middleware_forwards_a_takeover() {
     use campanile::limit::concurrency::{ConcurrencyLimit, LocalSemaphore};
     use campanile::limit::rate::{Rate, RateLimit};
 
@@ -627,14 +627,14 @@ fn middleware_hands_a_takeover_on() {
     };
     takes_over(Either2::Left(leaf()), Either2::Left(leaf()), penalise);
     takes_over(Either2::Right(leaf()), Either2::Right(leaf()), penalise);
-    // Of two kinds, neither has anything for the other.
+    // Different variants have no state to share.
     let (mut old, mut new) = (Either2::Left(leaf()), Either2::Right(leaf()));
     new.take_over(&mut old);
     penalise(&old);
     assert_eq!(new.load().get(), 0.0);
 }
 
-/// Every service that `discover` finds, in order; a removal is `None`.
+/// All changes of `discover` in order; a removal is `None`.
 fn all<D: Discover>(discover: D) -> Vec<Option<D::Service>>
 where
     D::Error: Debug,
@@ -653,7 +653,7 @@ where
 }
 
 #[test]
-fn each_service_of_a_discover_has_a_load_of_its_own_with_its_settings() {
+fn each_discovered_service_has_its_own_load() {
     let timer = ManualTimer::new();
     let stream = || {
         futures::stream::iter([
@@ -689,7 +689,7 @@ fn each_service_of_a_discover_has_a_load_of_its_own_with_its_settings() {
 }
 
 #[test]
-fn a_handle_of_ones_own_is_dropped_with_a_failure_and_a_future_polled_again_gives_nothing() {
+fn failure_drops_a_custom_handle() {
     let handle = Rc::new(());
     let attach =
         |answer: Result<u8, u8>| TrackCompletionFuture::new(Keep, handle.clone(), ready(answer));
@@ -710,10 +710,10 @@ fn a_handle_of_ones_own_is_dropped_with_a_failure_and_a_future_polled_again_give
     assert_eq!(Rc::strong_count(&handle), 1);
 }
 
-/// Whoever learns that the request is over finds nothing of it alive.
+/// When the handle reports the end of a request, the inner future has been dropped.
 #[test]
-fn the_inner_future_goes_before_the_handle() {
-    /// Answers at once; when it is dropped, it says whether the handle is still there.
+fn inner_future_is_dropped_before_handle() {
+    /// Answers at once, and records when dropped whether the handle still exists.
     struct Last {
         answer: Result<u8, u8>,
         handle: Rc<()>,
@@ -727,7 +727,7 @@ fn the_inner_future_goes_before_the_handle() {
     }
     impl Drop for Last {
         fn drop(&mut self) {
-            // The test's, its own, and the one that is tracked.
+            // References: the test's, this future's, and the tracked handle's.
             let had_handle = Rc::strong_count(&self.handle) == 3;
             self.had_handle.set(Some(had_handle));
         }
@@ -756,7 +756,7 @@ fn the_inner_future_goes_before_the_handle() {
         assert_eq!(done(response.poll()), answer);
         assert_eq!(had_handle.get(), Some(true));
         assert_eq!(Rc::strong_count(&handle), 1);
-        // And one that is cancelled.
+        // The same for a cancelled request.
         let (_handle, response) = track(answer, &had_handle);
         had_handle.set(None);
         drop(response);
@@ -765,7 +765,7 @@ fn the_inner_future_goes_before_the_handle() {
 }
 
 #[test]
-fn readiness_is_that_of_the_service() {
+fn readiness_is_forwarded() {
     let timer = ManualTimer::new();
     let wakes = common::WakeCount::new();
     let (service, handle) = mock::<u8, u8>();
@@ -791,16 +791,16 @@ fn readiness_is_that_of_the_service() {
     assert_eq!((pending.in_flight(), ewma.in_flight()), (0, 0));
 }
 
-/// Making one asks no clock.
+/// Building one does not read the clock.
 #[test]
-fn constructing_needs_no_runtime() {
+fn building_needs_no_runtime() {
     let pending = PendingRequests::with_timer((), CompleteOnResponse, NoRuntime).with_decay(SECOND);
     let ewma = PeakEwma::with_timer((), SECOND, 1e9, CompleteOnResponse, NoRuntime);
     let ewma = ewma.with_penalty(SECOND);
     assert_eq!((pending.in_flight(), ewma.in_flight()), (0, 0));
 }
 
-async fn peak_ewma_tells_the_slow_from_the_fast<H: Host>(rt: On<H>) {
+async fn peak_ewma_tells_slow_from_fast<H: Host>(rt: On<H>) {
     let endpoint = |latency| {
         let inner = Endpoint::new(rt.time().clone(), latency, true);
         let (default_rtt, decay) = (SECOND, nanos(10 * SECOND));
@@ -825,7 +825,7 @@ async fn peak_ewma_tells_the_slow_from_the_fast<H: Host>(rt: On<H>) {
         rt.advance(SECOND).await;
     }
     assert!(fast.load() < slow.load());
-    // Busy enough, the fast one costs more.
+    // With enough requests in flight, the fast endpoint has the higher load.
     let under_way: Vec<_> = (0..50).map(|_| fast.call(())).collect();
     assert!(fast.load() > slow.load());
     drop(under_way);
@@ -841,7 +841,7 @@ async fn peak_ewma_tells_the_slow_from_the_fast<H: Host>(rt: On<H>) {
     assert!(fast.load() <= slow.load());
 }
 
-async fn penalties_of_pending_requests_pass<H: Host>(rt: On<H>) {
+async fn penalties_decay<H: Host>(rt: On<H>) {
     let new = || PendingRequests::with_timer(obedient(), CompleteOnResponse, rt.time().clone());
     let (mut failing, other) = (new(), new());
     assert_eq!(failing.call(Err(1)).await, Err(1));
@@ -855,11 +855,11 @@ async fn penalties_of_pending_requests_pass<H: Host>(rt: On<H>) {
 }
 
 on_every_runtime! {
-    peak_ewma_tells_the_slow_from_the_fast,
-    penalties_of_pending_requests_pass,
+    peak_ewma_tells_slow_from_fast,
+    penalties_decay,
 }
 
-/// A program as a user of tower writes it.
+/// A program written for tower.
 #[cfg(feature = "tower")]
 mod tower_code {
     macro_rules! program {

@@ -1,4 +1,4 @@
-//! How `PeakEwma` turns the times it sees into estimates.
+//! How `PeakEwma` turns latencies into estimates.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn new<S>(inner: S, timer: &ManualTimer) -> PeakEwma<S, CompleteOnResponse, Manu
     PeakEwma::with_timer(inner, 100 * MILLI, decay, CompleteOnResponse, timer.clone())
 }
 
-/// Sends one request whose answer takes `took`.
+/// Sends one request that is answered after `took`.
 fn send_for<S: Service<Result<u8, u8>>>(
     service: &mut S,
     answer: Result<u8, u8>,
@@ -31,7 +31,7 @@ fn assert_estimate<S, C, T: Timer, K>(service: &PeakEwma<S, C, T, K>, expected: 
 }
 
 #[test]
-fn the_default_at_first_from_the_first_use_on() {
+fn starts_at_the_default() {
     let timer = ManualTimer::new();
     let service = new(obedient(), &timer);
     timer.advance(3600 * SECOND);
@@ -43,12 +43,12 @@ fn the_default_at_first_from_the_first_use_on() {
 }
 
 #[test]
-fn a_peak_at_once_and_the_average_after_a_while() {
+fn peak_counts_at_once_then_decays() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     send_for(&mut service, Ok(0), &timer, SECOND);
     assert_estimate(&service, nanos(SECOND));
-    // Whether the load is asked for or not.
+    // Reading the load in between makes no difference.
     for ask in [false, true] {
         let mut clone = new(obedient(), &timer);
         send_for(&mut clone, Ok(0), &timer, SECOND);
@@ -65,7 +65,7 @@ fn a_peak_at_once_and_the_average_after_a_while() {
 }
 
 #[test]
-fn what_the_formula_says() {
+fn matches_the_formula() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     let mut rng = SplitMix64::new(5);
@@ -74,10 +74,10 @@ fn what_the_formula_says() {
     let _ = service.load();
     let (mut estimate, mut at) = (nanos(100 * MILLI), start);
     let mut responded = at;
-    // How many requests were sent since the last response, when the second was, and when the last.
+    // The number of requests sent since the last response, and when the second and the last were sent.
     let (mut unanswered, mut second, mut last) = (0, at, at);
     let mut overtaken = 0;
-    // Request and when it was sent.
+    // Each request, and when it was sent.
     let mut under_way: Vec<(Task<_>, Instant)> = Vec::new();
     let decayed = |estimate: f64, from: Instant, to: Instant| {
         let elapsed = nanos(to.saturating_duration_since(from));
@@ -93,7 +93,7 @@ fn what_the_formula_says() {
                     0 => Err(0),
                     _ => Ok(0),
                 };
-                // Of those that were given up the silence is nobody's.
+                // Cancelled requests do not count towards silence.
                 unanswered = unanswered.min(under_way.len()) + 1;
                 if unanswered == 2 {
                     second = now;
@@ -150,7 +150,7 @@ fn what_the_formula_says() {
 }
 
 #[test]
-fn nothing_less_than_a_nanosecond_so_that_requests_under_way_still_tell() {
+fn is_at_least_a_nanosecond() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     send_for(&mut service, Ok(0), &timer, SECOND);
@@ -163,29 +163,29 @@ fn nothing_less_than_a_nanosecond_so_that_requests_under_way_still_tell() {
 }
 
 #[test]
-fn silence_counts_from_the_second_request_on() {
+fn silence_counts_from_the_second_request() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     send_for(&mut service, Ok(0), &timer, SECOND);
     let mut first = spawn(service.call(Ok(0)));
-    // One request may be long: it says nothing of others.
+    // One request may simply be long, so alone it raises nothing.
     timer.advance(100 * SECOND);
     assert_estimate(&service, nanos(SECOND) * f64::exp(-10.0));
     let second = service.call(Ok(0));
     timer.advance(5 * SECOND);
     let third = service.call(Ok(0));
     assert_estimate(&service, nanos(5 * SECOND));
-    // Nobody asks any more, and so it says less and less.
+    // Without new requests the silence weighs less and less.
     timer.advance(20 * SECOND);
     assert_estimate(&service, nanos(25 * SECOND) * f64::exp(-2.0));
-    // Who asks then and hears nothing either makes it count as a whole.
+    // A new unanswered request makes the whole silence count.
     let fourth = service.call(Ok(0));
     assert_estimate(&service, nanos(25 * SECOND));
-    // One is cancelled; that is no answer.
+    // A cancelled request is no answer.
     drop(second);
     timer.advance(SECOND);
     assert_estimate(&service, nanos(26 * SECOND) * f64::exp(-0.1));
-    // An answer ends it, whosever it is.
+    // Any answer ends the silence.
     service.set_estimate(MILLI);
     assert_eq!(done(first.poll()), Ok(0));
     service.set_estimate(MILLI);
@@ -195,34 +195,34 @@ fn silence_counts_from_the_second_request_on() {
 }
 
 #[test]
-fn who_was_given_up_makes_no_silence() {
+fn cancelled_request_causes_no_silence() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     let both = [service.call(Ok(0)), service.call(Ok(0))];
     timer.advance(SECOND);
     drop(both);
     service.set_estimate(MILLI);
-    // The next one is the first.
+    // The next request counts as the first.
     let next = service.call(Ok(0));
     timer.advance(DECAY);
     assert_estimate(&service, nanos(MILLI) / std::f64::consts::E);
-    // Nor do a long one and one that is given up, as by a hedge that was faster.
+    // A long request and a cancelled one, as by a faster hedge, cause no silence either.
     service.set_estimate(SECOND);
     let other = service.call(Ok(0));
     timer.advance(MILLI);
     drop(other);
     timer.advance(10 * DECAY);
     assert_estimate(&service, nanos(SECOND) * f64::exp(-10.0001));
-    // It begins anew with the next one.
+    // The next request starts a new silence.
     let third = service.call(Ok(0));
     timer.advance(SECOND);
     assert_estimate(&service, nanos(SECOND) * f64::exp(-0.1));
     drop((next, third));
 }
 
-/// A request that took longer than a decay, while others were sent and answered, was long by nature.
+/// A request that takes longer than the decay, while later ones are answered, is long by nature and no peak.
 #[test]
-fn the_end_of_a_long_request_is_no_peak() {
+fn end_of_a_long_request_is_no_peak() {
     let hour = 3600 * SECOND;
     for (result, counts_as) in [(Ok(0), None), (Err(0), Some(DECAY))] {
         for is_cancelled in [false, true] {
@@ -241,7 +241,7 @@ fn the_end_of_a_long_request_is_no_peak() {
             }
         }
     }
-    // Where nothing was answered meanwhile, or only what was sent long before, it is one.
+    // It is a peak if nothing was answered meanwhile, or only a request that was sent as early.
     for answered in [false, true] {
         let timer = ManualTimer::new();
         let mut service = new(obedient(), &timer);
@@ -258,7 +258,7 @@ fn the_end_of_a_long_request_is_no_peak() {
 }
 
 #[test]
-fn so_that_an_endpoint_that_hangs_is_not_chosen() {
+fn hanging_endpoint_is_avoided() {
     let timer = ManualTimer::new();
     let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
     let hangs = Endpoint::new(timer.clone(), Duration::MAX, true);
@@ -271,24 +271,24 @@ fn so_that_an_endpoint_that_hangs_is_not_chosen() {
 }
 
 #[test]
-fn a_cancelled_request_where_it_raises_them() {
+fn cancelled_request_may_raise_the_estimate() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     let twin = new(obedient(), &timer);
     let _ = twin.load();
-    // Shorter than what is expected: it says nothing.
+    // Cancelled earlier than the estimate: this says nothing.
     let cancelled = service.call(Ok(0));
     assert_eq!(service.in_flight(), 1);
     timer.advance(10 * MILLI);
     drop(cancelled);
     assert_eq!(service.in_flight(), 0);
     assert_eq!(service.load(), twin.load());
-    // Nor does it take the time since the last response from the next one.
+    // The next response still counts all the time since the last one.
     send_for(&mut service, Ok(0), &timer, MILLI);
     let w = f64::exp(-0.0011);
     assert_estimate(&service, nanos(100 * MILLI) * w + nanos(MILLI) * (1.0 - w));
 
-    // Longer: it would have taken at least that long.
+    // Cancelled later than the estimate: the answer would have taken at least that long.
     let cancelled = service.call(Ok(0));
     timer.advance(3 * SECOND);
     drop(cancelled);
@@ -302,7 +302,7 @@ fn a_cancelled_request_where_it_raises_them() {
 }
 
 #[test]
-fn nothing_for_an_ignored_result() {
+fn ignored_result_changes_nothing() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer).with_classifier(by_status);
     let _ = service.load();
@@ -314,7 +314,7 @@ fn nothing_for_an_ignored_result() {
 }
 
 #[test]
-fn at_least_the_penalty_for_a_failure() {
+fn failure_counts_at_least_the_penalty() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     send_for(&mut service, Err(0), &timer, MILLI);
@@ -334,7 +334,7 @@ fn at_least_the_penalty_for_a_failure() {
 }
 
 #[test]
-fn until_the_handle_in_the_response_is_dropped_which_may_have_the_last_word() {
+fn handle_may_set_the_outcome() {
     let timer = ManualTimer::new();
     let decay = nanos(DECAY);
     let mut service = PeakEwma::with_timer(obedient(), MILLI, decay, Keep, timer.clone());
@@ -352,7 +352,7 @@ fn until_the_handle_in_the_response_is_dropped_which_may_have_the_last_word() {
 }
 
 #[test]
-fn for_all_clones_together() {
+fn clones_share_the_estimate() {
     let timer = ManualTimer::new();
     let mut first = new(obedient(), &timer);
     let second = first.clone();
@@ -366,7 +366,7 @@ fn for_all_clones_together() {
 }
 
 #[test]
-fn as_is_written() {
+fn is_printed() {
     let timer = ManualTimer::new();
     let mut service = new(obedient(), &timer);
     service.set_estimate(SECOND);
@@ -382,7 +382,7 @@ fn as_is_written() {
 }
 
 #[test]
-fn with_one_look_at_the_clock_for_each_of_load_call_and_response() {
+fn clock_is_read_once_per_operation() {
     let timer = Counting::default();
     let decay = nanos(DECAY);
     let mut service =
@@ -403,7 +403,7 @@ thread_local! {
     static ASKED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A timer without a value, as those of the runtimes are.
+/// A zero-sized timer, as the runtimes' timers are.
 #[derive(Clone, Copy, Debug, Default)]
 struct Global;
 
@@ -422,8 +422,7 @@ impl Timer for Global {
     }
 }
 
-/// Two endpoints at random, and whether the comparison says of them what their loads say. Also how many of the
-/// comparisons needed the time.
+/// Asserts that random pairs of endpoints compare as their loads do. Returns how many comparisons read the clock.
 fn compare<T: Timer + Clone>(
     timers: [T; 2],
     advance: impl Fn(u64),
@@ -453,7 +452,7 @@ fn compare<T: Timer + Clone>(
         timed += u32::from(asked() > before);
         compared += 1;
         let [x, y] = [a.load(), b.load()].map(|cost| cost.as_nanos());
-        // As good as equal: either answer will do.
+        // For nearly equal loads either answer is correct.
         if (x - y).abs() > 1e-6 * x.max(y) {
             assert_eq!(found, [x < y, x > y], "{x} {y}");
         }
@@ -462,12 +461,12 @@ fn compare<T: Timer + Clone>(
 }
 
 #[test]
-fn that_are_compared_as_they_are_with_the_time_only_where_it_matters() {
+fn comparison_reads_the_clock_if_needed() {
     let advance = |nanos| NOW.set(NOW.get() + nanos);
     let (compared, timed) = compare([Global; 2], advance, || ASKED.get());
     assert!(timed > compared / 5 && timed < compared * 4 / 5, "{timed}");
 
-    // Once for both of them.
+    // The clock is read once for both.
     let both = [(); 2].map(|()| {
         let mut service = PeakEwma::with_timer(obedient(), MILLI, 1e9, CompleteOnResponse, Global);
         let response = service.call(Ok(0));
@@ -478,7 +477,7 @@ fn that_are_compared_as_they_are_with_the_time_only_where_it_matters() {
     assert!(a.is_no_busier_than(b) || b.is_no_busier_than(a));
     assert!(ASKED.get() - before <= 2);
 
-    // Two clocks have nothing to do with each other.
+    // Times of different clocks cannot be compared.
     let [one, other] = [Counting::default(), Counting::default()];
     other.timer.advance(1_000 * SECOND);
     let both = [one.clone(), other.clone()];
@@ -492,8 +491,8 @@ fn that_are_compared_as_they_are_with_the_time_only_where_it_matters() {
 }
 
 #[test]
-fn of_finite_times_however_the_clock_behaves() {
-    /// Shows what it is set to.
+fn stays_finite_under_any_clock() {
+    /// A clock that shows the time it is set to.
     #[derive(Clone, Default)]
     struct Wild(Arc<std::sync::atomic::AtomicU64>);
     impl Timer for Wild {
@@ -559,7 +558,7 @@ fn on_many_threads() {
         }
     });
     assert_eq!(service.in_flight(), 0);
-    // One request at least took the second, and no peak is lost.
+    // At least one request took a whole second, and no peak is lost.
     assert!(
         service.estimate() >= SECOND - MILLI,
         "{:?}",
@@ -567,9 +566,9 @@ fn on_many_threads() {
     );
 }
 
-/// Hazard: fast failures must not make an endpoint look best.
+/// Fast failures must not make an endpoint look best.
 #[test]
-fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
+fn failing_endpoint_is_avoided_for_a_time() {
     let timer = ManualTimer::new();
     let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
     let broken = Endpoint::new(timer.clone(), MILLI, false);
@@ -579,7 +578,7 @@ fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
     };
     let count = |_: &Result<(), Failure>| Outcome::Counted;
     let mut both = [&slow, &broken].map(|inner| new(inner).with_classifier(count));
-    // As it would be: the failing one draws nearly everything.
+    // Without a penalty the failing endpoint attracts nearly all requests.
     assert!(share_of_second(&timer, &mut both, 1_000) > 0.8);
 
     let mut both = [&slow, &broken].map(new);
@@ -592,7 +591,7 @@ fn so_that_a_failing_endpoint_is_not_chosen_and_comes_back_when_it_works() {
 }
 
 #[test]
-fn so_that_an_endpoint_which_recovers_under_traffic_is_found_to() {
+fn recovery_under_traffic_is_noticed() {
     let timer = ManualTimer::new();
     let slow = Endpoint::new(timer.clone(), 55 * MILLI, true);
     let broken = Endpoint::new(timer.clone(), MILLI, false);
@@ -608,7 +607,7 @@ fn so_that_an_endpoint_which_recovers_under_traffic_is_found_to() {
 }
 
 #[test]
-fn from_values_that_make_sense() {
+fn invalid_values_are_refused() {
     let try_new = |rtt, decay| {
         let ewma =
             PeakEwma::<_, _, ManualTimer>::try_new(obedient(), rtt, decay, CompleteOnResponse);
@@ -636,7 +635,7 @@ fn from_values_that_make_sense() {
 }
 
 #[test]
-fn or_panic_at_the_callers_line() {
+fn invalid_values_panic_at_the_callers_line() {
     let new =
         || PeakEwma::<_, _, ManualTimer>::new(obedient(), Duration::ZERO, 1e9, CompleteOnResponse);
     let here = line!() - 1;

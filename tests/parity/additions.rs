@@ -1,4 +1,4 @@
-//! What tower lacks, at the same paths.
+//! Additions to tower, at the same paths in each runtime's module.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -90,7 +90,7 @@ fn middleware() {
 }
 
 #[test]
-fn the_asynchronous_filter_makes_its_own_layer() {
+fn async_filter_makes_its_own_layer() {
     use tower::filter::{AsyncFilter, AsyncFilterLayer};
     let even = |n: u32| ready(if n % 2 == 0 { Ok(n) } else { Err("odd") });
     let layer: AsyncFilterLayer<_> = AsyncFilter::<Named, _>::layer(even);

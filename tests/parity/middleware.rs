@@ -17,7 +17,7 @@ fn named() -> Named {
     service_fn(|n| ready(Ok(n * 2)))
 }
 
-/// A service that does not become ready.
+/// A service whose readiness fails.
 struct Failing;
 
 impl Service<u32> for Failing {
@@ -34,7 +34,7 @@ impl Service<u32> for Failing {
     }
 }
 
-/// Whether one poll, for which nobody waits, finds `service` ready.
+/// Whether one poll with a no-op waker finds `service` ready.
 fn is_ready<S: Service<u32>>(service: &mut S) -> bool {
     service
         .poll_ready(&mut Context::from_waker(Waker::noop()))
@@ -131,7 +131,7 @@ fn balance() {
 fn discover() {
     use tower::discover::{Change, Discover, ServiceList};
 
-    /// What `discover` says at once.
+    /// The change that `discover` has at once.
     fn next<D>(discover: &mut D) -> Option<Change<D::Key, D::Service>>
     where
         D: Discover<Error: std::fmt::Debug> + Unpin,
@@ -300,7 +300,7 @@ fn load() {
         pending_requests,
     };
 
-    /// A request is over when its handle, which it gives out, is dropped.
+    /// Returns the handle with the response: the request ends when the handle is dropped.
     #[derive(Clone)]
     struct GiveOut;
 
@@ -351,7 +351,7 @@ fn load() {
 }
 
 #[test]
-fn load_of_what_is_discovered() {
+fn load_of_discovered_services() {
     use tower::balance::p2c::Balance;
     use tower::discover::ServiceList;
     use tower::load::{CompleteOnResponse, PeakEwmaDiscover, PendingRequestsDiscover};
@@ -381,7 +381,7 @@ fn load_of_what_is_discovered() {
 }
 
 #[test]
-fn load_of_what_is_limited() {
+fn load_of_limited_services() {
     use tower::limit::{ConcurrencyLimit, RateLimit, rate::Rate};
     use tower::load::{Constant, Load};
 
@@ -389,7 +389,7 @@ fn load_of_what_is_limited() {
         ConcurrencyLimit::new(Constant::new(named(), 7), 1).load(),
         7
     );
-    // tower's asks the runtime for the time when it is made.
+    // tower's limit reads the runtime's clock when it is built.
     let load = async { RateLimit::new(Constant::new(named(), 7), Rate::new(1, LONG)).load() };
     assert_eq!(block_on(load), 7);
 }
@@ -457,7 +457,7 @@ fn ready_cache() {
         poll_fn(|cx| cache.poll_pending(cx)).await.unwrap();
         assert_eq!(cache.call_ready_index(0, 4).await, Ok(8));
         assert!(cache.evict(&"one") && !cache.evict(&"one"));
-        // tower's drops an evicted service in the next poll only.
+        // tower drops an evicted service only in the next poll.
         assert!(poll_fn(|cx| cache.poll_pending(cx)).await.is_ok());
         assert_eq!(cache.len(), 1);
 
@@ -555,7 +555,7 @@ fn retry_budget() {
         (0..100).take_while(|_| budget.withdraw()).count()
     }
 
-    // tower's asks the runtime for the time.
+    // tower's budget reads the runtime's clock.
     block_on(async {
         let budget: TpsBudget = tps_budget::TpsBudget::new(Duration::from_secs(10), 1, 0.0);
         assert_eq!(spend(&budget), 10);
@@ -578,7 +578,7 @@ fn spawn_ready() {
     }
 
     block_on(async {
-        // Their types have the request's here, and so cannot be written down for both.
+        // These types name the request type in this crate, so one spelling cannot serve both.
         let mut service = SpawnReady::new(boxed());
         assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 2);
         let layer = SpawnReadyLayer::new();

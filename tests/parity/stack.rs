@@ -15,14 +15,14 @@ use tower::layer::util::{Identity, Stack};
 use tower::layer::{LayerFn, layer_fn};
 use tower::{BoxError, Layer, MakeService, Service, ServiceBuilder, ServiceExt, service_fn};
 
-/// A service whose type can be written.
+/// A service whose type can be named.
 type Named = tower::util::ServiceFn<fn(u32) -> Ready<Result<u32, Infallible>>>;
 
 fn named() -> Named {
     service_fn(|n| ready(Ok(n * 2)))
 }
 
-/// Retries so many errors, at once.
+/// Retries a number of errors, at once.
 #[derive(Clone)]
 pub(super) struct Attempts(pub(super) u32);
 

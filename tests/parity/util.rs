@@ -28,7 +28,7 @@ fn named() -> Named {
     service_fn(|n| ready(Ok(n * 2)))
 }
 
-/// By its constructor, by the layer that the type makes, and by its layer: the same service.
+/// The constructor, the type's `layer` function and the layer build the same service.
 macro_rules! combinator {
     ($service:ident, $layer:ident, $f:expr, $answer:expr) => {
         assert_eq!($service::new(named(), $f).oneshot(1).await, $answer);
@@ -169,7 +169,7 @@ fn either_and_optional() {
 }
 
 #[test]
-fn futures_of_services_and_of_readiness() {
+fn service_and_readiness_futures() {
     block_on(async {
         let made = future_service(ready(Ok::<_, Infallible>(named())));
         assert_eq!(made.oneshot(1).await.unwrap(), 2);
@@ -211,7 +211,7 @@ fn call_all() {
 
 #[test]
 fn rng() {
-    /// As random as it has to be for this.
+    /// A constant instead of random numbers.
     struct Always(u64);
 
     impl Rng for Always {
@@ -293,7 +293,7 @@ fn make_connection() {
     block_on(async {
         let maker = service_fn(|size| ready(Ok::<_, Infallible>(tokio::io::duplex(size).0)));
         let mut connection = connect(maker).await.unwrap();
-        // The other end is gone.
+        // The other end is closed.
         let mut cx = Context::from_waker(Waker::noop());
         let read = tokio::io::AsyncReadExt::read_u8(&mut connection);
         assert!(matches!(pin!(read).poll(&mut cx), Poll::Ready(Err(_))));

@@ -1,6 +1,6 @@
-//! `SharedTimer`: one alarm for all waits, which rings for each of them whatever the others do.
+//! `SharedTimer`: one alarm for all waits, which rings for each wait regardless of the others.
 //!
-//! The scenarios of all middleware also run on it: see `OneAlarm` in `common`.
+//! The scenarios of all middleware also run on it; see `OneAlarm` in `common`.
 #![cfg(feature = "std")]
 
 #[path = "../common/mod.rs"]
@@ -37,7 +37,7 @@ fn waiting(timer: &Shared, duration: Duration) -> Task<SharedSleep<ManualTimer>>
 }
 
 #[test]
-fn a_thousand_waits_have_one_alarm_and_each_ends_in_its_time() {
+fn thousand_waits_share_one_alarm() {
     let (timer, clock) = shared();
     let mut rng = SplitMix64::new(1);
     let start = clock.now();
@@ -49,7 +49,7 @@ fn a_thousand_waits_have_one_alarm_and_each_ends_in_its_time() {
         .collect();
     assert_eq!(clock.armed(), 1);
     while clock.advance_to_next() {
-        // Whoever is woken is polled, until nobody is.
+        // Poll woken tasks until none is left.
         while sleeps.iter().any(|(_, sleep)| sleep.is_woken()) {
             sleeps.retain_mut(|(deadline, sleep)| {
                 if !sleep.is_woken() {
@@ -67,7 +67,7 @@ fn a_thousand_waits_have_one_alarm_and_each_ends_in_its_time() {
 }
 
 #[test]
-fn a_wait_that_never_ends_has_no_alarm() {
+fn endless_wait_has_no_alarm() {
     let (timer, clock) = shared();
     let mut sleep = spawn(timer.sleep_until(Instant::MAX));
     assert!(sleep.poll().is_pending());
@@ -75,7 +75,7 @@ fn a_wait_that_never_ends_has_no_alarm() {
 }
 
 #[test]
-fn waits_that_end_before_their_time_set_no_alarm_anew() {
+fn dropped_waits_do_not_reset_the_alarm() {
     let (timer, clock) = shared();
     for _ in 0..1_000 {
         let first = waiting(&timer, 100 * MS);
@@ -88,7 +88,7 @@ fn waits_that_end_before_their_time_set_no_alarm_anew() {
         Some(clock.now().saturating_add(100 * MS))
     );
 
-    // It rings for nobody, and the next wait sets it again.
+    // The alarm rings without effect, and the next wait sets it again.
     clock.advance(100 * MS);
     assert_eq!(clock.armed(), 0);
     let mut sleep = waiting(&timer, 50 * MS);
@@ -99,7 +99,7 @@ fn waits_that_end_before_their_time_set_no_alarm_anew() {
 }
 
 #[test]
-fn an_earlier_deadline_sets_the_alarm_at_once() {
+fn earlier_deadline_resets_the_alarm() {
     let (timer, clock) = shared();
     let late = waiting(&timer, 100 * MS);
     let mut early = waiting(&timer, 10 * MS);
@@ -117,7 +117,7 @@ fn an_earlier_deadline_sets_the_alarm_at_once() {
 }
 
 #[test]
-fn early_ring_sets_the_alarm_and_wakes_nobody() {
+fn early_ring_resets_the_alarm() {
     let (timer, clock) = shared();
     drop(waiting(&timer, 10 * MS));
     let mut sleeps: Vec<_> = (3..=5).map(|n| waiting(&timer, 10 * n * MS)).collect();
@@ -136,7 +136,7 @@ fn early_ring_sets_the_alarm_and_wakes_nobody() {
 }
 
 #[test]
-fn each_is_woken_once_and_at_its_deadline() {
+fn each_wait_is_woken_once() {
     let (timer, clock) = shared();
     let mut waits: Vec<_> = [40, 10, 30, 10, 20]
         .map(|ms| (ms * MS, timer.sleep(ms * MS), WakeCount::new()))
@@ -153,7 +153,7 @@ fn each_is_woken_once_and_at_its_deadline() {
 }
 
 #[test]
-fn past_deadline_is_ready_and_wakes_nobody() {
+fn past_deadline_is_ready() {
     let (timer, clock) = shared();
     let late = waiting(&timer, 100 * MS);
     let (wakes, other) = (WakeCount::new(), waiting(&timer, 10 * MS));
@@ -167,7 +167,7 @@ fn past_deadline_is_ready_and_wakes_nobody() {
 }
 
 #[test]
-fn alarm_is_made_once_while_somebody_waits() {
+fn alarm_is_created_once() {
     let (timer, clock) = shared();
     let mut all: Vec<_> = (1..=9).map(|n| spawn(timer.sleep(n * MS))).collect();
     assert!(all.iter_mut().all(|sleep| sleep.poll().is_pending()));
@@ -178,7 +178,7 @@ fn alarm_is_made_once_while_somebody_waits() {
 }
 
 #[test]
-fn alarms_that_are_left_behind_in_services_hold_up_nobody() {
+fn leftover_alarms_delay_no_other() {
     let (timer, clock) = shared();
     let wakes = WakeCount::new();
     let in_10_ms = clock.now().saturating_add(10 * MS);
@@ -197,7 +197,7 @@ fn alarms_that_are_left_behind_in_services_hold_up_nobody() {
 }
 
 #[test]
-fn the_alarm_goes_with_the_last_clone() {
+fn last_clone_drops_the_alarm() {
     let (timer, clock) = shared();
     let clone = timer.clone();
     let sleep = waiting(&timer, 10 * MS);
@@ -212,7 +212,7 @@ fn the_alarm_goes_with_the_last_clone() {
     assert_eq!(clock.armed(), 0);
 }
 
-/// A timer that wakes nobody, and counts how often it is asked for the time.
+/// A timer that never wakes a task, and counts how often its clock is read.
 #[derive(Clone, Debug, Default)]
 struct Deaf(ManualTimer, Arc<AtomicU32>);
 
@@ -245,7 +245,7 @@ impl Future for DeafSleep {
 }
 
 #[test]
-fn the_clock_decides_also_where_no_alarm_rings_and_is_asked_when_it_matters() {
+fn clock_decides_without_an_alarm() {
     let deaf = Deaf::default();
     let timer = SharedTimer::new(deaf.clone());
     let reads = || deaf.1.swap(0, Relaxed);
@@ -264,7 +264,7 @@ fn the_clock_decides_also_where_no_alarm_rings_and_is_asked_when_it_matters() {
     assert!(first.poll().is_ready());
 }
 
-/// Begins a wait of the same timer, and drops it, when it is woken and when it is dropped.
+/// A waker that starts and drops a wait of the same timer when it is woken and when it is dropped.
 struct Meddler(Shared);
 
 impl Meddler {
@@ -286,7 +286,7 @@ impl Drop for Meddler {
 }
 
 #[test]
-fn wakers_are_woken_and_dropped_outside_the_lock() {
+fn wakers_run_outside_the_lock() {
     let (timer, clock) = shared();
     let meddler = || Waker::from(Arc::new(Meddler(timer.clone())));
     for act in 0..4 {
@@ -297,12 +297,12 @@ fn wakers_are_woken_and_dropped_outside_the_lock() {
             assert!(Pin::new(sleep).poll(&mut cx).is_pending());
         }
         match act {
-            // Each gets another waker, and the one before is dropped.
+            // Each wait gets another waker, and the previous one is dropped.
             0 => sleeps.iter_mut().for_each(|sleep| {
                 assert!(WakeCount::new().poll(sleep).is_pending());
             }),
             1 => drop(sleeps),
-            // The alarm, in one of them while each is polled.
+            // The alarm rings during the polls.
             2 => {
                 clock.advance(10 * MS);
                 assert!(WakeCount::new().poll(&mut sleeps[7]).is_ready());
@@ -318,7 +318,7 @@ fn wakers_are_woken_and_dropped_outside_the_lock() {
 }
 
 #[test]
-fn a_shared_timer_goes_where_its_alarm_can_go() {
+fn shared_timer_is_send_if_its_alarm_is() {
     fn goes<T: Send + Sync>(_: &T) {}
     let (timer, _) = shared();
     goes(&timer);
@@ -342,7 +342,7 @@ mod on_tokio {
     use campanile::tokio::Tokio;
 
     #[test]
-    fn a_poll_without_a_context_panics_and_the_next_with_one_sets_the_alarm() {
+    fn alarm_recovers_from_a_missing_context() {
         let timer = SharedTimer::new(Tokio);
         let mut lost = spawn(timer.sleep(60 * 60_000 * MS));
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lost.poll()));
@@ -355,7 +355,7 @@ mod on_tokio {
     }
 
     #[test]
-    fn one_runtime_comes_after_the_other() {
+    fn runtimes_may_follow_each_other() {
         let timer = SharedTimer::new(Tokio);
         let hour = 60 * 60_000 * MS;
         for leaves_it_set in [true, false, true, true, false, false] {
@@ -368,15 +368,15 @@ mod on_tokio {
         }
     }
 
-    /// Uses up the task's budget.
+    /// Spends the task's budget.
     fn spend(cx: &mut Context<'_>) {
         while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_used_up_the_budget_holds_up_nobody() {
+    async fn exhausted_budget_delays_no_other() {
         let timer = SharedTimer::new(Tokio);
-        // It is the first, and so sees to the alarm, at each poll without a budget.
+        // Its deadline is first, so it polls the alarm, each time without budget.
         let start = timer.now();
         let greedy = tokio::spawn({
             let mut sleep = timer.sleep(50 * MS);
@@ -405,7 +405,7 @@ mod on_tokio {
     }
 }
 
-/// One wait is never polled again, and ten others end in their time.
+/// One wait is never polled again, and ten others end in time.
 async fn stuck_wait_delays_no_other<H: Host>(rt: On<H>) {
     let timer = SharedTimer::new(rt.time().clone());
     let mut stuck: Vec<_> = [1, 5, 100].map(|n| waiting_on(&timer, n * MS)).into();
@@ -413,7 +413,7 @@ async fn stuck_wait_delays_no_other<H: Host>(rt: On<H>) {
     for n in 1..=10 {
         rt.advance(MS).await;
         assert!(others[n..].iter().all(|sleep| !sleep.is_woken()), "early");
-        // It hangs if the wake-up is lost.
+        // This hangs if the wake-up is lost.
         if n > 1 {
             // tokio rounds up to the millisecond.
             until(|| others[n - 2].is_woken()).await;
@@ -427,7 +427,7 @@ async fn stuck_wait_delays_no_other<H: Host>(rt: On<H>) {
     assert!(stuck.iter().all(Task::is_woken));
 }
 
-async fn each_wait_ends_in_its_time_whoever_goes<H: Host>(rt: On<H>) {
+async fn waits_end_in_time_as_others_leave<H: Host>(rt: On<H>) {
     let timer = SharedTimer::new(rt.time().clone());
     let mut rng = SplitMix64::new(3);
     let start = timer.now();
@@ -438,7 +438,7 @@ async fn each_wait_ends_in_its_time_whoever_goes<H: Host>(rt: On<H>) {
             let after = MS * rng.next_range(1..40) as u32;
             sleeps.push((timer.now().saturating_add(after), waiting_on(&timer, after)));
         }
-        // Some go; some are polled though nobody has woken them.
+        // Some waits are dropped; some are polled without a wake-up.
         sleeps.retain(|_| rng.next_range(0..16) > 0);
         for (deadline, sleep) in &mut sleeps {
             if rng.next_range(0..16) == 0 && timer.now() < *deadline {
@@ -448,7 +448,7 @@ async fn each_wait_ends_in_its_time_whoever_goes<H: Host>(rt: On<H>) {
         rt.advance(MS).await;
         // tokio rounds up to the millisecond.
         let latest = timer.now().saturating_sub(MS);
-        // It hangs if a wake-up is lost.
+        // This hangs if a wake-up is lost.
         until(|| {
             sleeps.retain_mut(|(deadline, sleep)| {
                 if !sleep.is_woken() || sleep.poll().is_pending() {
@@ -472,13 +472,13 @@ fn waiting_on<T: Timer>(timer: &SharedTimer<T>, duration: Duration) -> Task<Shar
     sleep
 }
 
-async fn a_task_that_waits_is_woken<H: Host>(rt: On<H>) {
+async fn waiting_task_is_woken<H: Host>(rt: On<H>) {
     let timer = SharedTimer::new(rt.time().clone());
     let (told, heard) = futures::channel::mpsc::unbounded();
     for n in 1..=20_u32 {
         let (sleep, told) = (timer.sleep(n * MS), told.clone());
         campanile::Executor::execute(&rt, async move {
-            // Each second one goes before its time.
+            // Every second wait is dropped before its deadline.
             if n % 2 == 0 {
                 sleep.await;
             } else {
@@ -502,6 +502,6 @@ async fn a_task_that_waits_is_woken<H: Host>(rt: On<H>) {
 
 on_every_runtime! {
     stuck_wait_delays_no_other,
-    each_wait_ends_in_its_time_whoever_goes,
-    a_task_that_waits_is_woken,
+    waits_end_in_time_as_others_leave,
+    waiting_task_is_woken,
 }

@@ -1,4 +1,4 @@
-//! An inner timer that panics and wakes at random: all waits still end in time.
+//! With an inner timer that panics and wakes at random, all waits still end in time.
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -55,7 +55,7 @@ impl Future for OddSleep {
 }
 
 #[test]
-fn who_waits_is_in_time_whatever_the_timer_beneath_does() {
+fn odd_inner_timer_makes_no_wait_late() {
     let catch = |f: &mut dyn FnMut() -> bool| {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).ok()
     };
@@ -86,7 +86,7 @@ fn who_waits_is_in_time_whatever_the_timer_beneath_does() {
                 }
                 _ => clock.advance(MS * rng.next_range(0..10) as u32),
             }
-            // Whoever is woken is polled; one who panics goes.
+            // Woken waits are polled; a wait whose poll panics is dropped.
             let mut rounds = 0;
             while sleeps.iter().any(|(_, s)| s.is_woken()) {
                 rounds += 1;

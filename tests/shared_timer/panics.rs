@@ -1,4 +1,4 @@
-//! A waker or a timer that panics costs no other wait its wake-up.
+//! A panic of a waker or of the timer costs no other wait its wake-up.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -36,8 +36,8 @@ fn poll_with<T: Timer>(sleep: &mut SharedSleep<T>, waker: impl Wake + Send + Syn
     assert!(Pin::new(sleep).poll(&mut cx).is_pending());
 }
 
-/// Ten deadlines that are equal; the wakers of some panic.
-fn ten_of_which_panic(timer: &Shared, panicking: &[usize]) -> Vec<(bool, Task<Wait>)> {
+/// Ten waits with equal deadlines; the wakers of some panic.
+fn ten_waits(timer: &Shared, panicking: &[usize]) -> Vec<(bool, Task<Wait>)> {
     (0..10)
         .map(|n| {
             let mut sleep = timer.sleep(10 * MS);
@@ -56,12 +56,12 @@ fn ten_of_which_panic(timer: &Shared, panicking: &[usize]) -> Vec<(bool, Task<Wa
 type Wait = SharedSleep<ManualTimer>;
 
 #[test]
-fn panicking_wakers_cost_no_other_a_wake_up() {
+fn panicking_wakers_cost_no_wake() {
     for panicking in [&[0][..], &[4], &[9], &[0, 1], &[3, 7], &[0, 1, 2, 3, 4, 5]] {
         let (timer, clock) = shared();
-        let ten = ten_of_which_panic(&timer, panicking);
+        let ten = ten_waits(&timer, panicking);
         let mut next = waiting(&timer, 20 * MS);
-        // The timer that rings the alarm sees nothing of it.
+        // The panics do not reach the timer that rings the alarm.
         clock.advance(10 * MS);
         for (panics, sleep) in &ten {
             assert_eq!(sleep.is_woken(), !panics, "{panicking:?}");
@@ -71,9 +71,9 @@ fn panicking_wakers_cost_no_other_a_wake_up() {
     }
 }
 
-/// The same where a poll comes upon them, since the alarm rings late.
+/// The same if the alarm rings late, so that a poll wakes the due waits.
 #[test]
-fn panicking_wakers_cost_no_other_but_who_polls() {
+fn panicking_wakers_cost_only_the_poller() {
     let late = Late::default();
     let timer = SharedTimer::new(late.clone());
     let mut waits: Vec<_> = (0..10)
@@ -88,7 +88,7 @@ fn panicking_wakers_cost_no_other_but_who_polls() {
         }
     }
     late.0.advance(10 * MS);
-    // Its deadline is the first, so that it sets the alarm.
+    // Its deadline is first, so it sets the alarm.
     let mut first = spawn(timer.sleep_until(late.0.now().saturating_sub(MS)));
     let told = catch_unwind(AssertUnwindSafe(|| first.poll()));
     std::mem::forget(told.unwrap_err());
@@ -96,7 +96,7 @@ fn panicking_wakers_cost_no_other_but_who_polls() {
         assert_eq!(wakes.get(), usize::from(!panics(n)));
     }
     assert!(first.poll().is_ready());
-    // The alarm rings at last, and is set anew.
+    // The alarm finally rings and is reset.
     let mut next = spawn(timer.sleep(MS));
     assert!(next.poll().is_pending());
     late.ring();
@@ -106,7 +106,7 @@ fn panicking_wakers_cost_no_other_but_who_polls() {
     assert!(next.is_woken() && next.poll().is_ready());
 }
 
-/// A timer that rings when it is told to.
+/// A timer that rings only on request.
 #[derive(Clone, Debug, Default)]
 struct Late(ManualTimer, Arc<Mutex<Option<Waker>>>);
 
@@ -146,7 +146,7 @@ impl Future for LateSleep {
     }
 }
 
-/// A waker that drops waits of the same timer, and begins others.
+/// A waker that drops waits of the same timer and starts others.
 struct Gardener {
     timer: Shared,
     drops: Mutex<Vec<Task<Wait>>>,
@@ -156,7 +156,7 @@ struct Gardener {
 impl Wake for Gardener {
     fn wake(self: Arc<Self>) {
         drop(std::mem::take(&mut *self.drops.lock().unwrap()));
-        // One that is due, one earlier than all others, and one later.
+        // A wait that is due, one earlier than all others, and a later one.
         assert!(
             spawn(self.timer.sleep_until(self.timer.now()))
                 .poll()
@@ -168,7 +168,7 @@ impl Wake for Gardener {
 }
 
 #[test]
-fn woken_waker_may_drop_and_begin_waits() {
+fn waker_may_drop_and_start_waits() {
     let (timer, clock) = shared();
     let gardener = Arc::new(Gardener {
         timer: timer.clone(),
@@ -196,7 +196,7 @@ fn woken_waker_may_drop_and_begin_waits() {
     assert_eq!(clock.armed(), 0);
 }
 
-/// A timer that panics at the `n`th thing that it is asked for from now on.
+/// A timer that panics at the `n`th operation from now on.
 #[derive(Clone, Default)]
 struct Breaks(ManualTimer, Arc<AtomicU32>);
 
@@ -240,10 +240,10 @@ impl Future for BreaksSleep {
     }
 }
 
-/// Whichever of them is polled then has it set.
+/// The next wait that is polled sets the alarm.
 #[test]
-fn timer_that_panics_when_it_rings_wakes_all() {
-    // The clock, `reset` and a poll.
+fn panic_on_ring_wakes_all() {
+    // The operations are reading the clock, `reset` and a poll.
     for nth in 1..=3 {
         let breaks = Breaks::default();
         let timer = SharedTimer::new(breaks.clone());
@@ -261,9 +261,9 @@ fn timer_that_panics_when_it_rings_wakes_all() {
     }
 }
 
-/// Who sets the alarm is told of it, and the others go on.
+/// The poll that sets the alarm panics, and the other waits continue.
 #[test]
-fn timer_that_panics_in_a_poll_wakes_all() {
+fn panic_in_a_poll_wakes_all() {
     for nth in 1..=3 {
         let breaks = Breaks::default();
         let timer = SharedTimer::new(breaks.clone());
@@ -283,17 +283,17 @@ fn timer_that_panics_in_a_poll_wakes_all() {
     }
 }
 
-/// The runtime of the alarm is shut down: who waits elsewhere is woken.
+/// When the alarm's runtime is shut down, waits on other threads are woken.
 #[cfg(feature = "tokio")]
 #[test]
-fn runtime_that_is_shut_down_wakes_who_waits() {
+fn runtime_shutdown_wakes_all() {
     use campanile::tokio::Tokio;
     let timer = SharedTimer::new(Tokio);
     let runtime = || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_time().start_paused(true).build().unwrap()
     };
-    // Far away, since it is real time that passes from the one runtime to the other.
+    // Far away, because real time passes between the two runtimes.
     let hour = 3_600_000 * MS;
     let mut waits = [1, 2, 3].map(|n| spawn(timer.sleep(n * hour)));
     let first = runtime();

@@ -1,4 +1,4 @@
-//! No wait is late because others are not polled.
+//! Waits that are not polled delay no other wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -12,9 +12,9 @@ use campanile::runtime::SharedTimer;
 use campanile::timeout::Deadline;
 use campanile::{Instant, Service, Timer};
 
-/// None of those who were woken is polled, and each of the others is woken all the same.
+/// No woken task is polled, and each of the others is still woken.
 #[test]
-fn stuck_waits_hold_up_nobody() {
+fn stuck_waits_delay_no_other() {
     let (timer, clock) = shared();
     let stuck: Vec<_> = [5, 10, 20, 200].map(|ms| waiting(&timer, ms * MS)).into();
     let mut others: Vec<_> = (1..=10).map(|n| waiting(&timer, 10 * n * MS)).collect();
@@ -28,9 +28,9 @@ fn stuck_waits_hold_up_nobody() {
     assert_eq!(clock.armed(), 1);
 }
 
-/// The only ones that wait are stuck, and nobody is polled until the last deadline.
+/// All waits are stuck, and none is polled until the last deadline.
 #[test]
-fn alarm_is_set_though_nobody_is_polled() {
+fn alarm_is_reset_without_polls() {
     let (timer, clock) = shared();
     let stuck = [10, 20, 30].map(|ms| waiting(&timer, ms * MS));
     for n in 1..=3 {
@@ -40,7 +40,7 @@ fn alarm_is_set_though_nobody_is_polled() {
     }
 }
 
-/// The library's own services keep their alarms after the wait is over.
+/// The library's services keep their alarms after a wait.
 #[test]
 fn idle_deadlines_lose_no_timeout() {
     let (timer, clock) = shared();
@@ -64,7 +64,7 @@ fn idle_deadlines_lose_no_timeout() {
     assert!(hung.poll().is_ready());
 }
 
-/// Tokio. A task without budget sets the alarm, and is not polled again.
+/// On tokio, a task without budget sets the alarm and is not polled again.
 #[cfg(feature = "tokio")]
 #[tokio::test(start_paused = true)]
 async fn task_without_budget_sets_the_alarm() {
@@ -90,7 +90,7 @@ async fn task_without_budget_sets_the_alarm() {
     busy.abort();
 }
 
-/// Tokio. The same where tokio cannot put the alarm off, since no worker polls: outside of its tasks.
+/// The same outside tokio's tasks, where no worker polls and tokio cannot defer the alarm.
 #[cfg(feature = "tokio")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn main_future_without_budget_loses_no_wait() {
@@ -114,7 +114,7 @@ async fn main_future_without_budget_loses_no_wait() {
     sleep.await;
 }
 
-/// A waker that panics when it is dropped, for another one takes its place.
+/// A waker that panics when it is dropped because another one replaces it.
 struct Bomb;
 impl Wake for Bomb {
     fn wake(self: Arc<Self>) {}
@@ -128,7 +128,7 @@ impl Drop for Bomb {
 }
 
 #[test]
-fn waker_that_panics_when_dropped_stops_nobody() {
+fn waker_panicking_in_drop_stops_no_other() {
     let (timer, clock) = shared();
     let mut sleep = timer.sleep(50 * MS);
     {
@@ -145,7 +145,7 @@ fn waker_that_panics_when_dropped_stops_nobody() {
     assert!(other.is_woken() && other.poll().is_ready());
 }
 
-/// A timer whose alarm, so often as it is told to, asks to be polled again, and rings for nobody then.
+/// A timer whose alarm wakes itself a given number of times without ringing.
 #[derive(Clone, Default)]
 struct Tired(ManualTimer, Arc<AtomicU32>);
 struct TiredSleep(ManualSleep, Arc<AtomicU32>);
@@ -175,7 +175,7 @@ impl Future for TiredSleep {
 }
 
 #[test]
-fn alarm_that_asks_again_is_polled_again() {
+fn self_waking_alarm_is_polled_again() {
     for by_alarm in [false, true] {
         let tired = Tired::default();
         let timer = SharedTimer::new(tired.clone());
@@ -197,9 +197,9 @@ fn alarm_that_asks_again_is_polled_again() {
     }
 }
 
-/// It is not polled without end; all who wait are woken, and the one of them that is polled has it set.
+/// The alarm is not polled forever: all waits are woken, and the first that is polled sets it again.
 #[test]
-fn alarm_that_asks_without_end_wakes_all() {
+fn endlessly_waking_alarm_wakes_all() {
     for ringing in [false, true] {
         let tired = Tired::default();
         let timer = SharedTimer::new(tired.clone());
@@ -214,7 +214,7 @@ fn alarm_that_asks_without_end_wakes_all() {
         } else {
             assert!(all[1..].iter_mut().all(|sleep| sleep.poll().is_pending()));
             drop(first);
-            // It is the first now that the other is gone.
+            // It is first, now that the other is dropped.
             all[0] = spawn(timer.sleep(MS));
             tired.1.store(u32::MAX, Relaxed);
             assert!(all[0].poll().is_pending());
@@ -230,7 +230,7 @@ fn alarm_that_asks_without_end_wakes_all() {
     }
 }
 
-/// A stack's own waits end by the clock, and do not ask the alarm that has woken them.
+/// The waits of a stack end by the clock, without polling the alarm that woke them.
 fn loses_no_timeout<S: Service<u32>>(make: impl Fn(Shared) -> (S, Box<dyn Fn(&mut S)>), ms: u32) {
     let (timer, clock) = shared();
     let mut hung = waiting(&timer, 100 * MS);
@@ -293,7 +293,7 @@ fn kept_timeouts_lose_no_timeout() {
         .iter_mut()
         .for_each(|call| assert!(call.poll().is_pending()));
     clock.advance(30 * MS);
-    // As by `select!` with futures that are pinned outside of it.
+    // Like `select!` with futures that are pinned outside of it.
     for call in &mut calls {
         assert!(call.is_woken() && call.poll().is_ready());
     }

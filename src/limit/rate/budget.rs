@@ -534,7 +534,7 @@ mod tests {
     use crate::util::rng::{Rng, SplitMix64};
 
     #[test]
-    fn a_product_is_divided_as_by_128_bits() {
+    fn product_division_matches_128_bits() {
         let mut rng = SplitMix64::new(1);
         for n in 0..50_000 {
             let c = rng.next_range(1..1 << (n % 63 + 1)) + u64::from(n % 63 == 62);
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_a_cell_to_the_nanosecond() {
+    fn token_is_exactly_one_cell() {
         let mut rng = SplitMix64::new(2);
         for n in 0..20_000_u32 {
             let per = rng.next_range(1..1 << (n % 62 + 1));

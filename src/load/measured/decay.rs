@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_that_of_std() {
+    fn exp_matches_std() {
         let mut rng = SplitMix64::new(1);
         for _ in 0..200_000 {
             // Every order of magnitude from subnormal on, and evenly spread.
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_and_what_is_added_are_those_of_std() {
+    fn decay_and_sum_match_std() {
         let mut rng = SplitMix64::new(4);
         for _ in 0..200_000 {
             let small = f64::from_bits(rng.next_range(0..700_f64.to_bits()));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_additions_are_as_good_as_a_large_one() {
+    fn small_additions_equal_a_large_one() {
         let (now, span) = (Instant::from_nanos(1 << 62), 1e10);
         let decaying = Decaying::new();
         decaying.set(now, span, 1e9);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn ln_is_that_of_std() {
+    fn ln_matches_std() {
         let mut rng = SplitMix64::new(2);
         let mut worst = 0.0_f64;
         for _ in 0..200_000 {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_decays_and_is_found_again() {
+    fn number_decays_and_is_recovered() {
         let mut rng = SplitMix64::new(3);
         for _ in 0..100_000 {
             // A span from a microsecond to a year.
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_nothing_before_it_is_set_and_after_it_is_spent() {
+    fn zero_before_set_and_after_decay() {
         let now = Instant::from_nanos(1_000);
         let decaying = Decaying::new();
         assert!(decaying.is_unset());
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_do_no_harm() {
+    fn invalid_numbers_do_no_harm() {
         let now = Instant::from_nanos(5);
         let decaying = Decaying::new();
         for number in [0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_and_goes_the_first_is_first() {
+    fn earliest_deadline_is_first() {
         let mut rng = SplitMix64::new(1);
         let mut deadlines = Deadlines::<()>::new();
         // By deadline, then by a number that the line does not know.
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn due_wait_is_due_whatever_the_clock_says() {
+    fn due_wait_stays_due() {
         let mut deadlines = Deadlines::new();
         let (index, _) = join(&mut deadlines, 50);
         let cx = Context::from_waker(Waker::noop());
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_that_was_left_is_used_again() {
+    fn freed_entry_is_reused() {
         let mut deadlines = Deadlines::new();
         for _ in 0..100 {
             let (first, second) = (join(&mut deadlines, 50).0, join(&mut deadlines, 60).0);

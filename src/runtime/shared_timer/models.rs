@@ -96,7 +96,7 @@ fn all_end(deadlines: &'static [u64]) {
 }
 
 #[test]
-fn a_wait_ends_that_begins_when_the_alarm_rings() {
+fn wait_begun_as_the_alarm_rings_ends() {
     all_end(&[50]);
 }
 
@@ -106,7 +106,7 @@ fn two_waits_end_whichever_sets_the_alarm() {
 }
 
 #[test]
-fn an_earlier_deadline_counts_that_comes_while_the_alarm_is_set() {
+fn earlier_deadline_during_a_reset_counts() {
     loom::model(|| {
         let clock = Manual::new();
         let timer = SharedTimer::new(clock.clone());
@@ -124,7 +124,7 @@ fn an_earlier_deadline_counts_that_comes_while_the_alarm_is_set() {
 }
 
 #[test]
-fn those_who_go_or_are_stuck_take_no_wait_along() {
+fn dropped_or_stuck_waits_delay_no_other() {
     loom::model(|| {
         let clock = Manual::new();
         let timer = SharedTimer::new(clock.clone());
@@ -142,7 +142,7 @@ fn those_who_go_or_are_stuck_take_no_wait_along() {
 }
 
 #[test]
-fn one_who_is_polled_for_something_else_and_goes_takes_nothing_along() {
+fn wait_dropped_after_a_spurious_poll() {
     loom::model(|| {
         let clock = Manual::new();
         let timer = SharedTimer::new(clock.clone());

@@ -561,7 +561,7 @@ mod tests {
     type Answer = core::future::Ready<Result<u8, u8>>;
 
     #[test]
-    fn queues_are_printed_without_what_is_in_them() {
+    fn debug_hides_the_contents() {
         let heap = HeapQueue::<u8, Answer>::new(1);
         assert_eq!(format!("{heap:?}"), "HeapQueue { .. }");
         let local = LocalQueue::<u8, Answer, 1>::new();

@@ -1,4 +1,4 @@
-//! Time in ticks of a millisecond, each of them told by the machine: the timer of the stack.
+//! The stack's timer: time in millisecond ticks, which the machine reports.
 
 use core::cell::RefCell;
 use core::pin::Pin;
@@ -9,7 +9,7 @@ use critical_section::Mutex;
 
 const NANOS_PER_TICK: u64 = 1_000_000;
 
-/// The clock, and who waits for it: as many as there are futures that wait at once, and no more.
+/// The clock and its sleepers: one place for each future that may wait at the same time.
 struct State {
     ticks: u64,
     sleepers: [Option<Sleeper>; 16],
@@ -28,14 +28,14 @@ static STATE: Mutex<RefCell<State>> = Mutex::new(RefCell::new(State {
     next_id: 0,
 }));
 
-/// A millisecond has passed.
+/// Reports that a millisecond has passed.
 pub fn tick() {
     let now = critical_section::with(|cs| {
         let mut state = STATE.borrow_ref_mut(cs);
         state.ticks += 1;
         state.ticks
     });
-    // One at a time, and outside of the critical section: a waker is somebody else's code.
+    // One at a time and outside the critical section, because a waker runs foreign code.
     while let Some(sleeper) = critical_section::with(|cs| {
         let mut state = STATE.borrow_ref_mut(cs);
         let due = |slot: &&mut Option<Sleeper>| matches!(slot, Some(sleeper) if sleeper.at <= now);
@@ -58,7 +58,7 @@ impl Timer for Clock {
         Instant::from_nanos(ticks * NANOS_PER_TICK)
     }
 
-    // It divides, and so is a call, and not a copy at each place where the stack waits.
+    // The division is large, so it is not inlined at each place where the stack waits.
     #[inline(never)]
     fn sleep_until(&self, deadline: Instant) -> Sleep {
         Sleep {
@@ -106,7 +106,7 @@ impl Future for Sleep {
             };
             match slot.and_then(|slot| slots.get_mut(slot)) {
                 Some(slot) => (Poll::Pending, slot.replace(sleeper).map(|old| old.waker)),
-                // No place: asked again at once, and so never late.
+                // Without a free place the task polls again at once, so it is never late.
                 None => {
                     sleeper.waker.wake_by_ref();
                     (Poll::Pending, Some(sleeper.waker))

@@ -1,4 +1,4 @@
-//! The program on a Cortex-M: the SysTick interrupt is the clock, the debugger's console says how it went.
+//! The program on a Cortex-M: the SysTick interrupt drives the clock, and the result goes to the debugger's console.
 
 use core::panic::PanicInfo;
 
@@ -9,7 +9,7 @@ use cortex_m_semihosting::hio;
 
 use crate::clock;
 
-/// MPS2's clock.
+/// The clock rate of the MPS2 board.
 const CYCLES_PER_SECOND: u32 = 25_000_000;
 
 #[exception]
@@ -47,7 +47,7 @@ fn main() -> ! {
     }
 }
 
-/// Plain text: to format it would take more room than the stack that is under test.
+/// Plain text only: formatting code would be larger than the stack under test.
 fn say(text: &str) {
     if let Ok(mut console) = hio::hstdout() {
         let _ = console.write_all(text.as_bytes());

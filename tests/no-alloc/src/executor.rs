@@ -1,4 +1,4 @@
-//! Runs one future to its end, and lets the machine rest while nothing is to be done.
+//! Runs one future to completion, and lets the machine sleep while there is nothing to do.
 
 use core::pin::pin;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use crate::machine;
 
 static WOKEN: AtomicBool = AtomicBool::new(true);
 
-// There is one task, so its waker has nothing to carry.
+// There is only one task, so its waker needs no data.
 static VTABLE: RawWakerVTable = RawWakerVTable::new(
     |_| RawWaker::new(core::ptr::null(), &VTABLE),
     |_| WOKEN.store(true, Ordering::Release),
@@ -22,7 +22,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
-        // Not `swap`, which a Cortex-M0 does not have; a wake in between is seen by the poll that follows.
+        // A Cortex-M0 has no `swap`. A wake between load and store is seen by the poll that follows.
         while WOKEN.load(Ordering::Acquire) {
             WOKEN.store(false, Ordering::Release);
             if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {

@@ -1,4 +1,4 @@
-//! The program on the host: no interrupt, no heap, of the C library nothing but the way out.
+//! The program on the host: no interrupts, no heap, and nothing of the C library but `abort`.
 
 use core::panic::PanicInfo;
 
@@ -21,7 +21,7 @@ unsafe impl critical_section::Impl for NoInterrupts {
     unsafe fn release(_: bool) {}
 }
 
-/// Nothing is to be done until time passes, so it does.
+/// There is nothing to do until time passes, so this advances the clock.
 pub fn rest() {
     clock::tick();
 }
@@ -33,7 +33,7 @@ extern "C" fn main() -> i32 {
 
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
-    // SAFETY: it asks for nothing.
+    // SAFETY: `abort` has no preconditions.
     unsafe { abort() }
 }
 

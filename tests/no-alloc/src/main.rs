@@ -1,5 +1,4 @@
-//! A whole stack where there is no heap: a program without an allocator, which therefore does not link if
-//! anything of it allocates.
+//! A whole stack without a heap: the program has no allocator, so it does not link if any part of it allocates.
 //!
 //! It runs on the host, and on a Cortex-M4 in an emulator; see `ci/no-alloc` and `ci/bare-metal`.
 #![no_std]
@@ -13,7 +12,7 @@ mod machine;
 #[cfg_attr(any(feature = "no-stack", feature = "one-request"), allow(dead_code))]
 mod stack;
 
-/// The program: `Ok` if all answers were as expected.
+/// Runs the program; `Ok` if all answers are as expected.
 fn run() -> Result<(), &'static str> {
     #[cfg(not(feature = "no-stack"))]
     let check = stack::check();
@@ -25,7 +24,7 @@ fn run() -> Result<(), &'static str> {
 #[cfg(feature = "one-box")]
 extern crate alloc;
 
-/// What must not link.
+/// Allocates, so this must not link.
 #[cfg(feature = "one-box")]
 #[unsafe(no_mangle)]
 pub extern "C" fn one_box() -> *const u8 {

@@ -1,4 +1,4 @@
-//! The stack: a sensor on a bus, for several tasks, and what they are to see of it.
+//! The stack: a sensor on a bus, shared by several tasks, and the answers that they must get.
 
 use core::cell::Cell;
 use core::future::poll_fn;
@@ -17,13 +17,13 @@ use campanile::{Service, ServiceBuilder, ServiceExt, Timer, builder, filter, loa
 
 use crate::clock::{Clock, Sleep};
 
-/// A register that the sensor never answers for.
+/// A register for which the sensor never answers.
 const SILENT: u16 = 0xff;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Nack;
 
-/// Takes two milliseconds for a reading, and fails in every fifth.
+/// Takes two milliseconds for a reading, and fails every fifth one.
 struct Sensor {
     readings: u32,
 }
@@ -64,7 +64,7 @@ impl Future for Reading {
     }
 }
 
-// What the tasks share is in statics. Of a static the type has to be named.
+// The tasks share statics, whose types have to be named.
 type Limited = RateLimit<
     ConcurrencyLimit<Sensor, Permit<&'static StaticSemaphore<1>>>,
     Clock,
@@ -77,7 +77,7 @@ static ON_THE_BUS: StaticSemaphore<1> = StaticSemaphore::new(2);
 static RETRIES: TpsBudget<Clock> = TpsBudget::const_new(Duration::from_secs(10), 10, 0.5, Clock);
 static BUDGET: Limiter = Limiter::new(Rate::new(500, Duration::from_secs(1)).burst(2));
 
-/// All that can go wrong, for the tasks to match.
+/// All errors, so that the tasks can match them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Error {
     Bus,
@@ -142,7 +142,7 @@ impl<E: Into<Self>> From<timeout::Error<E>> for Error {
     }
 }
 
-/// Asks the sensor without a stack.
+/// Reads the sensor without a stack.
 #[cfg(feature = "no-stack")]
 pub async fn without() -> Result<(), &'static str> {
     let mut sensor = Sensor { readings: 0 };
@@ -150,7 +150,7 @@ pub async fn without() -> Result<(), &'static str> {
     reading.map(drop).map_err(|_| "a reading failed")
 }
 
-/// Drives the stack from several tasks; what went wrong, if anything did.
+/// Uses the stack from several tasks, and returns the first failure.
 pub async fn check() -> Result<(), &'static str> {
     let limited = RateLimit::with_limiter(
         ConcurrencyLimit::with_semaphore(Sensor { readings: 0 }, &ON_THE_BUS),
@@ -188,7 +188,7 @@ pub async fn check() -> Result<(), &'static str> {
             .map_err(|_| "a reading failed")
     };
 
-    // The worker goes on until the last handle is gone, which is here with its caller.
+    // The worker runs until the last handle is dropped, which the caller holds.
     let (mut clients, mut worker) = (pin!(clients), pin!(worker));
     poll_fn(|cx| {
         if worker.as_mut().poll(cx).is_ready() {
@@ -199,7 +199,7 @@ pub async fn check() -> Result<(), &'static str> {
     .await
 }
 
-/// Several tasks that use it, and what they are to see.
+/// Several tasks that use the stack, and the checks of their answers.
 async fn clients<S>(stack: &S) -> Result<(), &'static str>
 where
     S: Service<u16, Response = u32, Error = load_shed::Error<Error>> + Clone,
@@ -221,12 +221,12 @@ where
         pin!(client(20..30)),
     ])
     .await?;
-    // Each register twice.
+    // Each register was read twice.
     if sum.get() != 2 * (0..30).sum::<u32>() {
         return Err("the readings are wrong");
     }
     let took = Clock.now().saturating_duration_since(start);
-    // 30 readings and 7 that are tried again, two at once and then one in two milliseconds.
+    // 30 readings and 7 retries: two pass at once, then one every two milliseconds.
     if took < Duration::from_millis(2 * (37 - 2)) {
         return Err("the rate was exceeded");
     }
@@ -245,7 +245,7 @@ where
         return Err("silence was timed out too early or too late");
     }
 
-    // One handle for the even registers and one for the odd ones.
+    // One handle for even registers and one for odd ones.
     let by_register = |register: &u16, _: &[_]| usize::from(register % 2);
     let mut steer = Steer::with_services([stack.clone(), stack.clone()], by_register);
     for register in 1..3 {
@@ -258,7 +258,7 @@ where
         }
     }
 
-    // On one thread and for a time, a semaphore need not be static.
+    // On a single thread a semaphore need not be static.
     let permits = LocalSemaphore::<1>::new(1);
     let single = ServiceBuilder::new()
         .load_shed()
@@ -276,7 +276,7 @@ where
     }
 }
 
-/// Waits for all of them, or for the first that fails.
+/// Waits for all tasks, or for the first failure.
 async fn join<F, const N: usize>(mut tasks: [Pin<&mut F>; N]) -> F::Output
 where
     F: Future<Output = Result<(), &'static str>>,

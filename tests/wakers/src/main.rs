@@ -1,5 +1,5 @@
-//! A waker that does nothing is a waker like any other, unless it is one of campanile's marks: however the compiler
-//! merges tables and functions that look the same.
+//! A no-op waker is an ordinary waker unless it is one of campanile's marks, even if the compiler merges identical
+//! tables and functions.
 
 use std::future::ready;
 use std::ptr::null;
@@ -10,7 +10,7 @@ use campanile::limit::concurrency::Semaphore;
 use campanile::load_shed::LoadShed;
 use campanile::{Service, service_fn};
 
-/// Tables like that of `Waker::noop()`, which may or may not be merged with it.
+/// Tables like that of `Waker::noop()`, which the compiler may merge with it.
 static STATIC: RawWakerVTable = RawWakerVTable::new(|_| RAW, |_| {}, |_| {}, |_| {});
 const RAW: RawWaker = RawWaker::new(null(), &STATIC);
 const CONSTANT: &RawWakerVTable =
@@ -26,15 +26,15 @@ fn main() {
         let mut second = first.clone();
         let mut cx = Context::from_waker(&waker);
         assert_eq!(first.poll_ready(&mut cx), Poll::Ready(Ok(())));
-        // It is not taken for a poll that only tries, and so it joins the line, and is given the permit.
+        // This is not treated as a try, so the handle joins the queue and gets the permit.
         assert_eq!(second.poll_ready(&mut cx), Poll::Pending);
         drop(first);
         assert_eq!(semaphore.available_permits(), 0);
-        // Nor for one that only drives, and so it keeps it.
+        // It is not treated as a drive either, so the handle keeps the permit.
         assert_eq!(second.poll_ready(&mut cx), Poll::Ready(Ok(())));
         assert_eq!(semaphore.available_permits(), 0);
 
-        // One that is marked is known.
+        // A marked waker is recognised.
         let mut third = LoadShed::new(second.clone());
         assert_eq!(third.poll_ready(&mut cx), Poll::Ready(Ok(())));
         drop(second);

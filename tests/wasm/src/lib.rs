@@ -1,1 +1,1 @@
-//! Nothing but tests.
+//! This package contains only tests.

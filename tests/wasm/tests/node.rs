@@ -16,7 +16,7 @@ use wasm_bindgen_test::wasm_bindgen_test;
 
 #[wasm_bindgen_test]
 async fn a_stack_answers() {
-    // Not `Send`.
+    // The service need not be `Send`.
     let calls = Rc::new(Cell::new(0));
     let service = ServiceBuilder::new()
         .load_shed()
@@ -73,7 +73,7 @@ async fn a_retry_waits() {
 }
 
 #[wasm_bindgen_test]
-async fn what_lies_in_the_past_is_ready() {
+async fn past_deadline_is_ready() {
     let start = Wasm.now();
     Wasm.sleep_until(start).await;
     Wasm.sleep(Duration::ZERO).await;

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +16,7 @@ use campanile::limit::concurrency::{InvalidLimit, Permitted, Semaphore};
 use campanile::limit::{ConcurrencyLimit, ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer};
 use campanile::load_shed::{self, LoadShed};
 use campanile::timeout::{Deadline, Timeout};
+use campanile::util::rng::{Rng, SplitMix64};
 use campanile::{Layer, Service, ServiceExt, buffer, service_fn};
 use futures::{FutureExt, Stream, StreamExt, stream};
 
@@ -273,41 +273,111 @@ impl TwoLimits {
     fn both(&self) -> impl Service<u32, Future: Unpin, Error: Debug> + Clone + use<> {
         ConcurrencyLimit::with_semaphore(Self::one(&self.inner), self.outer.clone())
     }
+
+    fn reversed(&self) -> Self {
+        Self {
+            outer: self.inner.clone(),
+            inner: self.outer.clone(),
+        }
+    }
 }
 
-/// Each user leaves a while after the next one came, so that one of the two permits is always taken.
-#[test]
-fn two_contended_permits_are_both_acquired() {
-    let limits = TwoLimits::new();
-    let users = |semaphore| {
-        let mut users = VecDeque::from([(); 2].map(|()| TwoLimits::one(semaphore)));
-        let [first, second] = [0, 1].map(|n| WakeCount::new().poll_ready(&mut users[n]));
-        assert!(first.is_ready() && second.is_pending());
-        // The user that holds the permit, if there is one, leaves and queues again.
-        move || {
-            if WakeCount::new().poll_ready(&mut users[0]).is_ready() {
-                let mut next = users[0].clone();
-                drop(users.pop_front());
-                assert!(WakeCount::new().poll_ready(&mut next).is_pending());
-                users.push_back(next);
-            }
+/// A client of nested limits, in an executor that picks any woken task.
+struct NestedClient<S: Service<u32>> {
+    service: S,
+    wakes: WakeCount,
+    seen: usize,
+    in_flight: Option<S::Future>,
+}
+
+impl<S: Service<u32, Error: Debug>> NestedClient<S> {
+    fn new(service: S) -> Self {
+        Self {
+            service,
+            wakes: WakeCount::new(),
+            seen: usize::MAX,
+            in_flight: None,
         }
-    };
-    let mut outer_goes = users(&limits.outer);
-    let mut inner_goes = users(&limits.inner);
-    let mut both = limits.both();
+    }
+
+    fn is_woken(&self) -> bool {
+        self.in_flight.is_some() || self.seen != self.wakes.get()
+    }
+
+    /// Ends its request, or waits for the permits of the next one. Returns whether that has begun.
+    fn step(&mut self) -> bool {
+        if self.in_flight.take().is_some() {
+            self.seen = usize::MAX;
+            return false;
+        }
+        self.seen = self.wakes.get();
+        let is_ready = self.wakes.poll_ready(&mut self.service).is_ready();
+        if is_ready {
+            self.in_flight = Some(self.service.call(1));
+        }
+        is_ready
+    }
+}
+
+/// Neither a deadlock nor permits that go round in a circle, also if limits are nested in opposite orders.
+fn nested_limits_let_somebody_through(orders: &[bool]) {
+    for seed in 0..300 {
+        let limits = TwoLimits::new();
+        let reversed = limits.reversed();
+        let mut clients: Vec<_> = (orders.iter())
+            .map(|&is_forward| {
+                let limits = if is_forward { &limits } else { &reversed };
+                NestedClient::new(limits.both())
+            })
+            .collect();
+        let mut rng = SplitMix64::new(seed);
+        let mut steps = 0;
+        for _ in 0..2_000 {
+            let woken: Vec<_> = clients.iter_mut().filter(|it| it.is_woken()).collect();
+            assert!(!woken.is_empty(), "a deadlock with the seed {seed}");
+            let at = rng.next_range(0..woken.len() as u64) as usize;
+            let has_begun = woken.into_iter().nth(at).unwrap().step();
+            steps = if has_begun { 0 } else { steps + 1 };
+            assert!(steps < 200, "{steps} steps in vain with the seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn two_limits_in_one_order_always_progress() {
+    nested_limits_let_somebody_through(&[true; 3]);
+    nested_limits_let_somebody_through(&[true; 5]);
+}
+
+#[test]
+fn two_limits_in_opposite_orders_progress() {
+    nested_limits_let_somebody_through(&[true, false]);
+    nested_limits_let_somebody_through(&[true, false, true, false]);
+    nested_limits_let_somebody_through(&[true, true, true, false]);
+}
+
+#[test]
+fn contended_service_that_fails_keeps_no_permit() {
+    let semaphore = Semaphore::new(1);
+    let (service, handle) = mock::<u32, u32>();
+    let (other, _other_handle) = mock::<u32, u32>();
+    let mut down = ConcurrencyLimit::with_semaphore(service, semaphore.clone());
+    let mut other = ConcurrencyLimit::with_semaphore(other, semaphore.clone());
     let wakes = WakeCount::new();
     for _ in 0..10 {
-        if wakes.poll_ready(&mut both).is_ready() {
-            return;
+        handle.set_ready(true);
+        make_ready(&mut other);
+        assert!(wakes.poll_ready(&mut down).is_pending());
+        // The permit arrives when the service is no longer ready.
+        handle.set_ready(false);
+        drop(other.call(1));
+        let mut seen = wakes.get() - 1;
+        while wakes.get() > seen {
+            seen = wakes.get();
+            assert!(wakes.poll_ready(&mut down).is_pending());
         }
-        outer_goes();
-        if wakes.poll_ready(&mut both).is_ready() {
-            return;
-        }
-        inner_goes();
+        assert_eq!(semaphore.available_permits(), 1);
     }
-    panic!("passed over ten times");
 }
 
 #[test]

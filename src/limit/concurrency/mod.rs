@@ -361,7 +361,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
             self.let_go = LetGo::NEVER;
         }
         let waits = polled.is_pending() && mark(cx).is_none();
-        if !waits || !self.let_go.is_enough() {
+        if !waits || !self.let_go.keeps(cx) {
             self.leave();
         }
         if waits {

@@ -424,7 +424,8 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             self.let_go = LetGo::NEVER;
             return Poll::Ready(Ok(()));
         }
-        if polled.is_pending() && self.let_go.is_enough() && refusal.is_none() && !is_try(cx) {
+        let waits = polled.is_pending() && refusal.is_none() && !is_try(cx);
+        if waits && self.let_go.keeps(cx) {
             return Poll::Pending;
         }
         self.is_asked = true;

@@ -371,9 +371,8 @@ fn contended_service_that_fails_keeps_no_permit() {
         // The permit arrives when the service is no longer ready.
         handle.set_ready(false);
         drop(other.call(1));
-        let mut seen = wakes.get() - 1;
-        while wakes.get() > seen {
-            seen = wakes.get();
+        // It may keep the permit for one more poll.
+        for _ in 0..2 {
             assert!(wakes.poll_ready(&mut down).is_pending());
         }
         assert_eq!(semaphore.available_permits(), 1);

@@ -26,8 +26,10 @@
 //! for a request that can proceed, and is returned when the inner service is no longer ready. So a caller of a service
 //! that is never ready starves no other caller on the same semaphore. While a handle waits in line for a permit, its
 //! inner service reserves nothing, since requests that hold a permit may need that reservation, for example for another
-//! attempt. If the inner service is contended too, both are rarely available at once: a handle whose inner service was
-//! ready twice, each time without a permit, keeps its next permit while it waits for the inner service.
+//! attempt. Handles that need both a permit and a contended inner service could pass them to each other in a circle;
+//! to prevent that, a handle whose inner service was ready twice, each time without a permit, keeps its next permit
+//! until it is polled once more. Some handle always proceeds, but one that needs both can wait for as long as others
+//! that need only one of the two leave neither of them free.
 //!
 //! A handle that was polled ready keeps its permit until it calls or is dropped, so idle handles in that state can keep
 //! others waiting. After [`unreserved`](ConcurrencyLimit::unreserved), readiness takes no permit, and a response future

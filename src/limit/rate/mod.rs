@@ -67,9 +67,9 @@
 //!
 //! The inner service is not polled while a handle waits for its turn, so it reserves nothing meanwhile. If it is not
 //! ready at the turn, the token goes to the next in line, and the handle is first in line when it is next polled. So a
-//! handle whose inner service is never ready takes nothing from the others. If the inner service is contended too, both
-//! are rarely available at once: a handle whose inner service was ready twice, each time without a token, keeps its
-//! next token while it waits for the inner service.
+//! handle whose inner service is never ready takes nothing from the others. As in a
+//! [concurrency limit](super::concurrency#readiness), a handle whose inner service was ready twice, each time without a
+//! token, keeps its next token until it is polled once more.
 //!
 //! # Without an allocator
 //!

@@ -27,6 +27,8 @@ struct Case {
     lulls: bool,
     /// How many further short requests were cancelled at once.
     given_up: u32,
+    /// How long the clients wait for a response.
+    patience: Duration,
     /// Whether the first endpoint never answers.
     hangs: bool,
 }
@@ -40,6 +42,7 @@ const CASE: Case = Case {
     before: Duration::ZERO,
     lulls: false,
     given_up: 0,
+    patience: Duration::from_secs(1),
     hangs: false,
 };
 
@@ -104,8 +107,7 @@ fn shares_of_first(case: Case, count: usize) -> Vec<f64> {
                     let response = balance.borrow_mut().call(None);
                     let mut once = Some(response);
                     let once = service_fn(move |()| once.take().unwrap());
-                    // A request to the hanging endpoint is cancelled.
-                    let _ = Timeout::new(once, SECOND).call(()).await;
+                    let _ = Timeout::new(once, case.patience).call(()).await;
                 }
             }));
         }
@@ -183,6 +185,25 @@ fn several_long_requests_starve_for_a_time() {
             shares[10..].iter().sum::<f64>() > 0.0,
             "{case:?}: {shares:?}"
         );
+    }
+}
+
+/// With the patience of 12 ms three of ten requests are cancelled, with that of 6 ms nine of ten, at either endpoint. A
+/// cancelled one must not make the silence of the long ones count again.
+#[test]
+fn several_long_and_many_cancelled_starve_none() {
+    for (clients, patience) in [(4, 12), (16, 6), (64, 6)] {
+        let case = Case {
+            decay: SECOND,
+            clients,
+            watches: 3,
+            before: SECOND,
+            patience: patience * MILLI,
+            ..CASE
+        };
+        let shares = shares_of_first(case, 25);
+        let share = shares[10..].iter().sum::<f64>() / 15.0;
+        assert!(share > 0.15, "{share:.3}: {case:?}: {shares:?}");
     }
 }
 

@@ -74,11 +74,12 @@ fn matches_the_formula() {
     let _ = service.load();
     let (mut estimate, mut at) = (nanos(100 * MILLI), start);
     let mut responded = at;
-    // The number of requests sent since the last response, and when the second and the last were sent.
-    let (mut unanswered, mut second, mut last) = (0, at, at);
+    // How many requests sent since the last response wait, and when the second and the last were sent.
+    let (mut waiting, mut second, mut last) = (0, at, at);
     let mut overtaken = 0;
-    // Each request, and when it was sent.
-    let mut under_way: Vec<(Task<_>, Instant)> = Vec::new();
+    // Each request, when it was sent, and after how many responses.
+    let mut under_way: Vec<(Task<_>, Instant, u32)> = Vec::new();
+    let mut responses = 0;
     let decayed = |estimate: f64, from: Instant, to: Instant| {
         let elapsed = nanos(to.saturating_duration_since(from));
         (estimate * f64::exp(-elapsed / decay)).max(1.0)
@@ -93,17 +94,16 @@ fn matches_the_formula() {
                     0 => Err(0),
                     _ => Ok(0),
                 };
-                // Cancelled requests do not count towards silence.
-                unanswered = unanswered.min(under_way.len()) + 1;
-                if unanswered == 2 {
+                waiting += 1;
+                if waiting == 2 {
                     second = now;
                 }
                 last = now;
-                under_way.push((spawn(service.call(answer)), now));
+                under_way.push((spawn(service.call(answer)), now, responses));
             }
             1 if !under_way.is_empty() => {
                 let place = rng.next_range(0..under_way.len() as u64) as usize;
-                let (mut request, sent) = under_way.swap_remove(place);
+                let (mut request, sent, after) = under_way.swap_remove(place);
                 let mut took = nanos(now.saturating_duration_since(sent));
                 estimate = decayed(estimate, at, now);
                 at = now;
@@ -116,9 +116,15 @@ fn matches_the_formula() {
                     if !is_overtaken {
                         estimate = estimate.max(took);
                     }
+                    if after == responses {
+                        waiting -= 1;
+                        if last == sent {
+                            last = second;
+                        }
+                    }
                     continue;
                 }
-                unanswered = 0;
+                (waiting, responses) = (0, responses + 1);
                 match (done(request.poll()).is_err(), is_overtaken) {
                     (true, true) => took = decay,
                     (true, false) => took = took.max(decay),
@@ -133,7 +139,7 @@ fn matches_the_formula() {
             _ => {}
         }
         let mut expected = decayed(estimate, at, now);
-        if under_way.len() >= 2 && unanswered >= 2 {
+        if waiting >= 2 {
             let since = nanos(now.saturating_duration_since(last));
             let silent = nanos(now.saturating_duration_since(second));
             expected = expected.max(silent * f64::exp(-since / decay));

@@ -59,7 +59,8 @@ impl<T> Shared<T> {
             load: Arc::new(Measured {
                 estimate: Decaying::new(),
                 observed: AtomicWord::new(0),
-                second: AtomicWord::new(NONE),
+                answered: AtomicWord::new(0),
+                second: AtomicWord::new(0),
                 last: AtomicWord::new(0),
                 settings,
                 timer,
@@ -77,16 +78,13 @@ impl<T> Shared<T> {
         let load = &*self.load;
         load.start(now);
         let estimate = load.estimate.get(now, load.settings.decay).unwrap_or(1.0);
-        // The count also covers requests cancelled on other threads: a single request may be long.
-        if self.in_flight() <= 1 {
+        // A single request may be long, and those that others overtook are.
+        let in_flight = self.in_flight();
+        if in_flight <= 1 || load.answered().waiting(in_flight) <= 1 {
             return estimate;
         }
         fence(Ordering::Acquire);
-        let second = load.second.load();
-        if second <= ONE {
-            return estimate;
-        }
-        let silent = nanos_between(second, now.as_nanos());
+        let silent = nanos_between(load.second.load(), now.as_nanos());
         if silent <= estimate {
             return estimate;
         }
@@ -127,20 +125,45 @@ impl<T> Shared<T> {
     }
 }
 
-/// No request was sent since the last response.
-const NONE: u64 = 0;
-/// One was sent.
-const ONE: u64 = 1;
+/// The number of a response, and how many requests sent before it are still in flight.
+#[derive(Clone, Copy)]
+pub(super) struct Answered {
+    number: u32,
+    earlier: u32,
+}
+
+impl Answered {
+    #[inline]
+    fn from_word(word: u64) -> Self {
+        Self {
+            number: (word >> 32) as u32,
+            earlier: word as u32,
+        }
+    }
+
+    #[inline]
+    fn to_word(self) -> u64 {
+        u64::from(self.number) << 32 | u64::from(self.earlier)
+    }
+
+    /// How many of `in_flight` requests were sent after it.
+    #[inline]
+    fn waiting(self, in_flight: usize) -> usize {
+        in_flight.saturating_sub(self.earlier as usize)
+    }
+}
 
 /// What clones and requests share.
 pub(super) struct Measured<T> {
     estimate: Decaying,
     // When the last response came: the next one stands for the time since then.
     observed: AtomicWord,
-    // When the second request since the last response was sent, not counting those cancelled before it; or `NONE` or
-    // `ONE`, if there were fewer.
+    // The last response. If several come at once, the number of requests sent before may be too high until the next.
+    answered: AtomicWord,
+    // When the second request since the last response was sent, not counting those cancelled before it. Not of use
+    // while fewer than two wait.
     second: AtomicWord,
-    // When the last request was sent, unless that was before `second`.
+    // When the last request was sent, not counting one that was cancelled. No earlier than `second`.
     last: AtomicWord,
     pub(super) settings: Settings,
     pub(super) timer: T,
@@ -169,32 +192,55 @@ impl<T> Measured<T> {
         self.estimate.set(now, self.settings.decay, estimate);
     }
 
-    /// A request is sent while `others` are in flight. The estimate has been started.
     #[inline]
-    pub(super) fn sent(&self, now: Instant, others: usize) {
-        // Earlier requests that are no longer in flight were cancelled, so no request waits in silence.
-        if others == 0 {
-            self.second.store(ONE);
-            return;
+    fn answered(&self) -> Answered {
+        Answered::from_word(self.answered.load())
+    }
+
+    /// A request is sent while `others` are in flight. The estimate has been started. Returns the number of the last
+    /// response, for [`cancelled`](Self::cancelled).
+    #[inline]
+    pub(super) fn sent(&self, now: Instant, others: usize) -> u32 {
+        let answered = self.answered();
+        let waiting = answered.waiting(others);
+        if waiting > 0 {
+            self.last.store(now.as_nanos());
         }
-        match self.second.load() {
-            NONE => self.second.store(ONE),
-            second if second == ONE || others == 1 => {
-                let now = now.as_nanos().max(ONE + 1);
-                self.last.store(now);
-                self.second.store(now);
-            }
-            _ => self.last.store(now.as_nanos()),
+        if waiting == 1 {
+            self.second.store(now.as_nanos());
+        }
+        answered.number
+    }
+
+    /// A response came back while `others` are in flight.
+    #[inline]
+    pub(super) fn has_answered(&self, others: usize) {
+        let answered = Answered {
+            number: self.answered().number.wrapping_add(1),
+            earlier: u32::try_from(others).unwrap_or(u32::MAX),
+        };
+        self.answered.store(answered.to_word());
+    }
+
+    /// A request sent at `sent`, when the last response was number `after`, was cancelled after `took`: a response would
+    /// have taken at least that long, unless the request was long by nature.
+    #[cold]
+    pub(super) fn cancelled(&self, now: Instant, sent: Instant, after: u32, took: f64) {
+        if !self.is_overtaken(sent, took) {
+            self.estimate.add(now, self.settings.decay, 0.0, took);
+        }
+        let is_earlier = self.answered.update(|word| {
+            let Answered { number, earlier } = Answered::from_word(word);
+            let earlier = earlier.checked_sub(1).filter(|_| number != after)?;
+            Some(Answered { number, earlier }.to_word())
+        });
+        // It no longer shows whether those that still wait are long by nature.
+        if !is_earlier && self.last.load() == sent.as_nanos() {
+            self.last.store(self.second.load());
         }
     }
 
-    /// A response came back.
-    #[inline]
-    pub(super) fn answered(&self) {
-        self.second.store(NONE);
-    }
-
-    /// The weight of a silence, given when a request was last sent.
+    /// What a silence weighs, given when a request was last sent.
     #[cold]
     fn weigh(&self, silent: f64, now: Instant) -> f64 {
         let since = nanos_between(self.last.load(), now.as_nanos());
@@ -227,12 +273,6 @@ impl<T> Measured<T> {
         // The estimate has already decayed, so adding this gives the average; a response that took longer is a peak.
         let share = took * one_minus_exp_of_minus(elapsed / decay);
         self.estimate.add(now, decay, share, took);
-    }
-
-    /// A cancelled request would have taken at least `took`.
-    #[cold]
-    pub(super) fn raise(&self, now: Instant, took: f64) {
-        self.estimate.add(now, self.settings.decay, 0.0, took);
     }
 }
 

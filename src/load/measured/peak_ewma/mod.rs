@@ -41,17 +41,18 @@
 //!
 //! An endpoint that hangs gives no responses, and must not look better with time. An endpoint with a long request in
 //! flight, such as a watch or a body that is held, must not look worse for it as long as it answers its other requests.
-//! So silence counts only if more than one request waits for a response: while two or more are in flight, the estimate
-//! is at least
+//! So silence counts only if more than one request waits. A request waits if it was sent after the last response, and is
+//! still in flight; one sent before it was overtaken, and may be long. While two or more wait, the estimate is at least
 //!
 //! > (now − second) × e<sup>−(now − last) / decay</sup>
 //!
-//! where `second` is when the second request since the last response was sent, and `last` is when the last request was
-//! sent. If requests were cancelled until only one is left, the next to be sent is the second. One request may be long,
-//! and says nothing about others. Two may be long as well; so once no further requests are sent, their silence weighs
-//! less and less, and after some decays the endpoint is tried again. A response ends the silence; if that trial gets
-//! none, the whole silence counts again. So an endpoint that hangs gets a request or so in several decays, and one with
-//! several long requests is avoided for no longer than that.
+//! where `second` is when the second of them was sent, and `last` is when the last request was sent. If requests were
+//! cancelled until only one waits, the next to be sent is the second. One request may be long, and says nothing about
+//! others. Two may be long as well; so once no further requests are sent, their silence weighs less and less, and after
+//! some decays the endpoint is tried again. While that request waits, the whole silence counts again; a response ends
+//! it. So an endpoint that hangs gets a request or so in several decays, and one with several long requests is avoided
+//! for no longer than that. If the last request is cancelled, `second` takes the place of `last`: a client that gives up
+//! early says nothing about the requests that still wait.
 //!
 //! A request that took longer than a decay does not count at its end if others that were sent in the second half of its
 //! time were answered before it: they show that it was long by nature. If it failed, it still gets the penalty.
@@ -280,6 +281,8 @@ impl Cost {
 pub struct Handle<T: Timer> {
     load: Arc<Measured<T>>,
     sent: Instant,
+    // The number of the last response before it was sent.
+    after: u32,
     // `None`: cancelled, as far as is known.
     outcome: Option<Outcome>,
 }
@@ -289,12 +292,13 @@ impl<T: Timer> Handle<T> {
         let load = &shared.load;
         let sent = load.timer.now();
         load.start(sent);
-        load.sent(sent, shared.in_flight());
+        let after = load.sent(sent, shared.in_flight());
         // A thread that sees the request in the count also sees since when there is silence.
         fence(Ordering::Release);
         Self {
             load: load.clone(),
             sent,
+            after,
             outcome: None,
         }
     }
@@ -313,19 +317,18 @@ impl<T: Timer> Drop for Handle<T> {
         let load = &*self.load;
         let now = load.timer.now();
         let took = nanos_between(self.sent.as_nanos(), now.as_nanos());
+        let Some(outcome) = self.outcome else {
+            return load.cancelled(now, self.sent, self.after, took);
+        };
         let is_overtaken = load.is_overtaken(self.sent, took);
-        match self.outcome {
-            Some(Outcome::Penalised) if is_overtaken => load.observe(now, load.settings.penalty),
-            Some(Outcome::Penalised) => load.observe(now, took.max(load.settings.penalty)),
-            _ if is_overtaken => {}
-            Some(Outcome::Counted) => load.observe(now, took),
-            Some(Outcome::Ignored) => {}
-            None => load.raise(now, took),
+        match outcome {
+            Outcome::Penalised if is_overtaken => load.observe(now, load.settings.penalty),
+            Outcome::Penalised => load.observe(now, took.max(load.settings.penalty)),
+            Outcome::Counted if !is_overtaken => load.observe(now, took),
+            Outcome::Counted | Outcome::Ignored => {}
         }
-        // A cancelled request says nothing about the others, which may hang as it did.
-        if self.outcome.is_some() {
-            load.answered();
-        }
+        // The service holds one count, and this request another.
+        load.has_answered(Arc::strong_count(&self.load).saturating_sub(2));
     }
 }
 

@@ -210,9 +210,8 @@ where
                 }
                 Poll::Ready(Some(Ok(Change::Insert(key, service)))) => {
                     let mut endpoint = self.layer.layer(service);
-                    if let Some(predecessor) = self.endpoints.newest_mut(&key) {
-                        endpoint.take_over(predecessor);
-                    }
+                    self.endpoints
+                        .for_each_of(&key, |predecessor| endpoint.take_over(predecessor));
                     self.endpoints.push(key, endpoint);
                 }
                 Poll::Ready(Some(Ok(Change::Remove(key)))) => {

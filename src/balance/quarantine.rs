@@ -42,14 +42,15 @@
 //! with a single endpoint; 30 s is Envoy's `base_ejection_time`; and with [`Jitter::Equal`], balancers that lost an
 //! endpoint together do not return to it together, and none returns at once.
 //!
-//! A success restarts it from the shortest wait. A success is a response that [`classify`](QuarantineLayer::classify)
+//! It begins with the failure, even if nobody polls the service at that time. A success restarts it from the shortest
+//! wait. A success is a response that [`classify`](QuarantineLayer::classify)
 //! takes for one, or, where responses are not counted, a service that is ready again after it was called. A service
 //! that is ready but fails its first request has not shown that it works.
 //!
 //! # A service that is replaced
 //!
 //! When discovery inserts another service under a known key, the endpoint is still the same: the new service is set
-//! aside until the old one was due to come back, and it continues the old one's backoff and failures in a row. So does
+//! aside until the old one is due to come back, and it continues the old one's backoff and failures in a row. So does
 //! the old one, which is used until the new one is ready. A removal before the insertion forgets all that.
 //!
 //! # Reconnect
@@ -72,6 +73,7 @@ use pin_project_lite::pin_project;
 
 use crate::load::{Classify, Load, OnError, Outcome};
 use crate::retry::backoff::{Delays, ExponentialBackoffMaker, Jitter, MakeBackoff};
+use crate::sync::atomic_word::AtomicWord;
 use crate::sync::{is_drive, is_try};
 use crate::util::rng::HasherRng;
 use crate::{Instant, Layer, Service, Timer};
@@ -163,7 +165,7 @@ where
     type Service = Quarantine<S, T, M, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let record = Record::of(self.failures, &self.classify);
+        let record = Record::of(self.failures, &self.classify, &self.timer);
         let spare = inner.clone();
         Quarantine {
             // The original: it may already be connected or have reserved something.
@@ -219,7 +221,7 @@ pub struct Quarantine<
     timer: T,
     maker: M,
     // `None`: responses are not counted.
-    record: Option<Arc<Record<C>>>,
+    record: Option<Arc<Record<C, T>>>,
     // `None`: not made yet; when it is, `drawn` of its waits are skipped.
     backoff: Option<M::Backoff>,
     drawn: u8,
@@ -263,7 +265,7 @@ impl<S> Instance<S> {
         original: None,
     };
 
-    fn good<C>(inner: S, record: Option<&Arc<Record<C>>>) -> Self {
+    fn good<C, T>(inner: S, record: Option<&Arc<Record<C, T>>>) -> Self {
         match record {
             None => Self::Trusted(inner),
             Some(_) => Self::Watched(inner, Standing::Good),
@@ -274,9 +276,33 @@ impl<S> Instance<S> {
     where
         S: Load,
     {
-        if let Self::Trusted(inner) | Self::Watched(inner, _) = self {
-            inner.take_over(predecessor);
-        }
+        let (Self::Trusted(inner)
+        | Self::Watched(inner, _)
+        | Self::Aside {
+            original: Some(inner),
+            ..
+        }) = self
+        else {
+            return;
+        };
+        inner.take_over(predecessor);
+    }
+
+    /// Sets it aside, unused so far, until `until` or later.
+    fn postpone(&mut self, until: Instant) {
+        let (until, original) = match replace(self, Self::NONE) {
+            Self::Trusted(inner) | Self::Watched(inner, _) => (until, Some(inner)),
+            Self::Aside {
+                until: own,
+                original,
+                ..
+            } => (until.max(own), original),
+        };
+        *self = Self::Aside {
+            until,
+            armed: false,
+            original,
+        };
     }
 
     /// Makes it show that it works.
@@ -290,26 +316,32 @@ impl<S> Instance<S> {
 
 /// The outcomes of one instance's responses. The next instance has a record of its own, so late responses of the last
 /// one do not count.
-struct Record<C> {
+struct Record<C, T> {
     classify: C,
+    timer: T,
     /// How many failures in a row set aside an instance that has worked.
     limit: u32,
     /// How many failures in a row there were.
     failures: AtomicU32,
+    /// When the last failure was.
+    failed_at: AtomicWord,
     /// Whether there was a success.
     worked: AtomicBool,
 }
 
-impl<C> Record<C> {
-    fn of(limit: u32, classify: &C) -> Option<Arc<Self>>
+impl<C, T> Record<C, T> {
+    fn of(limit: u32, classify: &C, timer: &T) -> Option<Arc<Self>>
     where
         C: Clone,
+        T: Clone,
     {
         (limit > 0).then(|| {
             Arc::new(Self {
                 classify: classify.clone(),
+                timer: timer.clone(),
                 limit,
                 failures: AtomicU32::new(0),
+                failed_at: AtomicWord::new(0),
                 worked: AtomicBool::new(false),
             })
         })
@@ -317,6 +349,7 @@ impl<C> Record<C> {
 
     fn continue_from(&self, before: &Self) {
         let (failures, worked) = (&before.failures, &before.worked);
+        self.failed_at.store(before.failed_at.load());
         (self.failures).store(failures.load(Ordering::Relaxed), Ordering::Relaxed);
         (self.worked).store(worked.load(Ordering::Relaxed), Ordering::Relaxed);
     }
@@ -324,6 +357,7 @@ impl<C> Record<C> {
     fn note<Res, E>(&self, result: &Result<Res, E>)
     where
         C: Classify<Res, E>,
+        T: Timer,
     {
         match self.classify.classify(result) {
             Outcome::Counted => {
@@ -331,7 +365,9 @@ impl<C> Record<C> {
                 self.failures.store(0, Ordering::Relaxed);
             }
             Outcome::Penalised => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
+                self.failed_at.store(self.timer.now().as_nanos());
+                // Whoever sees the failure also sees when it was.
+                self.failures.fetch_add(1, Ordering::Release);
             }
             Outcome::Ignored => {}
         }
@@ -356,44 +392,58 @@ impl<S: Clone, T: Timer + Clone> Quarantine<S, T> {
 
 impl<S, T, M, C> Quarantine<S, T, M, C>
 where
-    S: Clone,
-    T: Timer,
+    T: Timer + Clone,
     M: MakeBackoff<Backoff: Delays>,
     C: Clone,
 {
     /// Whether the service is set aside at the moment, so that `poll_ready` would wait.
     pub fn is_set_aside(&self) -> bool {
         match self.instance {
-            Instance::Trusted(_) => false,
-            Instance::Watched(_, standing) => self.has_failed(standing),
             Instance::Aside { until, .. } => self.timer.now() < until,
+            _ => self.has_failed(),
         }
     }
 
     /// Whether the present instance has had too many failed responses.
-    fn has_failed(&self, standing: Standing) -> bool {
+    fn has_failed(&self) -> bool {
+        let Instance::Watched(_, standing) = self.instance else {
+            return false;
+        };
         self.record.as_ref().is_some_and(|record| {
             let limit = match standing {
                 Standing::Good => record.limit,
                 _ if record.worked.load(Ordering::Relaxed) => record.limit,
                 _ => 1,
             };
-            record.failures.load(Ordering::Relaxed) >= limit
+            record.failures.load(Ordering::Acquire) >= limit
         })
     }
 
+    /// The readiness of the instance has failed.
     #[cold]
     fn set_aside(&mut self) {
+        self.set_aside_since(self.timer.now());
+    }
+
+    /// Sets the instance aside if it has had too many failed responses; its backoff began with the last of them.
+    fn set_aside_failed(&mut self) {
+        if let Some(record) = self.record.as_ref().filter(|_| self.has_failed()) {
+            self.set_aside_since(Instant::from_nanos(record.failed_at.load()));
+        }
+    }
+
+    #[cold]
+    fn set_aside_since(&mut self, start: Instant) {
         if let Some(record) = &self.record {
             let worked = record.worked.load(Ordering::Relaxed);
-            self.record = Record::of(record.limit, &record.classify);
+            self.record = Record::of(record.limit, &record.classify, &self.timer);
             if worked {
                 self.restart_backoff();
             }
         }
         let wait = self.next_wait();
         self.instance = Instance::Aside {
-            until: self.timer.now().saturating_add(wait),
+            until: start.saturating_add(wait),
             armed: false,
             original: None,
         };
@@ -416,7 +466,15 @@ where
         self.backoff = None;
         self.drawn = 0;
     }
+}
 
+impl<S, T, M, C> Quarantine<S, T, M, C>
+where
+    S: Clone,
+    T: Timer + Clone,
+    M: MakeBackoff<Backoff: Delays>,
+    C: Clone,
+{
     /// Takes a new instance once the wait is over.
     #[cold]
     fn poll_return(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -457,9 +515,7 @@ where
     where
         S: Service<Request>,
     {
-        if matches!(self.instance, Instance::Watched(_, standing) if self.has_failed(standing)) {
-            self.set_aside();
-        }
+        self.set_aside_failed();
         ready!(self.poll_return(cx));
         let Instance::Watched(inner, standing) = &mut self.instance else {
             return Poll::Pending;
@@ -481,7 +537,7 @@ where
     }
 
     #[inline(never)]
-    fn call_watched<Request>(&mut self, request: Request) -> ResponseFuture<S::Future, C>
+    fn call_watched<Request>(&mut self, request: Request) -> ResponseFuture<S::Future, C, T>
     where
         S: Service<Request>,
     {
@@ -515,13 +571,13 @@ where
 impl<S, T, M, C, Request> Service<Request> for Quarantine<S, T, M, C>
 where
     S: Service<Request> + Clone,
-    T: Timer,
+    T: Timer + Clone,
     M: MakeBackoff<Backoff: Delays>,
     C: Classify<S::Response, S::Error> + Clone,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, C>;
+    type Future = ResponseFuture<S::Future, C, T>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -569,7 +625,13 @@ impl<S, T: Timer, M: MakeBackoff, C> Quarantine<S, T, M, C> {
 }
 
 /// The load of the present instance; while there is none, that of the clone that is never used.
-impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
+impl<S, T, M, C> Load for Quarantine<S, T, M, C>
+where
+    S: Load,
+    T: Timer + Clone,
+    M: MakeBackoff<Backoff: Delays>,
+    C: Clone,
+{
     type Metric = S::Metric;
 
     fn load(&self) -> S::Metric {
@@ -587,38 +649,31 @@ impl<S: Load, T: Timer, M: MakeBackoff, C> Load for Quarantine<S, T, M, C> {
     /// It is set aside for as long as its predecessor is, and continues the predecessor's backoff and failures in a
     /// row.
     fn take_over(&mut self, predecessor: &mut Self) {
+        // What the predecessor's responses have said so far holds for the endpoint.
+        predecessor.set_aside_failed();
         self.spare.take_over(&mut predecessor.spare);
         // The predecessor may stay in use, and keeps its own.
         self.backoff = None;
-        self.drawn = predecessor.drawn;
+        self.drawn = self.drawn.max(predecessor.drawn);
         // Not shared: what becomes of the predecessor's requests from here on says nothing about this service.
         if let (Some(record), Some(before)) = (&self.record, &predecessor.record) {
             record.continue_from(before);
         }
-        let is_good = match &mut predecessor.instance {
-            Instance::Aside { until, .. } => {
-                self.instance.take_over(&mut predecessor.spare);
-                let original = match replace(&mut self.instance, Instance::NONE) {
-                    Instance::Trusted(inner) | Instance::Watched(inner, _) => Some(inner),
-                    Instance::Aside { original, .. } => original,
-                };
-                self.instance = Instance::Aside {
-                    until: *until,
-                    armed: false,
-                    original,
-                };
-                return;
-            }
+        let standing = match &mut predecessor.instance {
             Instance::Trusted(inner) => {
                 self.instance.take_over(inner);
-                true
+                Standing::Good
             }
             Instance::Watched(inner, standing) => {
                 self.instance.take_over(inner);
-                *standing == Standing::Good
+                *standing
+            }
+            Instance::Aside { until, .. } => {
+                self.instance.take_over(&mut predecessor.spare);
+                return self.instance.postpone(*until);
             }
         };
-        if !is_good {
+        if standing != Standing::Good {
             self.instance.doubt();
         }
     }
@@ -633,7 +688,7 @@ impl<S: fmt::Debug, T: Timer, M: MakeBackoff, C> fmt::Debug for Quarantine<S, T,
     }
 }
 
-impl<C> fmt::Debug for Record<C> {
+impl<C, T> fmt::Debug for Record<C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("classify", &format_args!("{}", type_name::<C>()))
@@ -652,17 +707,18 @@ pin_project! {
     /// A response that is dropped is neither a failure nor a success.
     #[must_use = "futures do nothing unless you `.await` or poll them"]
     #[derive(Debug)]
-    pub struct ResponseFuture<F, C> {
+    pub struct ResponseFuture<F, C, T> {
         #[pin]
         inner: F,
-        record: Option<Arc<Record<C>>>,
+        record: Option<Arc<Record<C, T>>>,
     }
 }
 
-impl<F, C, Res, E> Future for ResponseFuture<F, C>
+impl<F, C, T, Res, E> Future for ResponseFuture<F, C, T>
 where
     F: Future<Output = Result<Res, E>>,
     C: Classify<Res, E>,
+    T: Timer,
 {
     type Output = Result<Res, E>;
 

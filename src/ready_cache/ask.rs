@@ -99,10 +99,13 @@ impl<K, S, Req> ReadyCache<K, S, Req> {
 }
 
 impl<K: Eq + Hash, S, Req> ReadyCache<K, S, Req> {
-    /// The service that was pushed last for a key.
-    pub(crate) fn newest_mut(&mut self, key: &K) -> Option<&mut S> {
-        let endpoint = self.order.endpoint_of(*self.keys.get(key)?)?;
-        Some(&mut endpoint.service)
+    /// Visits the service that was pushed last for a key, then the one that it is to replace.
+    pub(crate) fn for_each_of(&mut self, key: &K, mut visit: impl FnMut(&mut S)) {
+        let mut slot = self.keys.get(key).copied();
+        while let Some(endpoint) = slot.and_then(|slot| self.order.endpoint_of(slot)) {
+            visit(&mut endpoint.service);
+            slot = endpoint.older;
+        }
     }
 
     /// Removes an endpoint and all references to it.

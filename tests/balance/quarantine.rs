@@ -101,6 +101,24 @@ fn consecutive_failures_quarantine() {
 }
 
 #[test]
+fn backoff_begins_with_the_failed_response() {
+    let timer = ManualTimer::new();
+    let mut service = layer(&timer)
+        .consecutive_failures(2)
+        .layer(service_fn(|_: u32| ready(Err::<u32, _>(BROKEN))));
+    for _ in 0..2 {
+        assert_eq!(answer(&mut service), Err(BROKEN));
+    }
+    timer.advance(60 * MS);
+    assert!(WakeCount::new().poll_ready(&mut service).is_pending());
+    timer.advance(40 * MS);
+    assert_eq!(answer(&mut service), Err(BROKEN));
+    // Nobody polls for an hour, longer than the backoff.
+    timer.advance(3_600_000 * MS);
+    assert_eq!(answer(&mut service), Err(BROKEN));
+}
+
+#[test]
 fn success_restores_the_failure_allowance() {
     let (timer, wakes) = (ManualTimer::new(), WakeCount::new());
     let (service, mut handle) = mock::<u32, u32>();
@@ -431,6 +449,52 @@ mod inserted_again {
         assert_eq!(new.polls.get(), 1);
     }
 
+    /// The one between was never ready, so it knows nothing of the old instance's failure.
+    #[test]
+    fn quarantine_outlasts_an_unready_instance() {
+        let (timer, feed, mut balance) = fed(0);
+        let old = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &old);
+        assert!(!is_aside(&mut balance));
+        insert(&feed, 0, &Site::new(Mood::Busy, 1));
+        assert!(!is_aside(&mut balance));
+        old.mood.set(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        timer.advance(50 * MS);
+        let new = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &new);
+        timer.advance(49 * MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!(new.polls.get(), 0);
+        timer.advance(MS);
+        assert_eq!(answer(&mut balance), Ok(1));
+        assert_eq!(new.calls.get(), 1);
+    }
+
+    /// Each predecessor was set aside, and the later return counts.
+    #[test]
+    fn longest_quarantine_of_a_key_counts() {
+        let (timer, feed, mut balance) = fed(0);
+        let old = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &old);
+        assert!(!is_aside(&mut balance));
+        let between = Site::new(Mood::Busy, 1);
+        insert(&feed, 0, &between);
+        assert!(!is_aside(&mut balance));
+        old.mood.set(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        timer.advance(50 * MS);
+        between.become_(Mood::Broken);
+        assert!(is_aside(&mut balance));
+        let new = Site::new(Mood::Ready, 1);
+        insert(&feed, 0, &new);
+        timer.advance(99 * MS);
+        assert!(is_aside(&mut balance));
+        assert_eq!(new.polls.get(), 0);
+        timer.advance(MS);
+        assert!(!is_aside(&mut balance));
+    }
+
     /// The original may be connected already; a clone of it is not.
     #[test]
     fn original_serves_despite_quarantine() {
@@ -454,13 +518,18 @@ mod inserted_again {
             });
             layer.layer(Constant::new(service, 1))
         };
-        let (mut old, mut new) = (make(true), make(false));
-        assert_eq!(answer(&mut old), Err(BROKEN));
-        assert!(WakeCount::new().poll_ready(&mut old).is_pending());
-        new.take_over(&mut old);
-        assert!(WakeCount::new().poll_ready(&mut new).is_pending());
-        timer.advance(100 * MS);
-        assert_eq!(answer(&mut new), Ok(1));
+        // Whether the old instance was polled after its failure.
+        for is_noticed in [true, false] {
+            let (mut old, mut new) = (make(true), make(false));
+            assert_eq!(answer(&mut old), Err(BROKEN));
+            if is_noticed {
+                assert!(WakeCount::new().poll_ready(&mut old).is_pending());
+            }
+            new.take_over(&mut old);
+            assert!(WakeCount::new().poll_ready(&mut new).is_pending());
+            timer.advance(100 * MS);
+            assert_eq!(answer(&mut new), Ok(1));
+        }
     }
 
     #[test]

@@ -353,6 +353,52 @@ fn shed_request_leaves_no_permit() {
     assert_eq!(service.call(0).now_or_never(), Some(Ok(0)));
 }
 
+/// What keeps a `Steer` while a response is awaited keeps no permit of the services that were not called.
+#[cfg(feature = "std")]
+#[test]
+fn retry_and_call_all_keep_no_other_permit() {
+    use campanile::limit::concurrency::{ConcurrencyLimit, Semaphore};
+    use campanile::retry::{Policy, Retry};
+    use campanile::util::CallAll;
+    use futures::{StreamExt, stream};
+
+    #[derive(Clone)]
+    struct Once(bool);
+    impl<E> Policy<u32, u32, E> for Once {
+        type Future = Ready<()>;
+        fn retry(&mut self, _: &mut u32, result: &mut Result<u32, E>) -> Option<Ready<()>> {
+            (result.is_err() && std::mem::take(&mut self.0)).then(|| ready(()))
+        }
+        fn clone_request(&mut self, request: &u32) -> Option<u32> {
+            Some(*request)
+        }
+    }
+
+    let (service, mut handle) = mock::<u32, u32>();
+    let permits = [(); 2].map(|()| Semaphore::new(1));
+    let services = [&permits[0], &permits[1]]
+        .map(|permits| ConcurrencyLimit::with_semaphore(service.clone(), permits.clone()));
+    let steer = Steer::with_services(services, by_index);
+    let free = || [&permits[0], &permits[1]].map(Semaphore::available_permits);
+
+    let mut response = Box::pin(Retry::new(Once(true), steer.clone()).oneshot(0));
+    assert_eq!(response.as_mut().now_or_never(), None);
+    handle.try_next().unwrap().1.fail(Failure("again"));
+    assert_eq!(response.as_mut().now_or_never(), None);
+    assert_eq!(free(), [0, 1]);
+    handle.try_next().unwrap().1.send(1);
+    assert_eq!(response.now_or_never(), Some(Ok(1)));
+
+    let requests = stream::iter([0]).chain(stream::pending());
+    let mut responses = Box::pin(CallAll::new(steer, requests));
+    assert_eq!(responses.next().now_or_never(), None);
+    assert_eq!(free(), [0, 1]);
+    handle.try_next().unwrap().1.send(1);
+    assert_eq!(responses.next().now_or_never(), Some(Some(Ok(1))));
+    assert_eq!(responses.next().now_or_never(), None);
+    assert_eq!(free(), [1, 1]);
+}
+
 #[test]
 fn services_may_be_an_array_slice_or_box() {
     let echo = |name: u32| service_fn(move |n: u32| ready(Ok::<_, Failure>(10 * name + n)));

@@ -71,7 +71,7 @@ use core::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
-use crate::util::before_call;
+use crate::util::{before_call, call_and_keep};
 use crate::{Layer, Service};
 
 pub mod backoff;
@@ -260,7 +260,7 @@ where
                         }
                         let policy = &mut *this.policy;
                         let copy = before_call(this.service, || policy.clone_request(&request));
-                        let attempt = this.service.call(request);
+                        let attempt = call_and_keep(this.service, request);
                         this.state.set(State::Called { attempt, copy });
                     }
                 }

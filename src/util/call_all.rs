@@ -51,6 +51,7 @@ use futures_core::Stream;
 use futures_core::stream::FusedStream;
 use pin_project_lite::pin_project;
 
+use super::call_and_keep;
 use super::in_flight::InFlight;
 use crate::Service;
 
@@ -324,7 +325,9 @@ where
                 }
             };
             match (ready, this.request.take()) {
-                (Ok(service), Some(request)) => this.in_flight.push(service.call(request)),
+                (Ok(service), Some(request)) => {
+                    this.in_flight.push(call_and_keep(service, request));
+                }
                 (Ok(_), None) => {}
                 (Err(error), _) => {
                     *this.failure = Some(error);

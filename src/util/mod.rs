@@ -50,7 +50,7 @@ use core::marker::PhantomData;
 use core::mem::forget;
 
 use crate::Service;
-use crate::sync::{ignore_panic, withdraw};
+use crate::sync::{ignore_panic, leaves_rest, withdraw};
 
 pub use and_then::{AndThen, AndThenLayer};
 #[cfg(feature = "alloc")]
@@ -103,6 +103,21 @@ where
     let done = act();
     forget(panicking);
     done
+}
+
+/// Calls a service that is kept, but may not be polled for a while. What it reserved and does not use for this request
+/// is given up: see [`leaves_rest`].
+#[inline]
+pub(crate) fn call_and_keep<S, Request>(service: &mut S, request: Request) -> S::Future
+where
+    S: Service<Request>,
+{
+    let (future, leaves_rest) = leaves_rest(|| service.call(request));
+    if leaves_rest {
+        // If it fails, so does its next poll.
+        let _ = withdraw(|cx| service.poll_ready(cx));
+    }
+    future
 }
 
 /// The response futures, at tower's path.

@@ -202,12 +202,14 @@ impl<T> Measured<T> {
     #[inline]
     pub(super) fn sent(&self, now: Instant, others: usize) -> u32 {
         let answered = self.answered();
-        let waiting = answered.waiting(others);
-        if waiting > 0 {
-            self.last.store(now.as_nanos());
-        }
-        if waiting == 1 {
-            self.second.store(now.as_nanos());
+        if others > 0 {
+            let waiting = answered.waiting(others);
+            if waiting > 0 {
+                self.last.store(now.as_nanos());
+            }
+            if waiting == 1 {
+                self.second.store(now.as_nanos());
+            }
         }
         answered.number
     }
@@ -217,7 +219,8 @@ impl<T> Measured<T> {
     pub(super) fn has_answered(&self, others: usize) {
         let answered = Answered {
             number: self.answered().number.wrapping_add(1),
-            earlier: u32::try_from(others).unwrap_or(u32::MAX),
+            // Four billion handles do not fit in memory.
+            earlier: others as u32,
         };
         self.answered.store(answered.to_word());
     }

@@ -327,8 +327,8 @@ impl<T: Timer> Drop for Handle<T> {
             Outcome::Counted if !is_overtaken => load.observe(now, took),
             Outcome::Counted | Outcome::Ignored => {}
         }
-        // The service holds one count, and this request another.
-        load.has_answered(Arc::strong_count(&self.load).saturating_sub(2));
+        // The service holds one count, and this request another. If the service was dropped, nothing reads the number.
+        load.has_answered(Arc::strong_count(&self.load).wrapping_sub(2));
     }
 }
 

@@ -14,7 +14,7 @@
 //! A [`Handle`] needs no context.
 //!
 //! A concurrency limit can share a [`tokio::sync::Semaphore`] with the rest of an application: see
-//! [`SemaphorePermit`].
+//! [`SemaphoreAcquisition`].
 //!
 //! [`tokio::spawn`]: ::tokio::spawn
 //! [`tokio::sync::Semaphore`]: ::tokio::sync::Semaphore
@@ -30,7 +30,7 @@ use ::tokio::runtime::Handle;
 use ::tokio::task::{self, LocalSet};
 use ::tokio::time::{self, Sleep};
 
-pub use self::semaphore::{SemaphoreClosed, SemaphoreError, SemaphorePermit};
+pub use self::semaphore::{SemaphoreAcquisition, SemaphoreClosed, SemaphoreError};
 use super::{parts::shared_executor, std_clock, timer::forward_timer};
 use crate::{Executor, Instant, Timer};
 

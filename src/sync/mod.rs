@@ -1,5 +1,5 @@
 //! Building blocks of the middleware: marks on polls for readiness, permits with a wait queue, and on top of them the
-//! semaphore and the queue. No runtime, no allocator, and unsafe code in `mark` alone.
+//! queue of a buffer. No runtime, no allocator, and unsafe code in `mark` alone.
 //!
 //! The state machines know neither lock nor storage. `wait_queue` and `queue` are plain values over a `slab`, whose
 //! nodes are on the heap or in place; a `lock` lends them to one thread at a time. What belongs to the user (wakers, requests,
@@ -16,7 +16,6 @@ pub(crate) mod models;
 pub(crate) mod primitives;
 pub(crate) mod queue;
 mod rest;
-pub(crate) mod semaphore;
 pub(crate) mod shared;
 pub(crate) mod slab;
 pub(crate) mod storage;

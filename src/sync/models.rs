@@ -19,12 +19,11 @@ use loom::thread::{self, JoinHandle};
 
 use super::atomic_word::AtomicWord;
 use super::primitives::atomic::{AtomicBool, Ordering::Relaxed};
-use super::semaphore::Permit;
 use super::wakes::Wakes;
 use super::{try_poll, withdraw};
 use crate::buffer::{self, Buffer, Error};
 use crate::limit::RateLimit;
-use crate::limit::concurrency::{ConcurrencyLimit, Semaphore};
+use crate::limit::concurrency::{ConcurrencyLimit, Permit, Semaphore};
 use crate::limit::rate::{Limiter, Rate};
 use crate::retry::budget::{Budget, TpsBudget};
 use crate::spawn_ready::SpawnReady;
@@ -69,7 +68,7 @@ fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
 // The semaphore.
 
 async fn acquire(permit: &mut Permit) {
-    poll_fn(|cx| permit.poll_acquire(cx)).await.unwrap();
+    let Ok(()) = poll_fn(|cx| permit.poll_acquire::<Infallible>(cx)).await;
 }
 
 /// The holder of the permit continues the count of the previous holder, and so sees its writes.

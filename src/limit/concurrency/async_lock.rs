@@ -3,74 +3,65 @@ use core::fmt;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
-use super::{Claim, Permits};
+use ::async_lock::futures::AcquireArc;
+use ::async_lock::{Semaphore, SemaphoreGuardArc};
+
+use super::Permits;
 use crate::sync::is_try;
 
-/// A claim to a permit of an `async_lock::Semaphore`. Waiting for one allocates; taking one does not.
-pub struct AsyncLockPermit {
-    semaphore: Arc<::async_lock::Semaphore>,
-    state: AsyncLockState,
-}
+/// How far a permit of an `async_lock::Semaphore` is acquired. Waiting for one allocates; taking one does not.
+#[derive(Default)]
+pub struct AsyncLockAcquisition(State);
 
-enum AsyncLockState {
+#[derive(Default)]
+enum State {
+    #[default]
     Idle,
-    Waiting(Pin<Box<::async_lock::futures::AcquireArc>>),
-    Held(#[expect(dead_code, reason = "held to be dropped")] ::async_lock::SemaphoreGuardArc),
+    Queued(Pin<Box<AcquireArc>>),
+    Acquired(#[expect(dead_code, reason = "held to be dropped")] SemaphoreGuardArc),
 }
 
-impl Permits for Arc<::async_lock::Semaphore> {
-    type Claim = AsyncLockPermit;
-
-    fn claim(&self) -> AsyncLockPermit {
-        AsyncLockPermit {
-            semaphore: Arc::clone(self),
-            state: AsyncLockState::Idle,
-        }
-    }
-}
-
-impl Claim for AsyncLockPermit {
+impl Permits for Arc<Semaphore> {
+    type Acquisition = AsyncLockAcquisition;
     type Error<E> = E;
 
-    fn another(&self) -> Self {
-        self.semaphore.claim()
-    }
-
-    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        if let AsyncLockState::Idle = self.state {
-            match self.semaphore.try_acquire_arc() {
-                Some(guard) => self.state = AsyncLockState::Held(guard),
-                None if is_try(cx) => return Poll::Pending,
-                None => {
-                    let acquire = self.semaphore.acquire_arc();
-                    self.state = AsyncLockState::Waiting(Box::pin(acquire));
-                }
-            }
+    fn poll_acquire<E>(
+        &self,
+        AsyncLockAcquisition(state): &mut AsyncLockAcquisition,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), E>> {
+        if let State::Acquired(_) = state {
+            return Poll::Ready(Ok(()));
         }
-        if let AsyncLockState::Waiting(acquire) = &mut self.state {
-            if is_try(cx) {
-                // A poll would replace the waiting task's waker with one that wakes no task.
-                let Some(guard) = self.semaphore.try_acquire_arc() else {
-                    return Poll::Pending;
-                };
-                self.state = AsyncLockState::Held(guard);
+        // A try does not poll a future that waits: that would replace its waker with one that wakes no task.
+        if matches!(state, State::Idle) || is_try(cx) {
+            if let Some(guard) = self.try_acquire_arc() {
+                *state = State::Acquired(guard);
                 return Poll::Ready(Ok(()));
             }
+            if is_try(cx) {
+                return Poll::Pending;
+            }
+            *state = State::Queued(Box::pin(self.acquire_arc()));
+        }
+        if let State::Queued(acquire) = state {
             let guard = ready!(acquire.as_mut().poll(cx));
-            self.state = AsyncLockState::Held(guard);
+            *state = State::Acquired(guard);
         }
         Poll::Ready(Ok(()))
     }
 
-    fn release(&mut self) {
-        self.state = AsyncLockState::Idle;
+    fn release(&self, acquisition: &mut AsyncLockAcquisition) {
+        acquisition.0 = State::Idle;
     }
 }
 
-impl fmt::Debug for AsyncLockPermit {
+impl fmt::Debug for AsyncLockAcquisition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncLockPermit")
-            .field("held", &matches!(self.state, AsyncLockState::Held(_)))
-            .finish_non_exhaustive()
+        f.write_str(match self.0 {
+            State::Idle => "Idle",
+            State::Queued(_) => "Queued",
+            State::Acquired(_) => "Acquired",
+        })
     }
 }

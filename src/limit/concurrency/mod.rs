@@ -24,7 +24,7 @@
 //!
 //! By default `poll_ready` takes the permit, as tower's does, but polls the inner service first: a permit is only taken
 //! for a request that can proceed, and is returned when the inner service is no longer ready. So a caller of a service
-//! that is never ready starves no other caller on the same semaphore. While a handle waits in line for a permit, its
+//! that is never ready starves no other caller on the same semaphore. While a handle waits for a permit, its
 //! inner service reserves nothing, since requests that hold a permit may need that reservation, for example for another
 //! attempt. Handles that need both a permit and a contended inner service could pass them to each other in a circle;
 //! to prevent that, a handle whose inner service was ready twice, each time without a permit, keeps its next permit
@@ -72,24 +72,25 @@ use core::mem::replace;
 use core::task::{Context, Poll};
 
 use super::LetGo;
-#[cfg(feature = "critical-section")]
-pub use crate::sync::semaphore::StaticSemaphore;
-pub use crate::sync::semaphore::{FixedSemaphore, InvalidLimit, LocalSemaphore, Permit, Semaphore};
 use crate::sync::{drive, is_drive, is_try, mark, withdraw};
 use crate::{Layer, Service, load::Load};
 
 #[cfg(feature = "async-lock")]
 mod async_lock;
-mod claim;
 pub mod future;
+mod permit;
 mod permitted;
+mod semaphore;
 
 #[cfg(feature = "async-lock")]
-pub use self::async_lock::AsyncLockPermit;
-pub use self::claim::{Claim, Permits};
+pub use self::async_lock::AsyncLockAcquisition;
 use self::future::Limited;
 pub use self::future::{PermittedFuture, ResponseFuture};
+pub use self::permit::{Permit, Permits};
 pub use self::permitted::{Permitted, WithPermit, WithPermitLayer};
+#[cfg(feature = "critical-section")]
+pub use self::semaphore::StaticSemaphore;
+pub use self::semaphore::{FixedSemaphore, InvalidLimit, LocalSemaphore, Semaphore};
 
 /// A layer of [`ConcurrencyLimit`] that gives each service its own permits.
 #[cfg(feature = "std")]
@@ -203,7 +204,7 @@ impl<M: Permits> GlobalConcurrencyLimitLayer<M> {
 }
 
 impl<S, M: Permits> Layer<S> for GlobalConcurrencyLimitLayer<M> {
-    type Service = ConcurrencyLimit<S, M::Claim>;
+    type Service = ConcurrencyLimit<S, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
         let mut service = ConcurrencyLimit::with_semaphore(inner, self.semaphore.clone());
@@ -216,9 +217,9 @@ impl<S, M: Permits> Layer<S> for GlobalConcurrencyLimitLayer<M> {
 ///
 /// Clones share the permits. See the [module](self) for an example.
 #[derive(Debug)]
-pub struct ConcurrencyLimit<S, C = Permit> {
+pub struct ConcurrencyLimit<S, M: Permits = Semaphore> {
     inner: S,
-    claim: C,
+    permit: Permit<M>,
     unreserved: bool,
     waits: Waits,
     let_go: LetGo,
@@ -257,7 +258,7 @@ impl<S> ConcurrencyLimit<S> {
     }
 }
 
-impl<S, C: Claim> ConcurrencyLimit<S, C> {
+impl<S, M: Permits> ConcurrencyLimit<S, M> {
     /// Takes the permits from `semaphore`, which others may use too.
     ///
     /// ```
@@ -269,10 +270,10 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// let writes = ConcurrencyLimit::with_semaphore("writes", semaphore);
     /// # let _ = (reads, writes);
     /// ```
-    pub fn with_semaphore<M: Permits<Claim = C>>(inner: S, semaphore: M) -> Self {
+    pub fn with_semaphore(inner: S, semaphore: M) -> Self {
         Self {
             inner,
-            claim: semaphore.claim(),
+            permit: Permit::new(semaphore),
             unreserved: false,
             waits: Waits::No,
             let_go: LetGo::NEVER,
@@ -313,7 +314,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     /// ```
     ///
     /// See [`Permitted`] for a response with a body inside it.
-    pub fn with_permit(self) -> WithPermit<S, C> {
+    pub fn with_permit(self) -> WithPermit<S, M> {
         WithPermit { limit: self }
     }
 
@@ -324,14 +325,14 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     fn poll_limited<Request>(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), C::Error<S::Error>>>
+    ) -> Poll<Result<(), M::Error<S::Error>>>
     where
         S: Service<Request>,
     {
         if self.waits != Waits::No {
             if self.waits == Waits::InLine
                 && !is_drive(cx)
-                && self.claim.poll_acquire::<S::Error>(cx).is_pending()
+                && self.permit.poll_acquire::<S::Error>(cx).is_pending()
             {
                 return self.wait_in_line(cx);
             }
@@ -342,7 +343,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
             return self.inner_unready(polled, cx);
         }
         // After a refusal the response future tries again; its error is this request's alone.
-        if !self.unreserved && self.claim.poll_acquire::<S::Error>(cx).is_pending() {
+        if !self.unreserved && self.permit.poll_acquire::<S::Error>(cx).is_pending() {
             if !is_try(cx) {
                 self.waits = Waits::InLine;
                 self.let_go.count();
@@ -358,7 +359,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         &mut self,
         polled: Poll<Result<(), E>>,
         cx: &Context<'_>,
-    ) -> Poll<Result<(), C::Error<E>>> {
+    ) -> Poll<Result<(), M::Error<E>>> {
         if polled.is_ready() || is_drive(cx) {
             self.let_go = LetGo::NEVER;
         }
@@ -369,7 +370,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         if waits {
             self.waits = Waits::ForInner;
         }
-        polled.map_err(C::Error::from)
+        polled.map_err(M::Error::from)
     }
 
     /// Waits for a permit; meanwhile the inner service reserves nothing, but continues with work of its own.
@@ -377,7 +378,7 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
     fn wait_in_line<Request>(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), C::Error<S::Error>>>
+    ) -> Poll<Result<(), M::Error<S::Error>>>
     where
         S: Service<Request>,
     {
@@ -390,13 +391,13 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         }
     }
 
-    /// Gives up the permit or the place in line.
+    /// Gives up the permit or the place in the wait queue.
     fn leave(&mut self) {
-        self.claim.release();
+        self.permit.release();
         self.waits = Waits::No;
     }
 
-    fn start<Request>(&mut self, request: Request) -> Limited<S::Future, C>
+    fn start<Request>(&mut self, request: Request) -> Limited<S::Future, M>
     where
         S: Service<Request>,
     {
@@ -405,24 +406,24 @@ impl<S, C: Claim> ConcurrencyLimit<S, C> {
         if replace(&mut self.waits, Waits::No) == Waits::ForInner {
             let _ = withdraw(|cx| self.inner.poll_ready(cx));
         }
-        let next = self.claim.another();
-        // Taken out of the service first: if the call panics, dropping this claim returns the permit.
-        let claim = replace(&mut self.claim, next);
+        let next = self.permit.another();
+        // Taken out of the service first: if the call panics, it is dropped.
+        let permit = replace(&mut self.permit, next);
         Limited {
             inner: Some(self.inner.call(request)),
-            claim,
+            permit,
         }
     }
 }
 
-impl<S, Request, C> Service<Request> for ConcurrencyLimit<S, C>
+impl<S, Request, M> Service<Request> for ConcurrencyLimit<S, M>
 where
     S: Service<Request>,
-    C: Claim,
+    M: Permits,
 {
     type Response = S::Response;
-    type Error = C::Error<S::Error>;
-    type Future = ResponseFuture<S::Future, C>;
+    type Error = M::Error<S::Error>;
+    type Future = ResponseFuture<S::Future, M>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.poll_limited(cx)
@@ -435,12 +436,12 @@ where
     }
 }
 
-// A clone has neither permit nor place in line, whatever its original has.
-impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
+// A clone has neither permit nor place in the wait queue, whatever its original has.
+impl<S: Clone, M: Permits> Clone for ConcurrencyLimit<S, M> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            claim: self.claim.another(),
+            permit: self.permit.another(),
             unreserved: self.unreserved,
             waits: Waits::No,
             let_go: LetGo::NEVER,
@@ -449,7 +450,7 @@ impl<S: Clone, C: Claim> Clone for ConcurrencyLimit<S, C> {
 }
 
 /// The load of the inner service.
-impl<S: Load, C: Claim> Load for ConcurrencyLimit<S, C> {
+impl<S: Load, M: Permits> Load for ConcurrencyLimit<S, M> {
     type Metric = S::Metric;
 
     fn load(&self) -> S::Metric {

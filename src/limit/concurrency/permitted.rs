@@ -5,7 +5,7 @@ use core::task::{Context, Poll};
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
-use super::{Claim, ConcurrencyLimit, Permit, PermittedFuture};
+use super::{ConcurrencyLimit, Permit, Permits, PermittedFuture, Semaphore};
 use crate::{Layer, Service, load::Load};
 
 /// A layer of [`WithPermit`]: a layer `L` of a [`ConcurrencyLimit`] whose responses keep their permits.
@@ -18,11 +18,12 @@ pub struct WithPermitLayer<L> {
     pub(super) limit: L,
 }
 
-impl<S, L, C> Layer<S> for WithPermitLayer<L>
+impl<S, L, M> Layer<S> for WithPermitLayer<L>
 where
-    L: Layer<S, Service = ConcurrencyLimit<S, C>>,
+    L: Layer<S, Service = ConcurrencyLimit<S, M>>,
+    M: Permits,
 {
-    type Service = WithPermit<S, C>;
+    type Service = WithPermit<S, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
         WithPermit {
@@ -34,12 +35,12 @@ where
 /// A [`ConcurrencyLimit`] that passes the permit on with the response: see
 /// [`with_permit`](ConcurrencyLimit::with_permit).
 #[derive(Debug)]
-pub struct WithPermit<S, C = Permit> {
-    pub(super) limit: ConcurrencyLimit<S, C>,
+pub struct WithPermit<S, M: Permits = Semaphore> {
+    pub(super) limit: ConcurrencyLimit<S, M>,
 }
 
 // The limit's clone holds nothing.
-impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
+impl<S: Clone, M: Permits> Clone for WithPermit<S, M> {
     fn clone(&self) -> Self {
         Self {
             limit: self.limit.clone(),
@@ -47,14 +48,14 @@ impl<S: Clone, C: Claim> Clone for WithPermit<S, C> {
     }
 }
 
-impl<S, Request, C> Service<Request> for WithPermit<S, C>
+impl<S, Request, M> Service<Request> for WithPermit<S, M>
 where
     S: Service<Request>,
-    C: Claim,
+    M: Permits,
 {
-    type Response = Permitted<S::Response, C>;
-    type Error = C::Error<S::Error>;
-    type Future = PermittedFuture<S::Future, C>;
+    type Response = Permitted<S::Response, M>;
+    type Error = M::Error<S::Error>;
+    type Future = PermittedFuture<S::Future, M>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.limit.poll_limited(cx)
@@ -68,7 +69,7 @@ where
 }
 
 /// The load of the inner service.
-impl<S: Load, C: Claim> Load for WithPermit<S, C> {
+impl<S: Load, M: Permits> Load for WithPermit<S, M> {
     type Metric = S::Metric;
 
     fn load(&self) -> S::Metric {
@@ -125,22 +126,25 @@ pin_project! {
     /// # });
     /// ```
     #[derive(Debug)]
-    pub struct Permitted<T, C = Permit> {
+    pub struct Permitted<T, M = Semaphore>
+    where
+        M: Permits,
+    {
         // Dropped before the permit is returned.
         #[pin]
         pub(super) response: T,
-        pub(super) permit: C,
+        pub(super) permit: Permit<M>,
     }
 }
 
-impl<T, C> Permitted<T, C> {
+impl<T, M: Permits> Permitted<T, M> {
     /// Puts the result of [`into_parts`](Self::into_parts), or a part of the response, together again.
-    pub const fn from_parts(response: T, permit: C) -> Self {
+    pub const fn from_parts(response: T, permit: Permit<M>) -> Self {
         Self { response, permit }
     }
 
     /// The response, and the permit, which is returned when it is dropped.
-    pub fn into_parts(self) -> (T, C) {
+    pub fn into_parts(self) -> (T, Permit<M>) {
         (self.response, self.permit)
     }
 
@@ -160,7 +164,7 @@ impl<T, C> Permitted<T, C> {
     /// assert_eq!(*service.oneshot(()).await.unwrap(), "BODY");
     /// # });
     /// ```
-    pub fn map<U>(this: Self, f: impl FnOnce(T) -> U) -> Permitted<U, C> {
+    pub fn map<U>(this: Self, f: impl FnOnce(T) -> U) -> Permitted<U, M> {
         let Self { response, permit } = this;
         Permitted {
             response: f(response),
@@ -169,7 +173,7 @@ impl<T, C> Permitted<T, C> {
     }
 }
 
-impl<T: Stream, C: Claim> Stream for Permitted<T, C> {
+impl<T: Stream, M: Permits> Stream for Permitted<T, M> {
     type Item = T::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T::Item>> {
@@ -186,7 +190,7 @@ impl<T: Stream, C: Claim> Stream for Permitted<T, C> {
     }
 }
 
-impl<T, C> Deref for Permitted<T, C> {
+impl<T, M: Permits> Deref for Permitted<T, M> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -194,7 +198,7 @@ impl<T, C> Deref for Permitted<T, C> {
     }
 }
 
-impl<T, C> DerefMut for Permitted<T, C> {
+impl<T, M: Permits> DerefMut for Permitted<T, M> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.response
     }

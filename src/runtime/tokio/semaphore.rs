@@ -7,21 +7,10 @@ use core::task::{Context, Poll, Waker, ready};
 
 use ::tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use crate::limit::concurrency::{Claim, Permits};
+use crate::limit::concurrency::Permits;
 use crate::sync::is_try;
 
-impl Permits for Arc<Semaphore> {
-    type Claim = SemaphorePermit;
-
-    fn claim(&self) -> SemaphorePermit {
-        SemaphorePermit {
-            semaphore: Arc::clone(self),
-            state: State::Idle,
-        }
-    }
-}
-
-/// A claim to a permit of tokio's [`Semaphore`]. Waiting for a permit allocates; taking one does not.
+/// How far a permit of tokio's [`Semaphore`] is acquired. Waiting for one allocates; taking one does not.
 ///
 /// # Examples
 ///
@@ -39,69 +28,72 @@ impl Permits for Arc<Semaphore> {
 /// assert_eq!(service.oneshot(1).await.unwrap(), 1);
 /// # });
 /// ```
-pub struct SemaphorePermit {
-    semaphore: Arc<Semaphore>,
-    state: State,
-}
+#[derive(Default)]
+pub struct SemaphoreAcquisition(State);
 
 type Acquire = dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + Sync;
 
+#[derive(Default)]
 enum State {
+    #[default]
     Idle,
-    Waiting {
+    Queued {
         acquire: Pin<Box<Acquire>>,
         waker: Waker,
     },
-    Held(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit),
+    Acquired(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit),
 }
 
-impl Claim for SemaphorePermit {
+impl Permits for Arc<Semaphore> {
+    type Acquisition = SemaphoreAcquisition;
     type Error<E> = SemaphoreError<E>;
 
-    fn another(&self) -> Self {
-        self.semaphore.claim()
-    }
-
-    fn poll_acquire<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SemaphoreError<E>>> {
+    fn poll_acquire<E>(
+        &self,
+        SemaphoreAcquisition(state): &mut SemaphoreAcquisition,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SemaphoreError<E>>> {
         loop {
-            match &mut self.state {
-                State::Idle => match Arc::clone(&self.semaphore).try_acquire_owned() {
-                    Ok(permit) => self.state = State::Held(permit),
+            match state {
+                State::Idle => match Self::clone(self).try_acquire_owned() {
+                    Ok(permit) => *state = State::Acquired(permit),
                     Err(TryAcquireError::Closed) => {
                         return Poll::Ready(Err(SemaphoreError::Closed(SemaphoreClosed::new())));
                     }
                     Err(TryAcquireError::NoPermits) if is_try(cx) => return Poll::Pending,
                     Err(TryAcquireError::NoPermits) => {
-                        self.state = State::Waiting {
-                            acquire: Box::pin(Arc::clone(&self.semaphore).acquire_owned()),
+                        *state = State::Queued {
+                            acquire: Box::pin(Self::clone(self).acquire_owned()),
                             waker: cx.waker().clone(),
                         }
                     }
                 },
-                State::Waiting { acquire, waker } => {
+                State::Queued { acquire, waker } => {
                     // A try polls with the waiter's waker, since its own would replace that.
                     if !is_try(cx) {
                         waker.clone_from(cx.waker());
                     }
                     let acquired = ready!(acquire.as_mut().poll(&mut Context::from_waker(waker)));
                     // If it was closed, the next attempt to acquire finds that out.
-                    self.state = acquired.map_or(State::Idle, State::Held);
+                    *state = acquired.map_or(State::Idle, State::Acquired);
                 }
-                State::Held(_) => return Poll::Ready(Ok(())),
+                State::Acquired(_) => return Poll::Ready(Ok(())),
             }
         }
     }
 
-    fn release(&mut self) {
-        self.state = State::Idle;
+    fn release(&self, acquisition: &mut SemaphoreAcquisition) {
+        acquisition.0 = State::Idle;
     }
 }
 
-impl fmt::Debug for SemaphorePermit {
+impl fmt::Debug for SemaphoreAcquisition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SemaphorePermit")
-            .field("held", &matches!(self.state, State::Held(_)))
-            .finish_non_exhaustive()
+        f.write_str(match self.0 {
+            State::Idle => "Idle",
+            State::Queued { .. } => "Queued",
+            State::Acquired(_) => "Acquired",
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
 use campanile::buffer::{self, FixedError, StaticQueue};
-use campanile::limit::concurrency::{self, LocalSemaphore, Permit, StaticSemaphore};
+use campanile::limit::concurrency::{self, LocalSemaphore, StaticSemaphore};
 use campanile::limit::rate::{self, Limiter};
 use campanile::limit::{ConcurrencyLimit, Rate, RateLimit};
 use campanile::retry::{Action, StandardPolicy, budget::TpsBudget};
@@ -66,7 +66,7 @@ impl Future for Reading {
 
 // The tasks share statics, whose types have to be named.
 type Limited = RateLimit<
-    ConcurrencyLimit<Sensor, Permit<&'static StaticSemaphore<1>>>,
+    ConcurrencyLimit<Sensor, &'static StaticSemaphore<1>>,
     Clock,
     &'static Limiter,
 >;

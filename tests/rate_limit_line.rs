@@ -464,6 +464,40 @@ fn busy_inner_service_delays_no_other() {
 }
 
 #[test]
+fn momentary_readiness_is_used() {
+    /// Ready at every second poll, like a connection that is lost as soon as it is made.
+    struct Momentary(bool);
+
+    impl Service<()> for Momentary {
+        type Response = ();
+        type Error = Infallible;
+        type Future = Ready<Result<(), Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            self.0 = !self.0;
+            match self.0 {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            ready(Ok(()))
+        }
+    }
+
+    let timer = ManualTimer::new();
+    let limit = RateLimit::with_timer(Momentary(false), one_per(10), timer.clone());
+    let mut client = Client::new(limit);
+    assert!(client.is_served());
+    assert!(!client.poll());
+    timer.advance(10 * MS);
+    // It is not ready at its turn, but at the next poll.
+    assert!(!client.poll());
+    assert!(client.poll());
+}
+
+#[test]
 fn never_ready_service_takes_no_token() {
     let (limit, timer) = used_up(one_per(10));
     let busy = Inner::default();

@@ -325,14 +325,15 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
         if let TokenState::Held(_) = self.token.place {
             return self.poll_inner(None, cx);
         }
-        self.poll_turn(self.token.timer.now(), cx)
+        self.poll_turn(self.token.timer.now(), false, cx)
     }
 
-    /// There is no token without waiting, or others already wait.
+    /// There is no token without waiting, or others already wait. `is_ready`: this poll found the inner service ready.
     #[cold]
     fn poll_turn<Request>(
         &mut self,
         mut now: Instant,
+        mut is_ready: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Error<S::Error>>>
     where
@@ -356,6 +357,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
             self.is_asked = true;
             ready!(self.inner.poll_ready(cx)).map_err(Error::Service)?;
             self.let_go.count();
+            is_ready = true;
         }
         // An alarm may fire before its time; two attempts are enough for one poll.
         for _ in 0..2 {
@@ -368,6 +370,10 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                             self.token.place = TokenState::Outside;
                         }
                         return Poll::Ready(self.withdraw(cx));
+                    }
+                    if is_ready {
+                        self.let_go = LetGo::NEVER;
+                        return Poll::Ready(Ok(()));
                     }
                     return self.poll_inner(refusal, cx);
                 }
@@ -563,8 +569,9 @@ where
                 return Poll::Ready(Ok(()));
             }
             self.is_asked = true;
+            return self.poll_turn(now, true, cx);
         }
-        self.poll_turn(now, cx)
+        self.poll_turn(now, false, cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {

@@ -439,6 +439,59 @@ fn readiness_stays_until_the_call() {
 }
 
 /// In an idle buffer, a cancelled request releases what its service had reserved or waited for.
+/// Ready at every second poll, like a connection that is lost as soon as it is made.
+#[derive(Clone, Default)]
+struct Momentary {
+    is_ready: bool,
+}
+
+impl Service<u32> for Momentary {
+    type Response = u32;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<u32, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.is_ready = !self.is_ready;
+        match self.is_ready {
+            true => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, n: u32) -> Self::Future {
+        ready(Ok(n))
+    }
+}
+
+#[test]
+fn momentary_readiness_is_used() {
+    for (name, make) in middleware() {
+        run(name, async {
+            let mut service = make(boxed(Momentary::default()));
+            for n in 0..4 {
+                let mut answer = pin!(
+                    async {
+                        let service = poll_fn(|cx| service.poll_ready(cx))
+                            .await
+                            .map(|()| &mut service);
+                        service?.call(n).await
+                    }
+                    .fuse()
+                );
+                let mut given_up = pin!(sleep(10 * SECOND).fuse());
+                futures::select_biased! {
+                    // What is shed is answered, too.
+                    answer = answer => assert!(answer.is_ok() || name == "load_shed", "{answer:?}"),
+                    () = given_up => panic!("request {n} waits forever"),
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn idle_buffer_holds_nothing() {
     for (name, middleware) in middleware() {

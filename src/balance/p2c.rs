@@ -64,7 +64,7 @@ use super::error::{Discover as DiscoverFailed, NoEndpoints, NotReady};
 use super::quarantine::QuarantineLayer;
 use crate::discover::{Change, Discover};
 use crate::load::Load;
-use crate::ready_cache::{POLLS, ReadyCache};
+use crate::ready_cache::{Checked, POLLS, ReadyCache};
 use crate::sync::{Mark, is_marked, mark, own_work};
 use crate::util::rng::{HasherRng, Rng};
 use crate::{Layer, NoRuntime, Service};
@@ -235,15 +235,6 @@ where
         Some(self.endpoints.better_of(a, b, is_first))
     }
 
-    #[inline(always)]
-    fn poll_chosen(&mut self, index: usize) -> bool {
-        let is_ready = matches!(self.endpoints.check(index), Ok(true));
-        if is_ready {
-            self.endpoints.choose(index);
-        }
-        is_ready
-    }
-
     /// Polls everything that is due, with a full budget.
     #[inline(never)]
     fn poll_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
@@ -258,9 +249,10 @@ where
         more: bool,
         mut left: usize,
     ) -> Readiness<D, S, Req> {
+        let before = self.endpoints.settled_len();
         // An endpoint that fails is removed; the others go on.
         while self.endpoints.poll_due(&mut left).is_err() {}
-        let is_ready = self.choose_ready(&mut left, Self::poll_chosen);
+        let is_ready = self.choose_ready(before, &mut left, ReadyCache::check);
         self.finish(cx, more, is_ready)
     }
 
@@ -289,15 +281,10 @@ where
     /// As `poll_all`, before there is a request.
     fn prepare_all(&mut self, cx: &mut Context<'_>, more: bool) -> Readiness<D, S, Req> {
         let mut left = POLLS;
+        let before = self.endpoints.settled_len();
         // An endpoint that fails is removed; the others go on.
         while self.endpoints.prepare_due(&mut left).is_err() {}
-        let is_ready = self.choose_ready(&mut left, |balance, index| {
-            let is_ready = matches!(balance.endpoints.prepare_check(index), Ok(true));
-            if is_ready {
-                balance.endpoints.choose(index);
-            }
-            is_ready
-        });
+        let is_ready = self.choose_ready(before, &mut left, ReadyCache::prepare_check);
         self.finish(cx, more, is_ready)
     }
 
@@ -316,14 +303,10 @@ where
 
     /// Polls for a caller that only tries: no waker is registered.
     fn try_all(&mut self, cx: &mut Context<'_>) -> Readiness<D, S, Req> {
+        let before = self.endpoints.settled_len();
         while self.endpoints.try_due(cx).is_err() {}
-        let is_ready = self.choose_ready(&mut { POLLS }, |balance, index| {
-            let is_ready = matches!(balance.endpoints.try_check(index, cx), Ok(true));
-            if is_ready {
-                balance.endpoints.choose(index);
-            }
-            is_ready
-        });
+        let try_check = |endpoints: &mut ReadyCache<_, _, _>, index| endpoints.try_check(index, cx);
+        let is_ready = self.choose_ready(before, &mut { POLLS }, try_check);
         self.readiness(is_ready)
     }
 
@@ -337,15 +320,18 @@ where
         }
     }
 
-    /// Chooses until `check` finds the chosen endpoint ready. `false` if none is ready, or the budget of this poll is
-    /// used up.
+    /// Chooses until the chosen endpoint is ready. Those from the index `before` on became ready in this poll, and are not
+    /// polled again: they may be ready for a moment only. `check` polls the others. `false` if none is ready, or the
+    /// budget of this poll is used up.
     fn choose_ready(
         &mut self,
+        before: usize,
         budget: &mut usize,
-        mut check: impl FnMut(&mut Self, usize) -> bool,
+        mut check: impl FnMut(&mut ReadyCache<D::Key, S, Req>, usize) -> Checked<D::Key, S::Error>,
     ) -> bool {
         while let Some(index) = self.endpoints.chosen().or_else(|| self.choose()) {
-            if check(self, index) {
+            if index >= before || matches!(check(&mut self.endpoints, index), Ok(true)) {
+                self.endpoints.choose(index);
                 return true;
             }
             *budget = budget.saturating_sub(1);
@@ -424,9 +410,10 @@ where
         let Some(index) = self.choose() else {
             return self.poll_rest(cx, false, POLLS - 1);
         };
-        if !self.poll_chosen(index) {
+        if !matches!(self.endpoints.check(index), Ok(true)) {
             return self.poll_rest(cx, false, POLLS - 2);
         }
+        self.endpoints.choose(index);
         if !self.endpoints.is_all_ready() {
             self.endpoints.register(cx);
         }

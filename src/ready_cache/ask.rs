@@ -13,7 +13,7 @@ use crate::Service;
 use crate::sync::{drive, leave_rest, prepare};
 
 /// Whether an endpoint is ready, or how it failed.
-type Checked<K, E> = Result<bool, error::Failed<K, E>>;
+pub(crate) type Checked<K, E> = Result<bool, error::Failed<K, E>>;
 
 /// How many services one poll asks. Far more than are woken between two polls of a balancer in use; where readiness is
 /// cheap, it takes some microseconds.

@@ -53,7 +53,7 @@ use crate::sync::{Mark, has_request, mark, wakes::Wakes};
 mod ask;
 mod order;
 
-pub(crate) use self::ask::POLLS;
+pub(crate) use self::ask::{Checked, POLLS};
 use self::order::{Order, Ticket};
 
 /// Services by key, each either ready or pending.

@@ -71,8 +71,11 @@ fn choice_survives_changes_to_others() {
             .zip(&sites)
             .for_each(|(n, site)| insert(&feed, n, site));
         found(wakes.poll_ready(&mut balance)).unwrap();
+        assert!(sites.iter().all(|site| site.polls.get() == 1));
+        // The next poll asks the chosen one alone.
+        found(wakes.poll_ready(&mut balance)).unwrap();
         let chosen = sites.iter().position(|site| site.polls.get() == 2);
-        let chosen = chosen.expect("the chosen one is polled once more");
+        let chosen = chosen.expect("one was chosen");
         for key in (0..sites.len()).filter(|key| *key != chosen) {
             remove(&feed, key as u32);
             insert(&feed, 100 + key as u32, &Site::new(Mood::Busy, 0));

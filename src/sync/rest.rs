@@ -30,8 +30,28 @@ mod on_this_thread {
     }
 }
 
-/// Without `std` there is nothing to say it through, and every call may have left something.
-#[cfg(not(feature = "std"))]
+/// Without `std` the threads share a counter: a call that another thread makes meanwhile may count, too.
+#[cfg(all(not(feature = "std"), target_has_atomic = "ptr"))]
+mod on_this_thread {
+    use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+    #[inline]
+    pub(crate) fn leave_rest() {
+        LEFT.fetch_add(1, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn leaves_rest<T>(call: impl FnOnce() -> T) -> (T, bool) {
+        let before = LEFT.load(Relaxed);
+        let called = call();
+        (called, LEFT.load(Relaxed) != before)
+    }
+}
+
+/// Without atomic additions there is nothing to say it through, and every call may have left something.
+#[cfg(all(not(feature = "std"), not(target_has_atomic = "ptr")))]
 mod on_this_thread {
     #[inline]
     pub(crate) fn leave_rest() {}

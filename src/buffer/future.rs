@@ -8,9 +8,7 @@ use core::task::{Context, Poll, ready};
 use futures_core::TryFuture;
 use pin_project_lite::pin_project;
 
-use super::Queue;
-use crate::sync::queue::{Channel, End, HeapQueue, Refusal, Reply, Sender};
-use crate::sync::wait_queue::Acquisition;
+use super::queue::{Closing, End, HeapQueue, Queue, Refusal, Reply, Sender};
 
 pin_project! {
     /// The response of a [`Buffer`](super::Buffer).
@@ -148,17 +146,13 @@ impl<Q: Queue> State<Q> {
 /// Waits until a buffer has drained: see [`Buffer::shutdown`](super::Buffer::shutdown).
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct Shutdown<Request, F: TryFuture> {
-    queue: HeapQueue<Request, F>,
-    acquisition: Acquisition,
+    closing: Closing<HeapQueue<Request, F>>,
 }
 
 impl<Request, F: TryFuture> Shutdown<Request, F> {
     #[cfg(feature = "std")]
-    pub(super) const fn new(queue: HeapQueue<Request, F>) -> Self {
-        Self {
-            queue,
-            acquisition: Acquisition::Idle,
-        }
+    pub(super) const fn new(closing: Closing<HeapQueue<Request, F>>) -> Self {
+        Self { closing }
     }
 }
 
@@ -166,14 +160,7 @@ impl<Request, F: TryFuture> Future for Shutdown<Request, F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        this.queue.poll_end(&mut this.acquisition, cx)
-    }
-}
-
-impl<Request, F: TryFuture> Drop for Shutdown<Request, F> {
-    fn drop(&mut self) {
-        self.queue.leave_end(&mut self.acquisition);
+        self.closing.poll(cx)
     }
 }
 

@@ -121,23 +121,23 @@ use core::task::{Context, Poll, ready};
 
 use futures_core::TryFuture;
 
+use self::queue::{Refusal, Sender};
 use crate::sync::is_drive;
-use crate::sync::queue::{Channel, End, Refusal, Sender};
 #[cfg(feature = "std")]
 use crate::{Executor, Layer};
 use crate::{NoRuntime, Service};
 
 pub mod error;
 pub mod future;
+mod queue;
 mod worker;
 
 pub use self::error::{Closed, Error, FixedError, Overflow, Panicked, QueueInUse, ServiceError};
 pub use self::future::{ResponseFuture, Shutdown};
-pub use self::worker::Worker;
-use crate::sync::lock::Sharing;
 #[cfg(feature = "critical-section")]
-pub use crate::sync::queue::StaticQueue;
-pub use crate::sync::queue::{FixedQueue, HeapQueue, InvalidBound, LocalQueue};
+pub use self::queue::StaticQueue;
+pub use self::queue::{FixedQueue, HeapQueue, InvalidBound, LocalQueue, Queue};
+pub use self::worker::Worker;
 
 /// A layer of [`Buffer`] that runs its workers on an `X`.
 pub struct BufferLayer<Request, X> {
@@ -321,7 +321,7 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
         S: Service<Request, Future = F>,
     {
         InvalidBound::assert(bound);
-        pair_in(service, HeapQueue::new(bound))
+        pair_of(service, Sender::new(HeapQueue::new(bound)))
     }
 
     /// Stops accepting requests from any handle, and waits until the worker has served the accepted ones and has
@@ -368,7 +368,7 @@ impl<Request, F: TryFuture, X> Buffer<Request, F, X> {
     /// ```
     pub fn shutdown(&self) -> Shutdown<Request, F> {
         self.close();
-        Shutdown::new(self.tx.queue().clone())
+        Shutdown::new(self.tx.closing())
     }
 }
 
@@ -391,7 +391,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     /// as many idle buffers as there are permits starve all other users. This applies to all handles.
     #[must_use]
     pub fn keep_ready(self) -> Self {
-        self.tx.queue().keep_ready();
+        self.tx.keep_ready();
         self
     }
 
@@ -399,12 +399,12 @@ impl<Request, F: TryFuture, X, Q: Queue> Buffer<Request, F, X, Q> {
     ///
     /// Reservations are revoked.
     pub fn close(&self) {
-        self.tx.queue().shut_down();
+        self.tx.close();
     }
 
     /// Whether the buffer no longer accepts requests.
     pub fn is_closed(&self) -> bool {
-        self.tx.queue().end().is_some()
+        self.tx.end().is_some()
     }
 }
 
@@ -450,10 +450,8 @@ where
     S: Service<Request>,
     Q: Queue<Message = Request, Answer = S::Future>,
 {
-    if !queue.open() {
-        return Err(QueueInUse::new());
-    }
-    Ok(pair_in(service, queue))
+    let tx = Sender::open(queue).ok_or_else(QueueInUse::new)?;
+    Ok(pair_of(service, tx))
 }
 
 /// A handle and the worker of a buffer whose queue is a `Q`.
@@ -462,21 +460,21 @@ pub type InPlace<S, Request, Q> = (
     Worker<S, Request, Q>,
 );
 
-/// `queue` must count one handle already, the one made here.
-fn pair_in<S, Request, X, Q>(
+fn pair_of<S, Request, X, Q>(
     service: S,
-    queue: Q,
+    tx: Sender<Q>,
 ) -> (Buffer<Request, S::Future, X, Q>, Worker<S, Request, Q>)
 where
     S: Service<Request>,
     Q: Queue<Message = Request, Answer = S::Future>,
 {
+    let worker = Worker::new(service, tx.receiver());
     let buffer = Buffer {
-        tx: Sender::new(queue.clone()),
+        tx,
         unreserved: false,
         types: PhantomData,
     };
-    (buffer, Worker::new(service, queue))
+    (buffer, worker)
 }
 
 // The response and error types are taken from the queue's type, and not compared with the future's: inside a task, the
@@ -493,7 +491,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let reserved = if self.unreserved || is_drive(cx) {
             self.tx.unreserve();
-            self.tx.queue().end().map_or(Ok(()), |end| Err(end.into()))
+            self.tx.end().map_or(Ok(()), |end| Err(end.into()))
         } else {
             ready!(self.tx.poll_reserve(cx))
         };
@@ -528,55 +526,5 @@ impl<Request, F: TryFuture, X, Q: Queue> fmt::Debug for Buffer<Request, F, X, Q>
             .field("is_closed", &self.is_closed())
             .field("unreserved", &self.unreserved)
             .finish_non_exhaustive()
-    }
-}
-
-/// Where the requests of a buffer wait: in a [`HeapQueue`], a `&`[`StaticQueue`] or a `&`[`LocalQueue`].
-pub trait Queue: Channel {
-    /// How a buffer with this queue fails.
-    type Error: From<<Self::Answer as TryFuture>::Error>;
-
-    #[doc(hidden)]
-    fn share(&self, error: <Self::Answer as TryFuture>::Error) -> Self::Failure;
-
-    #[doc(hidden)]
-    fn error(refusal: Refusal<Self::Failure>) -> Self::Error;
-}
-
-impl<Request, F: TryFuture> Queue for HeapQueue<Request, F> {
-    type Error = Error<F::Error>;
-
-    fn share(&self, error: F::Error) -> Self::Failure {
-        self.shared(error)
-    }
-
-    fn error(refusal: Refusal<Self::Failure>) -> Self::Error {
-        match refusal {
-            Refusal::Ended(End::Failed(error)) => Error::Failed(ServiceError::new(error)),
-            Refusal::Ended(End::Panicked) => Error::Panicked(Panicked::new()),
-            // A wait queue on the heap is never full.
-            Refusal::Ended(End::Closed) | Refusal::Full => Error::Closed(Closed::new()),
-        }
-    }
-}
-
-impl<L, Request, F, const N: usize> Queue for &FixedQueue<L, Request, F, N>
-where
-    L: Sharing,
-    F: TryFuture<Error: Copy>,
-{
-    type Error = FixedError<F::Error>;
-
-    fn share(&self, error: F::Error) -> F::Error {
-        error
-    }
-
-    fn error(refusal: Refusal<F::Error>) -> Self::Error {
-        match refusal {
-            Refusal::Full => FixedError::Overflow(Overflow::new()),
-            Refusal::Ended(End::Closed) => FixedError::Closed(Closed::new()),
-            Refusal::Ended(End::Panicked) => FixedError::Panicked(Panicked::new()),
-            Refusal::Ended(End::Failed(error)) => FixedError::Failed(error),
-        }
     }
 }

@@ -8,9 +8,8 @@ use core::pin::Pin;
 use core::task::Waker;
 use core::task::{Context, Poll};
 
-use super::Queue;
+use super::queue::{End, HeapQueue, Queue, Receiver, Work};
 use crate::Service;
-use crate::sync::queue::{End, HeapQueue, Receiver, Work};
 #[cfg(feature = "std")]
 use crate::sync::wakes::{Node, Wakes};
 use crate::sync::{drive, ignore_panic, leaves_rest, prepare};
@@ -42,10 +41,10 @@ where
     S: Service<Request>,
     Q: Queue,
 {
-    pub(super) fn new(service: S, queue: Q) -> Self {
+    pub(super) fn new(service: S, rx: Receiver<Q>) -> Self {
         Self {
             driven: Some(Driven::new(service)),
-            rx: Receiver::new(queue),
+            rx,
             request: PhantomData,
         }
     }
@@ -150,7 +149,7 @@ impl<S> Driven<S> {
                 self.held = Held::Nothing;
                 self.has_rest = false;
                 if let Poll::Ready(Err(error)) = self.service_waker.drive(&mut self.service, cx) {
-                    return Poll::Ready(End::Failed(rx.queue().share(error)));
+                    return Poll::Ready(rx.failed(error));
                 }
             }
             let (mut request, is_last) = match work {
@@ -184,7 +183,7 @@ impl<S> Driven<S> {
                     continue;
                 }
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(End::Failed(rx.queue().share(error)));
+                    return Poll::Ready(rx.failed(error));
                 }
                 Poll::Ready(Ok(())) => self.held = Held::All,
             }

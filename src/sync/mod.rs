@@ -1,8 +1,8 @@
-//! Building blocks of the middleware: marks on polls for readiness, permits with a wait queue, and on top of them the
-//! queue of a buffer. No runtime, no allocator, and unsafe code in `mark` alone.
+//! Building blocks of the middleware: marks on polls for readiness, permits with a wait queue, locks, and storage. No
+//! runtime, no allocator, and unsafe code in `mark` alone.
 //!
-//! The state machines know neither lock nor storage. `wait_queue` and `queue` are plain values over a `slab`, whose
-//! nodes are on the heap or in place; a `lock` lends them to one thread at a time. What belongs to the user (wakers, requests,
+//! The state machines know neither lock nor storage. A `wait_queue` is a plain value over a `slab`, whose nodes are on
+//! the heap or in place; a `lock` lends it to one thread at a time. What belongs to the user (wakers, requests,
 //! responses) is always woken and dropped outside of it.
 
 #[cfg(any(target_has_atomic = "64", feature = "critical-section"))]
@@ -14,7 +14,6 @@ mod mark;
 #[cfg(all(test, loom))]
 pub(crate) mod models;
 pub(crate) mod primitives;
-pub(crate) mod queue;
 mod rest;
 pub(crate) mod shared;
 pub(crate) mod slab;

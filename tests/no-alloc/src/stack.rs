@@ -65,11 +65,8 @@ impl Future for Reading {
 }
 
 // The tasks share statics, whose types have to be named.
-type Limited = RateLimit<
-    ConcurrencyLimit<Sensor, &'static StaticSemaphore<1>>,
-    Clock,
-    &'static Limiter,
->;
+type Limited =
+    RateLimit<ConcurrencyLimit<Sensor, &'static StaticSemaphore<1>>, Clock, &'static Limiter>;
 type Response = <Limited as Service<u16>>::Future;
 
 static QUEUE: StaticQueue<u16, Response, 4> = StaticQueue::new();

@@ -11,7 +11,7 @@ use crate::sync::{WakeAllIgnoringPanics, ignore_panic, register, wake};
 /// Requests on their way to a worker, and answers on their way back: a queue without its lock.
 ///
 /// `T` is the message, `R` the answer, and `P` what all senders see of the error of the worker's service. A message
-/// has a slot from [`send`](super::Channel::send) until its answer is taken or given up. Slots are reused, so nothing
+/// has a slot from [`send`](super::Sender::send) until its answer is taken or given up. Slots are reused, so nothing
 /// allocates once the table has reached its working size.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
 pub struct State<T, R, P, S: Storage> {
@@ -67,7 +67,7 @@ pub(super) enum Phase<P> {
 /// It changes under the lock, together with the slot: whatever panics afterwards, no sender gives up a slot that has
 /// become another's.
 #[derive(Clone, Copy, Debug)]
-pub enum Ticket {
+pub(super) enum Ticket {
     /// In the queue, and not polled yet.
     New(Index),
     Polled(Index),
@@ -103,7 +103,7 @@ impl<P> From<End<P>> for Refusal<P> {
 
 /// What a worker finds when it looks for work.
 #[derive(Debug)]
-pub enum Work<T> {
+pub(crate) enum Work<T> {
     /// A message, which the worker now has.
     Message {
         /// The message.
@@ -125,7 +125,6 @@ pub enum Work<T> {
 impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
     pub(super) const fn new(
         bound: usize,
-        handles: usize,
         slots: Slab<S::Nodes<Slot<T, R>>>,
         waiters: Slab<Waiters<S>>,
     ) -> Self {
@@ -133,7 +132,7 @@ impl<T, R, P: Clone, S: Storage> State<T, R, P, S> {
             slots,
             line: List::new(),
             room: WaitQueue::new(bound, waiters),
-            handles,
+            handles: 0,
             worker: None,
             worker_is_idle: false,
             keep_ready: false,

@@ -494,13 +494,16 @@ fn service_error_is_shared_with_its_source() {
 }
 
 #[test]
-fn debug_omits_the_contents() {
-    let (buffer, _worker, _handle) = mock_pair(2);
-    let printed = format!("{buffer:?}");
-    assert_eq!(
-        printed,
-        "Buffer { is_closed: false, unreserved: false, .. }"
-    );
+fn debug_shows_the_capacity() {
+    let (mut buffer, worker, _handle) = mock_pair(2);
+    let shown = |capacity, is_closed| {
+        format!("Buffer {{ capacity: {capacity}, is_closed: {is_closed}, unreserved: false, .. }}")
+    };
+    assert_eq!(format!("{buffer:?}"), shown(2, false));
+    make_ready(&mut buffer);
+    assert_eq!(format!("{buffer:?}"), shown(1, false));
+    drop(worker);
+    assert!(format!("{buffer:?}").contains("is_closed: true"));
     let layer = BufferLayer::<u32, _>::with_executor(2, Threads);
     assert!(format!("{layer:?}").contains("bound: 2"));
 }

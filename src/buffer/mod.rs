@@ -523,6 +523,7 @@ impl<Request, F: TryFuture, X, Q: Queue> Clone for Buffer<Request, F, X, Q> {
 impl<Request, F: TryFuture, X, Q: Queue> fmt::Debug for Buffer<Request, F, X, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
+            .field("capacity", &self.tx.capacity())
             .field("is_closed", &self.is_closed())
             .field("unreserved", &self.unreserved)
             .finish_non_exhaustive()

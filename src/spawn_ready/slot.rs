@@ -1,11 +1,13 @@
-use core::mem::{replace, swap, take};
+use core::mem::{replace, take};
 use core::task::{Context, Poll, Waker};
 
 use super::Gone;
 use crate::Service;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
-use crate::sync::{WakeOnDrop, drive, has_request, is_drive, is_try, prepare, wake};
+use crate::sync::{
+    WakeOnDrop, drive, has_request, is_drive, is_try, prepare, register, wake, with_waker,
+};
 
 /// Transfers a service to the task and back.
 ///
@@ -139,8 +141,7 @@ impl<S, E> Slot<S, E> {
     /// polled.
     pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
         let purpose = Purpose::of(cx);
-        let mut fresh = None;
-        loop {
+        with_waker(cx, |waker| {
             let mut state = self.lock();
             let back = match replace(&mut state.step, Step::Idle) {
                 Step::ToHandle(service) => Ok(Back {
@@ -162,13 +163,9 @@ impl<S, E> Slot<S, E> {
                     state.step = step;
                     // A caller that only tries does not wait.
                     if is_try(cx) {
-                        return Poll::Pending;
+                        return Some(Poll::Pending);
                     }
-                    if !register(&mut state.handle, cx, &mut fresh) {
-                        drop(state);
-                        fresh = Some(cx.waker().clone());
-                        continue;
-                    }
+                    register(&mut state.handle, cx, waker)?;
                     let before = replace(&mut state.purpose, purpose);
                     state.drives_first |= purpose == Purpose::Drive;
                     // A service that was driven and is not here is being polled, and the task looks here afterwards.
@@ -179,40 +176,36 @@ impl<S, E> Slot<S, E> {
                     };
                     drop(state);
                     wake(task);
-                    return Poll::Pending;
+                    return Some(Poll::Pending);
                 }
             };
-            return Poll::Ready(back);
-        }
+            Some(Poll::Ready(back))
+        })
     }
 
     /// The next action for the task, which is woken when that changes.
     pub(super) fn poll_task(&self, cx: &mut Context<'_>) -> Order<S> {
-        let mut fresh = None;
-        loop {
+        with_waker(cx, |waker| {
             let mut state = self.lock();
             if !state.has_task || matches!(state.step, Step::Left) {
-                return Order::End;
+                return Some(Order::End);
             }
-            if register(&mut state.task, cx, &mut fresh) {
-                let service = match replace(&mut state.step, Step::Working) {
-                    Step::Working => None,
-                    Step::ToTask(service) => Some(service),
-                    step => {
-                        state.step = step;
-                        return Order::Wait;
-                    }
-                };
-                let purpose = if take(&mut state.drives_first) {
-                    Purpose::Drive
-                } else {
-                    state.purpose
-                };
-                return Order::Poll { service, purpose };
-            }
-            drop(state);
-            fresh = Some(cx.waker().clone());
-        }
+            register(&mut state.task, cx, waker)?;
+            let service = match replace(&mut state.step, Step::Working) {
+                Step::Working => None,
+                Step::ToTask(service) => Some(service),
+                step => {
+                    state.step = step;
+                    return Some(Order::Wait);
+                }
+            };
+            let purpose = if take(&mut state.drives_first) {
+                Purpose::Drive
+            } else {
+                state.purpose
+            };
+            Some(Order::Poll { service, purpose })
+        })
     }
 
     /// Gives the service, now ready, to the handle. `false` if it is to be driven first, and the task keeps it.
@@ -279,17 +272,4 @@ impl<S, E> Slot<S, E> {
         drop((given, handle));
         drop(task);
     }
-}
-
-/// Remembers the waker of `cx`. `false` if that needs a clone of it in `fresh`, made outside the lock.
-fn register(waker: &mut Option<Waker>, cx: &Context<'_>, fresh: &mut Option<Waker>) -> bool {
-    if matches!(waker, Some(waker) if waker.will_wake(cx.waker())) {
-        return true;
-    }
-    if fresh.is_none() {
-        return false;
-    }
-    // The old waker leaves in `fresh`, to be dropped outside the lock.
-    swap(waker, fresh);
-    true
 }

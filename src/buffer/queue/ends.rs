@@ -10,6 +10,7 @@ use futures_core::TryFuture;
 
 use super::Queue;
 use super::state::{End, Phase, Refusal, Refused, Removed, Ticket, Work};
+use crate::sync::fast_permits::FastPermits;
 use crate::sync::slab::Index;
 use crate::sync::storage::Storage;
 use crate::sync::wait_queue::{Acquisition, Full};
@@ -69,6 +70,14 @@ impl<Q: Queue> Sender<Q> {
         self.queue.with(|state| state.end())
     }
 
+    /// For how many more messages there is room.
+    pub(crate) fn capacity(&self) -> usize {
+        self.queue.with(|state| {
+            let fast_permits = self.queue.fast_permits().map_or(0, FastPermits::count);
+            Q::Storage::view(&mut state.room).permits() + fast_permits
+        })
+    }
+
     /// Reserves room for one message.
     #[inline]
     pub(crate) fn poll_reserve(
@@ -85,10 +94,7 @@ impl<Q: Queue> Sender<Q> {
     #[inline]
     fn takes_fast_permit(&mut self) -> bool {
         let takes = matches!(self.acquisition, Acquisition::Idle)
-            && self
-                .queue
-                .fast_permits()
-                .is_some_and(|permits| permits.take());
+            && self.queue.fast_permits().is_some_and(FastPermits::take);
         if takes {
             self.acquisition = Acquisition::Acquired;
         }
@@ -107,7 +113,7 @@ impl<Q: Queue> Sender<Q> {
                 let fast_permits = queue.fast_permits();
                 // Another task may have added some since.
                 if matches!(acquisition, Acquisition::Idle)
-                    && fast_permits.is_some_and(|permits| permits.take())
+                    && fast_permits.is_some_and(FastPermits::take)
                 {
                     *acquisition = Acquisition::Acquired;
                 }

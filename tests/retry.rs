@@ -626,7 +626,7 @@ fn budget_arguments_are_checked() {
     assert!(message.contains("-3") && message.contains("1000"));
 }
 
-static FIXED: TpsBudget<NoTime> = TpsBudget::const_new(TEN, 1, 0.5, NoTime);
+static FIXED: TpsBudget<NoTime> = TpsBudget::with_timer(TEN, 1, 0.5, NoTime);
 
 /// A clock that stands still.
 struct NoTime;

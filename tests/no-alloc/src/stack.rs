@@ -71,7 +71,7 @@ type Response = <Limited as Service<u16>>::Future;
 
 static QUEUE: StaticQueue<u16, Response, 4> = StaticQueue::new();
 static ON_THE_BUS: StaticSemaphore<1> = StaticSemaphore::new(2);
-static RETRIES: TpsBudget<Clock> = TpsBudget::const_new(Duration::from_secs(10), 10, 0.5, Clock);
+static RETRIES: TpsBudget<Clock> = TpsBudget::with_timer(Duration::from_secs(10), 10, 0.5, Clock);
 static BUDGET: Limiter = Limiter::new(Rate::new(500, Duration::from_secs(1)).burst(2));
 
 /// All errors, so that the tasks can match them.

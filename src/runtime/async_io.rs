@@ -3,7 +3,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-use crate::{Instant, runtime::std_clock};
+use crate::Instant;
 
 /// A wait on async-io's reactor: the timer of smol and of async-std.
 pub struct Sleep(async_io::Timer);
@@ -13,7 +13,7 @@ impl Sleep {
         if deadline == Instant::MAX {
             return Self(async_io::Timer::never());
         }
-        Self(async_io::Timer::at(std_clock::to_std(deadline)))
+        Self(async_io::Timer::at(deadline.into_std()))
     }
 
     pub(super) fn after(duration: Duration) -> Self {
@@ -24,7 +24,7 @@ impl Sleep {
         if deadline == Instant::MAX {
             *self = Self::until(deadline);
         } else {
-            self.0.set_at(std_clock::to_std(deadline));
+            self.0.set_at(deadline.into_std());
         }
     }
 }

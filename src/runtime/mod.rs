@@ -45,12 +45,6 @@
 //!     }
 //! }
 //!
-//! /// The epoch: the first time that somebody asks.
-//! fn epoch() -> std::time::Instant {
-//!     static EPOCH: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-//!     *EPOCH.get_or_init(std::time::Instant::now)
-//! }
-//!
 //! /// Ready from `deadline` on; a thread sleeps until then and wakes the last task that asked.
 //! #[derive(Debug)]
 //! struct Sleep {
@@ -85,7 +79,7 @@
 //!     type Sleep = Sleep;
 //!     type Alarm = Sleep;
 //!     fn now(&self) -> Instant {
-//!         Instant::from_nanos(epoch().elapsed().as_nanos() as u64)
+//!         Instant::from_std(std::time::Instant::now())
 //!     }
 //!     fn sleep_until(&self, deadline: Instant) -> Sleep {
 //!         Sleep { deadline, waker: None }
@@ -116,12 +110,7 @@ mod executor;
 mod parts;
 #[cfg(feature = "std")]
 mod shared_timer;
-#[cfg(any(
-    feature = "async-std",
-    feature = "futures-timer",
-    feature = "smol",
-    feature = "tokio"
-))]
+#[cfg(feature = "std")]
 mod std_clock;
 mod timer;
 

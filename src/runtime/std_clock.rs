@@ -1,5 +1,4 @@
 //! Conversions between this crate's instants and std's.
-#![allow(dead_code, reason = "each adapter uses the half it needs")]
 
 use core::hash::{Hash, Hasher};
 use core::time::Duration;
@@ -17,6 +16,40 @@ const ROOM: u64 = 1 << 32;
 /// "Never", if the platform's clock cannot represent the deadline: a century.
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
+/// For adapters whose runtime reads std's clock.
+impl Instant {
+    /// The same instant on this crate's scale, whose epoch is 136 years before the first instant that is converted.
+    ///
+    /// ```
+    /// use campanile::Instant;
+    /// use std::time::{self, Duration};
+    ///
+    /// let now = time::Instant::now();
+    /// let later = Instant::from_std(now).saturating_add(Duration::from_secs(1));
+    /// assert_eq!(later.into_std(), now + Duration::from_secs(1));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Where std has no clock, as on `wasm32-unknown-unknown`.
+    #[must_use]
+    #[inline]
+    pub fn from_std(moment: StdInstant) -> Self {
+        from_std(moment)
+    }
+
+    /// The same instant on std's scale, or one about a century away if std cannot represent it.
+    ///
+    /// # Panics
+    ///
+    /// As [`from_std`](Self::from_std).
+    #[must_use]
+    pub fn into_std(self) -> StdInstant {
+        to_std(self)
+    }
+}
+
+#[allow(dead_code, reason = "no adapter may be there to use it")]
 #[inline]
 pub(crate) fn now() -> Instant {
     from_std(StdInstant::now())
@@ -25,7 +58,7 @@ pub(crate) fn now() -> Instant {
 /// All that std tells of an instant is its distance to another one, in a call that costs as much as reading the
 /// clock. But an instant consists of seconds and nanoseconds, and its `Hash` reveals them: see [`Told`].
 #[inline]
-pub(crate) fn from_std(moment: StdInstant) -> Instant {
+fn from_std(moment: StdInstant) -> Instant {
     if let Some((secs, nanos)) = Told::by(&moment) {
         // One comparison for both: before the first conversion no second is in range.
         let secs = secs.wrapping_sub(zero::get());
@@ -47,7 +80,7 @@ fn from_difference(moment: StdInstant) -> Instant {
     }
 }
 
-pub(crate) fn to_std(moment: Instant) -> StdInstant {
+fn to_std(moment: Instant) -> StdInstant {
     let epoch = epoch();
     if moment < epoch.ours {
         let before = epoch.ours.saturating_duration_since(moment);

@@ -31,7 +31,7 @@ use ::tokio::task::{self, LocalSet};
 use ::tokio::time::{self, Sleep};
 
 pub use self::semaphore::{SemaphoreAcquisition, SemaphoreClosed, SemaphoreError};
-use super::{parts::shared_executor, std_clock, timer::forward_timer};
+use super::{parts::shared_executor, timer::forward_timer};
 use crate::{Executor, Instant, Timer};
 
 /// The tokio runtime of the calling context.
@@ -49,7 +49,7 @@ where
 }
 
 fn to_tokio(moment: Instant) -> time::Instant {
-    time::Instant::from_std(std_clock::to_std(moment))
+    time::Instant::from_std(moment.into_std())
 }
 
 impl Timer for Tokio {
@@ -60,7 +60,7 @@ impl Timer for Tokio {
     // tokio's clock, not std's: it is the one that `tokio::time::pause` stops.
     #[inline]
     fn now(&self) -> Instant {
-        std_clock::from_std(time::Instant::now().into_std())
+        Instant::from_std(time::Instant::now().into_std())
     }
 
     #[track_caller]

@@ -13,6 +13,10 @@
 //!   source in `thiserror`. Look for specific errors before you convert.
 //! - [`err_into`](crate::builder::ServiceBuilder::err_into) converts into an enum of your own.
 //!
+//! The enums are not `#[non_exhaustive]`: an application that converts them has to say what becomes of each failure. The
+//! failures themselves are opaque, and can carry data later. They are `Copy`, so that a buffer without an allocator can
+//! give every handle a copy, and `Default`, as tower's are.
+//!
 //! `find` and `Report` need an [`Error`] at the bottom of the stack, which a `BoxError` is not. If the service fails
 //! with a `BoxError`, convert the whole stack.
 //!

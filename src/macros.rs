@@ -22,7 +22,7 @@ macro_rules! accessors {
 macro_rules! leaf_error {
     ($(#[$meta:meta])* $name:ident, $message:literal) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name(());
 
         impl $name {

@@ -397,6 +397,7 @@ fn drive_backoff(
             Jitter::Full => 0,
             Jitter::Equal => base / 2,
             Jitter::Decorrelated => min,
+            other => panic!("a jitter without bounds: {other:?}"),
         };
         let highest = match jitter {
             Jitter::Decorrelated | Jitter::Proportional(_) => max,

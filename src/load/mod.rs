@@ -173,6 +173,7 @@ impl<A: Load, B: Load<Metric = A::Metric>> Load for Either<A, B> {
 
 /// What a result says about its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// The endpoint works: the request counts, with its duration.
     Counted,

@@ -131,6 +131,7 @@ use self::trial::{Answered, Trial};
 
 /// Where the error of a failed attempt to connect is returned: see the [module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConnectErrors {
     /// By the next call.
     #[default]

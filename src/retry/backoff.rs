@@ -69,6 +69,7 @@ pub trait Delays {
 /// `Full`, `Equal` and `Decorrelated` are from Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
 /// 2015. There, `Full` and `Decorrelated` cause the least work until all clients are done.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Jitter {
     /// `base` as it is.
     None,

@@ -334,6 +334,7 @@ impl<T, M: MakeBackoff + fmt::Debug, C, B: fmt::Debug, K> fmt::Debug
 
 /// What to do with a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Action {
     /// Return it to the caller.
     Return,

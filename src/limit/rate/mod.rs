@@ -339,17 +339,14 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
     where
         S: Service<Request>,
     {
+        let has_request = has_request(cx);
         // A handle whose request is to fail is ready, and stays so.
         let refusal = match self.token.place {
-            TokenState::Refused(refusal) if has_request(cx) => Some(refusal),
+            TokenState::Refused(refusal) if has_request => Some(refusal),
             _ => None,
         };
         // A request's patience begins with the request.
-        let patience = if has_request(cx) {
-            self.patience
-        } else {
-            u64::MAX
-        };
+        let patience = if has_request { self.patience } else { u64::MAX };
         let waits = refusal.is_none() && !is_try(cx);
         // A turn is useless before the inner service is ready. Until then, the handle would only take turns that others
         // need and pass them on, again and again.
@@ -366,7 +363,7 @@ impl<S, T: Timer, H: Deref<Target: AnyLimiter>> RateLimit<S, T, H> {
                     self.disarm(now);
                     if let TokenState::Refused(_) = self.token.place {
                         // The refusal of a request that is still to come would be too early.
-                        if !has_request(cx) {
+                        if !has_request {
                             self.token.place = TokenState::Outside;
                         }
                         return Poll::Ready(self.withdraw(cx));

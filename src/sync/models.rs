@@ -132,7 +132,7 @@ fn try_takes_no_permit_from_a_waiter() {
             let semaphore = semaphore.clone();
             thread::spawn(move || {
                 let mut permit = Permit::new(semaphore);
-                let _ = try_poll(|cx| permit.poll_acquire(cx));
+                let _ = try_poll(|cx| permit.poll_acquire::<Infallible>(cx));
             })
         };
         let waits = {

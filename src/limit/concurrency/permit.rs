@@ -59,7 +59,7 @@ impl<M: Permits> Permit<M> {
     }
 
     #[inline]
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.semaphore.release(&mut self.acquisition);
     }
 }

@@ -92,7 +92,7 @@ impl Rate {
 
     /// The burst without its first request, limited to what comes back within the longest period: with more, the budget
     /// could be overdrawn until the end of time, and never come back.
-    const fn others(self) -> u64 {
+    const fn tolerance(self) -> u64 {
         let most = LONGEST / (self.per.get() / self.num.get());
         let others = self.burst - 1;
         if others < most { others } else { most }
@@ -132,26 +132,27 @@ impl fmt::Display for InvalidRate {
 
 impl core::error::Error for InvalidRate {}
 
-/// The value of a budget's word while handles are in line: tokens are available only through the line's lock, which
+/// The value of a budget's word while handles are in the queue: tokens are available only through the queue's lock, which
 /// also guards the real value.
-const LINE: u64 = u64::MAX;
+const QUEUED: u64 = u64::MAX;
 
 /// The budget of a limiter: one word, changed without a lock while no handle waits.
 #[derive(Debug)]
 pub struct Budget {
     rate: Rate,
     pace: Pace,
-    // The width of one cell: `one` nanoseconds, and `rest / num` of one.
-    one: NonZeroU64,
+    // The emission interval, the width of one cell: `interval` nanoseconds, and `rest / num` of one.
+    interval: NonZeroU64,
     rest: u64,
-    // The width of the burst without its first request.
-    others: Width,
-    // The theoretical arrival time: the moment at which the budget is full again. With fixed windows: the start of the
-    // window plus one nanosecond for each request that has passed in it, at most `per`. Or `LINE`.
-    full_at: AtomicWord,
-    // With fixed windows: the start of the latest window in which a token was requested; 0 before the first. Otherwise:
-    // the latest `full_at` at which a token was returned that was not the last one taken. A token that led to this
-    // moment or an earlier one can no longer be told to be the last.
+    // The delay variation tolerance: the width of the burst without its first request.
+    tolerance: Width,
+    // The theoretical arrival time: when the budget is full again. With fixed windows it counts instead: the start of the
+    // window, plus a nanosecond for each request that has passed in it, at most `per`. Or `QUEUED`.
+    tat: AtomicWord,
+    // The latest `tat` at which a token was returned that was not the last one taken. A token that led to this moment or
+    // an earlier one can no longer be told to be the last.
+    returned: AtomicWord,
+    // With fixed windows: the start of the latest window in which a token was requested; 0 before the first.
     window: AtomicWord,
 }
 
@@ -167,13 +168,14 @@ impl Budget {
                 0 => Pace::Even,
                 _ => Pace::Uneven,
             },
-            one: match NonZeroU64::new(per / num) {
-                Some(one) => one,
+            interval: match NonZeroU64::new(per / num) {
+                Some(interval) => interval,
                 None => NonZeroU64::MIN,
             },
             rest,
-            others: Width::of(rate.others(), rate),
-            full_at: AtomicWord::new(0),
+            tolerance: Width::of(rate.tolerance(), rate),
+            tat: AtomicWord::new(0),
+            returned: AtomicWord::new(0),
             window: AtomicWord::new(0),
         }
     }
@@ -187,49 +189,49 @@ impl Budget {
     #[inline]
     pub(super) fn offer(&self, now: Instant) -> Option<Offer> {
         // Only this one word is shared, so no ordering with other memory is needed.
-        self.offer_after(self.full_at.load(), now)
+        self.offer_after(self.tat.load(), now)
     }
 
     // On a small processor the call costs little beside the rest, and two copies of the code are large.
     #[cfg_attr(target_has_atomic = "64", inline)]
     #[cfg_attr(not(target_has_atomic = "64"), inline(never))]
-    pub(super) fn offer_after(&self, full_at: u64, now: Instant) -> Option<Offer> {
+    pub(super) fn offer_after(&self, tat: u64, now: Instant) -> Option<Offer> {
         match self.pace {
-            Pace::Even => self.offer_cell(full_at, now),
-            Pace::Uneven => self.offer_uneven_cell(full_at, now),
-            Pace::Windows => self.offer_in_window(full_at, now),
+            Pace::Even => self.offer_cell(tat, now),
+            Pace::Uneven => self.offer_uneven_cell(tat, now),
+            Pace::Windows => self.offer_in_window(tat, now),
         }
     }
 
     #[inline]
-    fn offer_cell(&self, full_at: u64, now: Instant) -> Option<Offer> {
+    fn offer_cell(&self, tat: u64, now: Instant) -> Option<Offer> {
         let mut from = now.as_nanos();
-        if full_at > from {
-            let due = self.back(full_at, self.others);
+        if tat > from {
+            let due = self.back(tat, self.tolerance);
             if due > from {
                 return None;
             }
-            from = full_at;
+            from = tat;
         }
         let then = self.forward(from)?;
-        Some(Offer { full_at, then })
+        Some(Offer { tat, then })
     }
 
     #[cold]
-    fn offer_uneven_cell(&self, full_at: u64, now: Instant) -> Option<Offer> {
-        self.offer_cell(full_at, now)
+    fn offer_uneven_cell(&self, tat: u64, now: Instant) -> Option<Offer> {
+        self.offer_cell(tat, now)
     }
 
     #[inline]
-    fn offer_in_window(&self, full_at: u64, now: Instant) -> Option<Offer> {
+    fn offer_in_window(&self, tat: u64, now: Instant) -> Option<Offer> {
         let window = self.window(now.as_nanos());
-        // If `full_at` lies before the window, no request has passed in it.
-        let counted = full_at.max(window);
+        // If `tat` lies before the window, no request has passed in it.
+        let counted = tat.max(window);
         if counted - window >= self.rate.num.get() {
             return None;
         }
         let then = NonZeroU64::MIN.checked_add(counted)?;
-        Some(Offer { full_at, then })
+        Some(Offer { tat, then })
     }
 
     /// The start of the window of `nanos`; of the latest window, if the clock is behind.
@@ -257,68 +259,67 @@ impl Budget {
     /// Takes the offered token, or another if that one is gone.
     #[inline]
     pub(super) fn take(&self, offer: Offer, now: Instant) -> Option<Taken> {
-        let mut full_at = offer.then;
-        if let Err(changed) = self.full_at.replace(offer.full_at, offer.then.get()) {
-            full_at = self.take_another(changed, now).ok()?;
+        let mut tat = offer.then;
+        if let Err(changed) = self.tat.replace(offer.tat, offer.then.get()) {
+            tat = self.take_another(changed, now).ok()?;
         }
-        Some(Taken { at: now, full_at })
+        Some(Taken { at: now, tat })
     }
 
     /// Takes another token. If none is left, returns the word.
     #[cold]
-    fn take_another(&self, mut full_at: u64, now: Instant) -> Result<NonZeroU64, u64> {
+    fn take_another(&self, mut tat: u64, now: Instant) -> Result<NonZeroU64, u64> {
         loop {
-            let offer = self.offer_after(full_at, now).ok_or(full_at)?;
-            match self.full_at.replace(full_at, offer.then.get()) {
+            let offer = self.offer_after(tat, now).ok_or(tat)?;
+            match self.tat.replace(tat, offer.then.get()) {
                 Ok(()) => return Ok(offer.then),
-                Err(changed) => full_at = changed,
+                Err(changed) => tat = changed,
             }
         }
     }
 
-    /// Takes a token. If there is none, returns when the budget is full again; only the line knows that if the value
-    /// [`is_line`](Self::is_line).
+    /// Takes a token. If there is none, returns when the budget is full again; only the queue knows that if the value
+    /// [`is_queued`](Self::is_queued).
     pub(super) fn take_any(&self, now: Instant) -> Result<Taken, u64> {
-        let full_at = self.take_another(self.full_at.load(), now)?;
-        Ok(Taken { at: now, full_at })
+        let tat = self.take_another(self.tat.load(), now)?;
+        Ok(Taken { at: now, tat })
     }
 
-    /// Whether this is the word's value while handles are in line.
-    pub(super) const fn is_line(full_at: u64) -> bool {
-        full_at == LINE
+    /// Whether this is the word's value while handles are in the queue.
+    pub(super) const fn is_queued(tat: u64) -> bool {
+        tat == QUEUED
     }
 
     /// Gives a token back, at `now`.
     ///
     /// # Errors
     ///
-    /// If handles are in line; the token belongs to them.
-    pub(super) fn give_back(&self, token: Taken, now: Instant) -> Result<(), InLine> {
+    /// If handles are in the queue; the token belongs to them.
+    pub(super) fn give_back(&self, token: Taken, now: Instant) -> Result<(), Queued> {
         // Not in `update`, which may hold off interrupts: this can involve a division of many steps.
-        let mut full_at = self.full_at.load();
+        let mut tat = self.tat.load();
         loop {
-            if full_at == LINE {
-                return Err(InLine);
+            if tat == QUEUED {
+                return Err(Queued);
             }
-            let Some(then) = self.without(token, full_at, now) else {
+            let Some(then) = self.without(token, tat, now) else {
                 return Ok(());
             };
-            match self.full_at.replace(full_at, then) {
+            match self.tat.replace(tat, then) {
                 Ok(()) => return Ok(()),
-                Err(changed) => full_at = changed,
+                Err(changed) => tat = changed,
             }
         }
     }
 
-    /// The value of `full_at` after `token` is given back at `now`, if that changes it.
-    pub(super) fn without(&self, token: Taken, full_at: u64, now: Instant) -> Option<u64> {
+    /// The value of `tat` after `token` is given back at `now`, if that changes it.
+    pub(super) fn without(&self, token: Taken, tat: u64, now: Instant) -> Option<u64> {
         if self.rate.fixed_window {
             // Back into the window it was taken from, unless a later one has begun.
             let window = self.window.load();
-            let passed = full_at.saturating_sub(window);
-            let is_current = token.full_at.get() > window;
-            return (is_current && 0 < passed && passed <= self.rate.per.get())
-                .then(|| full_at - 1);
+            let passed = tat.saturating_sub(window);
+            let is_current = token.tat.get() > window;
+            return (is_current && 0 < passed && passed <= self.rate.per.get()).then(|| tat - 1);
         }
         // If no token was taken since, it is as if this one had not been taken. Otherwise time may already have brought
         // back a part of it, up to the time passed since, if the budget would have been full without it; giving that
@@ -328,55 +329,53 @@ impl Budget {
         let is_uneven = elapsed > 0 && self.rest != 0;
         let elapsed = elapsed.saturating_add(u64::from(is_uneven));
         // After tokens were given back in between, another token may have led to the same moment.
-        let is_last = full_at == token.full_at.get() && full_at > self.window.load();
-        let mut then = self.back(full_at, self.one());
+        let is_last = tat == token.tat.get() && tat > self.returned.load();
+        let mut then = self.back(tat, self.interval());
         if !is_last {
             then = then.saturating_add(elapsed);
         }
-        if then >= full_at {
+        if then >= tat {
             return None;
         }
         if !is_last {
-            self.window
-                .update(|latest| (latest < full_at).then_some(full_at));
+            self.returned.update(|latest| (latest < tat).then_some(tat));
         }
         Some(then)
     }
 
-    /// When a token is due for a handle with `ahead` others before it, if the budget is full again at `full_at`.
+    /// When a token is due for a handle with `ahead` others before it, if the budget is full again at `tat`.
     ///
     /// If it is already due, this is any moment up to `now`.
-    pub(super) fn turn(&self, full_at: u64, ahead: u64, now: Instant) -> Instant {
+    pub(super) fn turn(&self, tat: u64, ahead: u64, now: Instant) -> Instant {
         // `None`: beyond the end of time.
         let turn = if self.rate.fixed_window {
-            self.turn_in_window(full_at, ahead, now)
+            self.turn_in_window(tat, ahead, now)
         } else {
-            let full_at = self.cells_later(full_at.max(now.as_nanos()), ahead);
-            full_at
-                .filter(|&full_at| self.forward(full_at).is_some())
-                .map(|full_at| self.back(full_at, self.others))
+            let tat = self.cells_later(tat.max(now.as_nanos()), ahead);
+            tat.filter(|&tat| self.forward(tat).is_some())
+                .map(|tat| self.back(tat, self.tolerance))
         };
         Instant::from_nanos(turn.unwrap_or(u64::MAX))
     }
 
-    fn turn_in_window(&self, full_at: u64, ahead: u64, now: Instant) -> Option<u64> {
+    fn turn_in_window(&self, tat: u64, ahead: u64, now: Instant) -> Option<u64> {
         let window = self.window(now.as_nanos());
-        let full_at = full_at.max(window).checked_add(ahead)?;
-        full_at.checked_add(1)?;
-        let windows = (full_at - window) / self.rate.num;
+        let tat = tat.max(window).checked_add(ahead)?;
+        tat.checked_add(1)?;
+        let windows = (tat - window) / self.rate.num;
         window.checked_add(windows.checked_mul(self.rate.per.get())?)
     }
 
-    /// Makes tokens available only through the line, unless `full_at` has changed meanwhile.
+    /// Makes tokens available only through the queue, unless `tat` has changed meanwhile.
     ///
-    /// Called under the lock of the line, as is [`end_line`](Self::end_line).
-    pub(super) fn begin_line(&self, full_at: u64) -> bool {
-        self.full_at.replace(full_at, LINE).is_ok()
+    /// Called under the lock of the queue, as is [`end_queue`](Self::end_queue).
+    pub(super) fn begin_queue(&self, tat: u64) -> bool {
+        self.tat.replace(tat, QUEUED).is_ok()
     }
 
-    /// The line is empty again.
-    pub(super) fn end_line(&self, full_at: u64) {
-        self.full_at.store(full_at);
+    /// The queue is empty again.
+    pub(super) fn end_queue(&self, tat: u64) {
+        self.tat.store(tat);
     }
 
     // Time is divided into cells of `per / num` nanoseconds, each rounded up or down to whole nanoseconds such that
@@ -395,9 +394,9 @@ impl Budget {
         multiply_divide(num.get(), nanos % per, per.get()).1 % num
     }
 
-    const fn one(&self) -> Width {
+    const fn interval(&self) -> Width {
         Width {
-            whole: self.one.get(),
+            whole: self.interval.get(),
             rest: self.rest,
         }
     }
@@ -405,7 +404,7 @@ impl Budget {
     /// One token later; `None` if beyond the end of time.
     #[inline]
     fn forward(&self, nanos: u64) -> Option<NonZeroU64> {
-        let then = self.one.checked_add(nanos)?;
+        let then = self.interval.checked_add(nanos)?;
         if self.pace == Pace::Uneven && self.rest > self.rounded(nanos) {
             return then.checked_add(1);
         }
@@ -414,7 +413,8 @@ impl Budget {
 
     /// `tokens` tokens later; `None` if beyond the end of time.
     fn cells_later(&self, nanos: u64, tokens: u64) -> Option<u64> {
-        let Width { whole, rest } = Width::of_cells(tokens, self.one.get(), self.rest, self.rate);
+        let Width { whole, rest } =
+            Width::of_cells(tokens, self.interval.get(), self.rest, self.rate);
         let then = nanos.checked_add(whole)?;
         if rest > 0 && rest > self.rounded(nanos) {
             return then.checked_add(1);
@@ -495,19 +495,19 @@ const fn multiply_divide(mut a: u64, b: u64, c: u64) -> (u64, u64) {
     }
 }
 
-/// Handles are in line.
-pub(super) struct InLine;
+/// Handles are in the queue.
+pub(super) struct Queued;
 
 /// A token that was available when it was looked for.
 pub(super) struct Offer {
-    full_at: u64,
+    tat: u64,
     // When the budget is full again if the token is taken.
     then: NonZeroU64,
 }
 
 impl Offer {
     /// When the budget is full again if the token is taken.
-    pub(super) const fn full_at(&self) -> u64 {
+    pub(super) const fn tat(&self) -> u64 {
         self.then.get()
     }
 
@@ -515,7 +515,7 @@ impl Offer {
     pub(super) const fn taken(self, now: Instant) -> Taken {
         Taken {
             at: now,
-            full_at: self.then,
+            tat: self.then,
         }
     }
 }
@@ -525,7 +525,7 @@ impl Offer {
 pub struct Taken {
     at: Instant,
     // When the budget was to be full again, as of taking it.
-    full_at: NonZeroU64,
+    tat: NonZeroU64,
 }
 
 #[cfg(test)]
@@ -571,7 +571,7 @@ mod tests {
                 budget.forward(nanos).map(|then| then.get().into()),
                 Some(start(cell + 1, num, per) + offset)
             );
-            for (tokens, width) in [(1, budget.one()), (rate.others(), budget.others)] {
+            for (tokens, width) in [(1, budget.interval()), (rate.tolerance(), budget.tolerance)] {
                 let expected = (cell.checked_sub(tokens.into()))
                     .map_or(0, |cell| start(cell, num, per) + offset);
                 let found = u128::from(budget.back(nanos, width));

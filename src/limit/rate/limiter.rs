@@ -3,7 +3,7 @@ use core::fmt;
 use core::task::Context;
 
 use super::budget::{Budget, Rate};
-use super::line::{Ask, Deferred, Line, TokenState, Turn, Waiter};
+use super::turn_queue::{Ask, Deferred, TokenState, Turn, TurnQueue, Waiter};
 use crate::Instant;
 #[cfg(feature = "critical-section")]
 use crate::sync::lock::CriticalSection;
@@ -13,10 +13,10 @@ use crate::sync::primitives::Mutex;
 use crate::sync::slab::{Node, Nodes, Slab};
 use crate::sync::with_waker;
 
-/// A budget shared by rate limits, with the line of the handles that wait for it.
+/// A budget shared by rate limits, with the queue of the handles that wait for it.
 ///
 /// While no handle waits it is one word, changed without a lock. The table of waiters grows to the largest number that
-/// ever waited at once; nothing else allocates. Without the feature `std` there is no line: see
+/// ever waited at once; nothing else allocates. Without the feature `std` there is no queue: see
 /// [`limit::rate`](crate::limit::rate#without-an-allocator).
 ///
 /// ```
@@ -30,7 +30,7 @@ use crate::sync::with_waker;
 pub struct Limiter {
     budget: Budget,
     #[cfg(feature = "std")]
-    line: Mutex<Line<alloc::vec::Vec<Node<Waiter>>>>,
+    queue: Mutex<TurnQueue<alloc::vec::Vec<Node<Waiter>>>>,
 }
 
 impl Limiter {
@@ -40,7 +40,7 @@ impl Limiter {
         Self {
             budget: Budget::new(rate),
             #[cfg(feature = "std")]
-            line: Mutex::new(Line::new(Slab::new())),
+            queue: Mutex::new(TurnQueue::new(Slab::new())),
         }
     }
 }
@@ -57,23 +57,23 @@ impl AnyLimiter for Limiter {
     }
 
     #[cfg(feature = "std")]
-    fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R> {
-        Some(self.line.with(f))
+    fn with_queue<R>(&self, f: impl FnOnce(&mut TurnQueue<Self::Nodes>) -> R) -> Option<R> {
+        Some(self.queue.with(f))
     }
 
     #[cfg(not(feature = "std"))]
-    fn with_line<R>(&self, _: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R> {
+    fn with_queue<R>(&self, _: impl FnOnce(&mut TurnQueue<Self::Nodes>) -> R) -> Option<R> {
         None
     }
 }
 
 /// A [`Limiter`] without an allocator, shared by reference.
 ///
-/// A handle that finds no token waits in line, first come, first served. There is room for `N` waiters;
+/// A handle that finds no token waits in the queue, first come, first served. There is room for `N` waiters;
 /// [`limit::rate`](crate::limit::rate#without-an-allocator) says what happens to one more.
 pub struct FixedLimiter<L: Sharing, const N: usize> {
     budget: Budget,
-    line: L::Lock<Line<[Node<Waiter>; N]>>,
+    queue: L::Lock<TurnQueue<[Node<Waiter>; N]>>,
 }
 
 /// A [`FixedLimiter`] for a `static`, shared by tasks and interrupts.
@@ -88,10 +88,10 @@ impl<const N: usize> FixedLimiter<CriticalSection, N> {
     /// A full budget.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
-        let line = RefCell::new(Line::new(Slab::inline()));
+        let queue = RefCell::new(TurnQueue::new(Slab::inline()));
         Self {
             budget: Budget::new(rate),
-            line: critical_section::Mutex::new(line),
+            queue: critical_section::Mutex::new(queue),
         }
     }
 }
@@ -102,7 +102,7 @@ impl<const N: usize> FixedLimiter<SingleThread, N> {
     pub const fn new(rate: Rate) -> Self {
         Self {
             budget: Budget::new(rate),
-            line: RefCell::new(Line::new(Slab::inline())),
+            queue: RefCell::new(TurnQueue::new(Slab::inline())),
         }
     }
 }
@@ -116,8 +116,8 @@ impl<L: Sharing, const N: usize> AnyLimiter for FixedLimiter<L, N> {
         &self.budget
     }
 
-    fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R> {
-        Some(self.line.with(|line| f(line)))
+    fn with_queue<R>(&self, f: impl FnOnce(&mut TurnQueue<Self::Nodes>) -> R) -> Option<R> {
+        Some(self.queue.with(|queue| f(queue)))
     }
 }
 
@@ -165,15 +165,15 @@ pub trait AnyLimiter: Sealed + Sized {
     #[doc(hidden)]
     fn budget(&self) -> &Budget;
 
-    /// Lends the line, if there is one.
+    /// Lends the queue, if there is one.
     #[doc(hidden)]
-    fn with_line<R>(&self, f: impl FnOnce(&mut Line<Self::Nodes>) -> R) -> Option<R>;
+    fn with_queue<R>(&self, f: impl FnOnce(&mut TurnQueue<Self::Nodes>) -> R) -> Option<R>;
 }
 
 /// Keeps [`AnyLimiter`] from being implemented elsewhere.
 pub trait Sealed {}
 
-/// See [`Line::poll`].
+/// See [`TurnQueue::poll`].
 pub(super) fn poll<L: AnyLimiter>(
     limiter: &L,
     ask: Ask,
@@ -182,8 +182,8 @@ pub(super) fn poll<L: AnyLimiter>(
 ) -> Turn {
     let budget = limiter.budget();
     let mut next = Instant::MAX;
-    // While the line is empty, a handle that does not join it needs no lock.
-    if !matches!(place, TokenState::InLine(_)) {
+    // While the queue is empty, a handle that does not join it needs no lock.
+    if !matches!(place, TokenState::Queued(_)) {
         match poll_without_line(budget, ask, place) {
             Some(Turn::At(due)) if ask.waits => next = due,
             Some(turn) => return turn,
@@ -193,7 +193,7 @@ pub(super) fn poll<L: AnyLimiter>(
     let mut deferred = Deferred::new();
     with_waker(cx, |waker| {
         let polled =
-            limiter.with_line(|line| line.poll(budget, ask, place, cx, waker, &mut deferred));
+            limiter.with_queue(|queue| queue.poll(budget, ask, place, cx, waker, &mut deferred));
         polled.unwrap_or_else(|| {
             *place = TokenState::Alone;
             Some(Turn::At(next))
@@ -201,17 +201,17 @@ pub(super) fn poll<L: AnyLimiter>(
     })
 }
 
-/// Takes a token, or returns when the next one is due; `None` if handles are in line.
+/// Takes a token, or returns when the next one is due; `None` if handles are in the queue.
 fn poll_without_line(budget: &Budget, ask: Ask, place: &mut TokenState) -> Option<Turn> {
-    let full_at = match budget.take_any(ask.now) {
+    let tat = match budget.take_any(ask.now) {
         Ok(token) => {
             *place = TokenState::Held(token);
             return Some(Turn::Settled);
         }
-        Err(full_at) if Budget::is_line(full_at) => return None,
-        Err(full_at) => full_at,
+        Err(tat) if Budget::is_queued(tat) => return None,
+        Err(tat) => tat,
     };
-    let due = budget.turn(full_at, 0, ask.now);
+    let due = budget.turn(tat, 0, ask.now);
     if ask.waits && due > ask.until {
         *place = TokenState::refused(due, ask.now);
         return Some(Turn::Settled);
@@ -224,11 +224,11 @@ pub(super) fn leave<L: AnyLimiter>(limiter: &L, place: &mut TokenState, now: Ins
     let budget = limiter.budget();
     let mut deferred = Deferred::new();
     match core::mem::take(place) {
-        TokenState::InLine(index) => {
-            limiter.with_line(|line| line.leave(budget, index, now, &mut deferred));
+        TokenState::Queued(index) => {
+            limiter.with_queue(|queue| queue.leave(budget, index, now, &mut deferred));
         }
         TokenState::Held(token) if budget.give_back(token, now).is_err() => {
-            limiter.with_line(|line| line.give_back(budget, token, now, &mut deferred));
+            limiter.with_queue(|queue| queue.give_back(budget, token, now, &mut deferred));
         }
         _ => {}
     }

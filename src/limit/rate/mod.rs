@@ -46,7 +46,7 @@
 //!
 //! # When a request counts
 //!
-//! A request counts when its token is taken: when `poll_ready` is ready, or, for a handle in line, at its turn. A
+//! A request counts when its token is taken: when `poll_ready` is ready, or, for a handle in the queue, at its turn. A
 //! handle that stays idle from then on keeps its one token and holds up no other; its request, when it finally comes,
 //! counts for the moment the token was taken. If such a handle is dropped unused, it returns the token, less what time
 //! has already brought back. A call without readiness takes a token itself, or fails with [`Limited`] if there is none.
@@ -57,16 +57,16 @@
 //! wait; if it would be longer, the service is ready, and the call fails with [`Limited`], which says when to try
 //! again, without reaching the inner service.
 //!
-//! Waiting handles are served first come, first served, whatever the executor. Each handle in line sets an alarm for
+//! Waiting handles are served first come, first served, whatever the executor. Each handle in the queue sets an alarm for
 //! its own turn, and a handle polled at or after its turn makes sure that all handles before it have their tokens. So a
-//! handle in line that is no longer polled stalls no other: it costs those behind it one token, and the time until one
+//! handle in the queue that is no longer polled stalls no other: it costs those behind it one token, and the time until one
 //! of them is polled. A handle that is dropped or gives up costs them nothing: they move up. A newcomer does not pass
-//! handles in line, even if it would not have to wait.
+//! handles in the queue, even if it would not have to wait.
 //!
 //! # The inner service
 //!
 //! The inner service is not polled while a handle waits for its turn, so it reserves nothing meanwhile. If it is not
-//! ready at the turn, the token goes to the next in line, and the handle is first in line when it is next polled. So a
+//! ready at the turn, the token goes to the next in the queue, and the handle is first in the queue when it is next polled. So a
 //! handle whose inner service is never ready takes nothing from the others. As in a
 //! [concurrency limit](super::concurrency#readiness), a handle whose inner service was ready twice, each time without a
 //! token, keeps its next token until it is polled once more.
@@ -74,7 +74,7 @@
 //! # Without an allocator
 //!
 //! A [`StaticLimiter`] is shared by tasks and interrupts (feature `critical-section`; the application provides the
-//! critical section), a [`LocalLimiter`] on one thread. There is room for `N` in line. A request beyond that does not
+//! critical section), a [`LocalLimiter`] on one thread. There is room for `N` in the queue. A request beyond that does not
 //! wait: its handle is ready, and the call fails with [`Overflow`], for this request alone. This never happens with as
 //! many places as handles.
 //!
@@ -109,13 +109,13 @@ use crate::{Instant, Layer, Service, Timer, load::Load};
 
 mod budget;
 mod limiter;
-mod line;
+mod turn_queue;
 
 pub use self::budget::{InvalidRate, Rate};
 #[cfg(feature = "critical-section")]
 pub use self::limiter::StaticLimiter;
 pub use self::limiter::{AnyLimiter, FixedLimiter, Limiter, LocalLimiter};
-use self::line::{Ask, Refusal, TokenState, Turn};
+use self::turn_queue::{Ask, Refusal, TokenState, Turn};
 
 /// The default way to share a [`Limiter`]: on the heap. Without an allocator there is no value of this type.
 #[derive(Clone)]
@@ -243,7 +243,7 @@ impl<T: fmt::Debug, H: Deref<Target: AnyLimiter>> fmt::Debug for RateLimitLayer<
 ///
 /// # Cancel safety
 ///
-/// A caller that stops waiting for readiness keeps its place in line for the next poll of the same handle, and gives it
+/// A caller that stops waiting for readiness keeps its place in the queue for the next poll of the same handle, and gives it
 /// up when the handle is dropped. A clone starts without one.
 pub struct RateLimit<S, T: Timer, H: Deref<Target: AnyLimiter> = Shared> {
     inner: S,
@@ -662,7 +662,7 @@ impl Limited {
         }
     }
 
-    /// How long, at the refusal, the request would have had to wait: until the first token that no handle in line was
+    /// How long, at the refusal, the request would have had to wait: until the first token that no handle in the queue was
     /// to get.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
@@ -686,7 +686,7 @@ impl fmt::Display for Limited {
 
 impl core::error::Error for Limited {}
 
-/// A handle's access to the budget, with its token or place in line, if any. Dropping it gives that up.
+/// A handle's access to the budget, with its token or place in the queue, if any. Dropping it gives that up.
 struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
     limiter: H,
     timer: T,
@@ -697,7 +697,7 @@ struct Token<T: Timer, H: Deref<Target: AnyLimiter>> {
 
 impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     fn poll(&mut self, now: Instant, patience: u64, waits: bool, cx: &Context<'_>) -> Turn {
-        if !matches!(self.place, TokenState::InLine(_) | TokenState::Passed) {
+        if !matches!(self.place, TokenState::Queued(_) | TokenState::Passed) {
             self.until = Instant::from_nanos(now.as_nanos().saturating_add(patience));
         }
         let ask = Ask {
@@ -727,7 +727,7 @@ impl<T: Timer, H: Deref<Target: AnyLimiter>> Token<T, H> {
     }
 
     fn release(&mut self) {
-        if let TokenState::InLine(_) | TokenState::Held(_) = self.place {
+        if let TokenState::Queued(_) | TokenState::Held(_) = self.place {
             limiter::leave(&*self.limiter, &mut self.place, self.timer.now());
         }
         self.place = TokenState::Outside;

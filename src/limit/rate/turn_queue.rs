@@ -12,27 +12,27 @@ use crate::sync::{ignore_panic, register, wake_all};
 /// This is the state of a limiter behind its lock. It never wakes, clones or drops a waker itself: it puts them into a
 /// [`Deferred`], which the caller drops after releasing the lock.
 ///
-/// Each handle sets an alarm for its own turn, so that none depends on another being polled. A handle polled in line
+/// Each handle sets an alarm for its own turn, so that none depends on another being polled. A handle polled in the queue
 /// hands out all available tokens in order, even to handles that are not polled.
 #[expect(missing_debug_implementations, reason = "nobody outside sees one")]
-pub struct Line<N: ?Sized> {
-    // While handles are in line: when the budget is full again. The budget's word does not hold it then.
-    full_at: u64,
-    // How many are in line.
+pub struct TurnQueue<N: ?Sized> {
+    // While handles are in the queue: when the budget is full again. The budget's word does not hold it then.
+    tat: u64,
+    // How many are in the queue.
     len: u64,
     queue: List,
     waiters: Slab<N>,
 }
 
-/// The occupant of a place in a [`Line`].
+/// The occupant of a place in a [`TurnQueue`].
 #[derive(Debug, Default)]
 pub enum Waiter {
     /// None.
     #[default]
     Vacant,
-    /// In line.
+    /// In the queue.
     Waits(Waits),
-    /// No longer in line.
+    /// No longer in the queue.
     Granted(Taken),
 }
 
@@ -40,13 +40,13 @@ impl Vacant for Waiter {
     const VACANT: Self = Self::Vacant;
 }
 
-/// One in line.
+/// A handle in the queue.
 #[derive(Debug)]
 pub struct Waits {
     // `None` from when it is woken until it is polled.
     waker: Option<Waker>,
-    // The number of the first in line, plus how many are before this one; or more, if some have left from the middle
-    // since it joined. That of the first in line is exact.
+    // The number of the first in the queue, plus how many are before this one; or more, if some have left from the middle
+    // since it joined. That of the first in the queue is exact.
     number: u64,
     // When it will be polled next if nothing wakes it earlier.
     looks_at: Instant,
@@ -58,15 +58,15 @@ pub(super) enum TokenState {
     /// Nowhere.
     #[default]
     Outside,
-    /// Its turn came when its inner service was not ready. When it next waits, it is first in line.
+    /// Its turn came when its inner service was not ready. When it next waits, it is first in the queue.
     Passed,
-    /// In line.
-    InLine(Index),
-    /// Waits where there is no line.
+    /// In the queue.
+    Queued(Index),
+    /// Waits where there is no queue.
     Alone,
     /// Has a token.
     Held(Taken),
-    /// Would have to wait too long, or found the line full: its request fails.
+    /// Would have to wait too long, or found the queue full: its request fails.
     Refused(Refusal),
 }
 
@@ -104,7 +104,7 @@ pub(super) enum Turn {
 /// How many tokens are granted in one go.
 const GRANTS: usize = 8;
 
-/// What a [`Line`] leaves to do outside the lock. Dropping this does it.
+/// What a [`TurnQueue`] leaves to do outside the lock. Dropping this does it.
 pub(super) struct Deferred {
     // Handles that were granted tokens, and two that have to reset their alarms: the one after a handle that leaves,
     // and the first.
@@ -138,10 +138,10 @@ impl Drop for Deferred {
     }
 }
 
-impl<N: Nodes> Line<N> {
+impl<N: Nodes> TurnQueue<N> {
     pub(super) const fn new(waiters: Slab<N>) -> Self {
         Self {
-            full_at: 0,
+            tat: 0,
             len: 0,
             queue: List::new(),
             waiters,
@@ -149,8 +149,8 @@ impl<N: Nodes> Line<N> {
     }
 }
 
-impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
-    /// Takes a token, or joins the line if there is none.
+impl<N: Nodes<Value = Waiter> + ?Sized> TurnQueue<N> {
+    /// Takes a token, or joins the queue if there is none.
     ///
     /// `None`: poll again with a clone of the task's waker, see [`with_waker`](crate::sync::with_waker).
     pub(super) fn poll(
@@ -163,17 +163,17 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         deferred: &mut Deferred,
     ) -> Option<Turn> {
         let own = match *place {
-            TokenState::InLine(index) => Some(index),
+            TokenState::Queued(index) => Some(index),
             _ => None,
         };
         self.grant(budget, ask.now, own, deferred);
         let turn = match *place {
-            TokenState::InLine(index) => {
+            TokenState::Queued(index) => {
                 let ahead = self.ahead(index);
-                let due = budget.turn(self.full_at, ahead, ask.now);
-                let next = budget.turn(self.full_at, 0, ask.now);
+                let due = budget.turn(self.tat, ahead, ask.now);
+                let next = budget.turn(self.tat, 0, ask.now);
                 match self.waiters.get_mut(index) {
-                    // Others may have left before it, so the only certain wait is that of the first in line.
+                    // Others may have left before it, so the only certain wait is that of the first in the queue.
                     Some(Waiter::Waits(_))
                         if due > ask.now
                             && (ask.until <= ask.now || ahead == 0 && due > ask.until) =>
@@ -210,7 +210,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         Some(turn)
     }
 
-    /// Takes a token if the line is empty, or joins it.
+    /// Takes a token if the queue is empty, or joins it.
     fn join(
         &mut self,
         budget: &Budget,
@@ -227,11 +227,11 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                         *place = TokenState::Held(token);
                         return Some(Turn::Settled);
                     }
-                    Err(full_at) => self.full_at = full_at,
+                    Err(tat) => self.tat = tat,
                 }
             }
             let ahead = if passed { 0 } else { self.len };
-            let due = budget.turn(self.full_at, ahead, ask.now);
+            let due = budget.turn(self.tat, ahead, ask.now);
             if !ask.waits {
                 return Some(Turn::At(due));
             }
@@ -245,7 +245,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
                 *place = TokenState::Refused(Refusal::Overflow);
                 return Some(Turn::Settled);
             };
-            if is_alone && !budget.begin_line(self.full_at) {
+            if is_alone && !budget.begin_queue(self.tat) {
                 // A token was taken or given back meanwhile.
                 self.waiters.release(index);
                 continue;
@@ -266,12 +266,12 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             } else {
                 self.queue.push_back(&mut self.waiters, index);
             }
-            *place = TokenState::InLine(index);
+            *place = TokenState::Queued(index);
             return Some(Turn::At(due));
         }
     }
 
-    /// Grants available tokens to the first in line.
+    /// Grants available tokens to the first in the queue.
     fn grant(
         &mut self,
         budget: &Budget,
@@ -280,16 +280,16 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         deferred: &mut Deferred,
     ) {
         while deferred.len < GRANTS && !self.queue.is_empty() {
-            let Some(offer) = budget.offer_after(self.full_at, now) else {
+            let Some(offer) = budget.offer_after(self.tat, now) else {
                 return;
             };
             let Some(first) = self.queue.pop_front(&mut self.waiters) else {
                 return;
             };
             self.len -= 1;
-            self.full_at = offer.full_at();
+            self.tat = offer.tat();
             if self.queue.is_empty() {
-                budget.end_line(self.full_at);
+                budget.end_queue(self.tat);
             }
             let granted = Waiter::Granted(offer.taken(now));
             let waiter = self.waiters.get_mut(first).map(|it| replace(it, granted));
@@ -304,7 +304,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Takes a token back for the first in line.
+    /// Takes a token back for the first in the queue.
     pub(super) fn give_back(
         &mut self,
         budget: &Budget,
@@ -317,8 +317,8 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
             let _ = budget.give_back(token, now);
             return;
         }
-        if let Some(full_at) = budget.without(token, self.full_at, now) {
-            self.full_at = full_at;
+        if let Some(tat) = budget.without(token, self.tat, now) {
+            self.tat = tat;
             self.grant(budget, now, None, deferred);
             self.hasten_first(budget, now, deferred);
         }
@@ -340,7 +340,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Takes a waiting handle out of the line. The next one moves up, and is woken if its alarm is set later than its
+    /// Takes a waiting handle out of the queue. The next one moves up, and is woken if its alarm is set later than its
     /// turn.
     fn unlink(&mut self, budget: &Budget, index: Index, now: Instant, deferred: &mut Deferred) {
         let (number, ahead) = (self.number(index), self.ahead(index));
@@ -353,14 +353,14 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         self.queue.unlink(&mut self.waiters, index);
         self.len -= 1;
         if self.queue.is_empty() {
-            budget.end_line(self.full_at);
+            budget.end_queue(self.tat);
         }
         if let Some(next) = next {
             self.hasten(budget, next, now, deferred);
         }
     }
 
-    /// Frees the place of a handle no longer in line, and returns the token granted to it, if any.
+    /// Frees the place of a handle no longer in the queue, and returns the token granted to it, if any.
     fn vacate(&mut self, index: Index, deferred: &mut Deferred) -> Option<Taken> {
         let waiter = self.waiters.get_mut(index).map(take);
         self.waiters.release(index);
@@ -374,16 +374,16 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// Wakes the first in line if its alarm is set later than its turn.
+    /// Wakes the first in the queue if its alarm is set later than its turn.
     fn hasten_first(&mut self, budget: &Budget, now: Instant, deferred: &mut Deferred) {
         if let Some(first) = self.queue.front() {
             self.hasten(budget, first, now, deferred);
         }
     }
 
-    /// Wakes one handle in line if its alarm is set later than its turn.
+    /// Wakes one handle in the queue if its alarm is set later than its turn.
     fn hasten(&mut self, budget: &Budget, index: Index, now: Instant, deferred: &mut Deferred) {
-        let due = budget.turn(self.full_at, self.ahead(index), now);
+        let due = budget.turn(self.tat, self.ahead(index), now);
         if let Some(Waiter::Waits(waits)) = self.waiters.get_mut(index) {
             if waits.looks_at > due {
                 waits.looks_at = due;
@@ -392,7 +392,7 @@ impl<N: Nodes<Value = Waiter> + ?Sized> Line<N> {
         }
     }
 
-    /// How many handles in line are before this one; may be too high.
+    /// How many handles in the queue are before this one; may be too high.
     fn ahead(&mut self, index: Index) -> u64 {
         let first = self.queue.front().unwrap_or(index);
         self.number(index).wrapping_sub(self.number(first))

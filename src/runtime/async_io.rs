@@ -3,24 +3,25 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-use crate::Instant;
+use super::std_clock;
+use crate::{Instant, Timer};
 
 /// A wait on async-io's reactor: the timer of smol and of async-std.
 pub struct Sleep(async_io::Timer);
 
 impl Sleep {
-    pub(super) fn until(deadline: Instant) -> Self {
+    fn until(deadline: Instant) -> Self {
         if deadline == Instant::MAX {
             return Self(async_io::Timer::never());
         }
         Self(async_io::Timer::at(deadline.into_std()))
     }
 
-    pub(super) fn after(duration: Duration) -> Self {
+    fn after(duration: Duration) -> Self {
         Self(async_io::Timer::after(duration))
     }
 
-    pub(super) fn set(&mut self, deadline: Instant) {
+    fn set(&mut self, deadline: Instant) {
         if deadline == Instant::MAX {
             *self = Self::until(deadline);
         } else {
@@ -43,32 +44,32 @@ impl fmt::Debug for Sleep {
     }
 }
 
-/// The methods of a [`Timer`](crate::Timer) that waits on async-io.
-macro_rules! async_io_timer {
-    () => {
-        type Sleep = Sleep;
-        type Alarm = Sleep;
+/// async-io's timer, which smol and async-std share.
+#[derive(Debug)]
+pub(super) struct AsyncIo;
 
-        #[inline]
-        fn now(&self) -> Instant {
-            std_clock::now()
-        }
+impl Timer for AsyncIo {
+    type Sleep = Sleep;
+    type Alarm = Sleep;
 
-        fn sleep_until(&self, deadline: Instant) -> Sleep {
-            Sleep::until(deadline)
-        }
+    #[inline]
+    fn now(&self) -> Instant {
+        std_clock::now()
+    }
 
-        fn alarm_until(&self, deadline: Instant) -> Sleep {
-            Sleep::until(deadline)
-        }
+    fn sleep_until(&self, deadline: Instant) -> Sleep {
+        Sleep::until(deadline)
+    }
 
-        fn sleep(&self, duration: Duration) -> Sleep {
-            Sleep::after(duration)
-        }
+    fn alarm_until(&self, deadline: Instant) -> Sleep {
+        Sleep::until(deadline)
+    }
 
-        fn reset(&self, alarm: &mut Sleep, deadline: Instant) {
-            alarm.set(deadline);
-        }
-    };
+    fn sleep(&self, duration: Duration) -> Sleep {
+        Sleep::after(duration)
+    }
+
+    fn reset(&self, alarm: &mut Sleep, deadline: Instant) {
+        alarm.set(deadline);
+    }
 }
-pub(super) use async_io_timer;

@@ -12,13 +12,11 @@
 //!
 //! [`async_std::task::spawn`]: ::async_std::task::spawn
 
-use core::time::Duration;
-
 use ::async_std::task;
 
 pub use super::async_io::Sleep;
-use super::{async_io::async_io_timer, std_clock};
-use crate::{Executor, Instant, Timer};
+use super::{async_io::AsyncIo, timer::forward_timer};
+use crate::{Executor, Timer};
 
 /// async-std's global executor, and async-io's timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +32,7 @@ where
 }
 
 impl Timer for AsyncStd {
-    async_io_timer!();
+    forward_timer!(self => &AsyncIo, Sleep, Sleep);
 }
 
 mirror!(AsyncStd);

@@ -44,13 +44,11 @@
 //! [`smol::Executor`]: ::smol::Executor
 //! [`smol::LocalExecutor`]: ::smol::LocalExecutor
 
-use core::time::Duration;
-
 use ::smol::{Executor as SmolExecutor, LocalExecutor};
 
 pub use super::async_io::Sleep;
-use super::{async_io::async_io_timer, parts::shared_executor, std_clock};
-use crate::{Executor, Instant, Timer};
+use super::{async_io::AsyncIo, parts::shared_executor, timer::forward_timer};
+use crate::{Executor, Timer};
 
 /// smol's global executor, and async-io's timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +64,7 @@ where
 }
 
 impl Timer for Smol {
-    async_io_timer!();
+    forward_timer!(self => &AsyncIo, Sleep, Sleep);
 }
 
 impl<'a, F> Executor<F> for SmolExecutor<'a>

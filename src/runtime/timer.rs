@@ -120,9 +120,9 @@ pub trait Timer {
 
 /// The methods of a [`Timer`] that forwards everything to `$inner`.
 macro_rules! forward_timer {
-    ($self:ident => $inner:expr, $timer:ty) => {
-        type Sleep = <$timer as $crate::Timer>::Sleep;
-        type Alarm = <$timer as $crate::Timer>::Alarm;
+    ($self:ident => $inner:expr, $sleep:ty, $alarm:ty) => {
+        type Sleep = $sleep;
+        type Alarm = $alarm;
 
         #[inline]
         fn now(&$self) -> $crate::Instant {
@@ -150,19 +150,19 @@ macro_rules! forward_timer {
         }
     };
 }
-#[cfg(feature = "tokio")]
+#[cfg(any(feature = "async-std", feature = "smol", feature = "tokio"))]
 pub(super) use forward_timer;
 
 impl<T: Timer + ?Sized> Timer for &T {
-    forward_timer!(self => &**self, T);
+    forward_timer!(self => &**self, T::Sleep, T::Alarm);
 }
 
 #[cfg(feature = "alloc")]
 impl<T: Timer + ?Sized> Timer for alloc::rc::Rc<T> {
-    forward_timer!(self => &**self, T);
+    forward_timer!(self => &**self, T::Sleep, T::Alarm);
 }
 
 #[cfg(feature = "std")]
 impl<T: Timer + ?Sized> Timer for alloc::sync::Arc<T> {
-    forward_timer!(self => &**self, T);
+    forward_timer!(self => &**self, T::Sleep, T::Alarm);
 }

@@ -98,7 +98,7 @@ where
 }
 
 impl Timer for TokioLocal {
-    forward_timer!(self => &Tokio, Tokio);
+    forward_timer!(self => &Tokio, Sleep, Pin<Box<Sleep>>);
 }
 
 impl<F> Executor<F> for Handle

@@ -5,9 +5,7 @@ use super::Gone;
 use crate::Service;
 use crate::sync::lock::lock;
 use crate::sync::primitives::{Mutex, MutexGuard};
-use crate::sync::{
-    WakeOnDrop, drive, has_request, is_drive, is_try, prepare, register, wake, with_waker,
-};
+use crate::sync::{WakeOnDrop, drive, has_request, is_drive, is_try, prepare, register, wake};
 
 /// Transfers a service to the task and back.
 ///
@@ -141,7 +139,9 @@ impl<S, E> Slot<S, E> {
     /// polled.
     pub(super) fn poll_back(&self, cx: &mut Context<'_>) -> Poll<Result<Back<S>, End<E>>> {
         let purpose = Purpose::of(cx);
-        with_waker(cx, |waker| {
+        // Not `with_waker`: the service would be moved once more.
+        let mut fresh = None;
+        loop {
             let mut state = self.lock();
             let back = match replace(&mut state.step, Step::Idle) {
                 Step::ToHandle(service) => Ok(Back {
@@ -163,9 +163,13 @@ impl<S, E> Slot<S, E> {
                     state.step = step;
                     // A caller that only tries does not wait.
                     if is_try(cx) {
-                        return Some(Poll::Pending);
+                        return Poll::Pending;
                     }
-                    register(&mut state.handle, cx, waker)?;
+                    if register(&mut state.handle, cx, &mut fresh).is_none() {
+                        drop(state);
+                        fresh = Some(cx.waker().clone());
+                        continue;
+                    }
                     let before = replace(&mut state.purpose, purpose);
                     state.drives_first |= purpose == Purpose::Drive;
                     // A service that was driven and is not here is being polled, and the task looks here afterwards.
@@ -176,36 +180,40 @@ impl<S, E> Slot<S, E> {
                     };
                     drop(state);
                     wake(task);
-                    return Some(Poll::Pending);
+                    return Poll::Pending;
                 }
             };
-            Some(Poll::Ready(back))
-        })
+            return Poll::Ready(back);
+        }
     }
 
     /// The next action for the task, which is woken when that changes.
     pub(super) fn poll_task(&self, cx: &mut Context<'_>) -> Order<S> {
-        with_waker(cx, |waker| {
+        let mut fresh = None;
+        loop {
             let mut state = self.lock();
             if !state.has_task || matches!(state.step, Step::Left) {
-                return Some(Order::End);
+                return Order::End;
             }
-            register(&mut state.task, cx, waker)?;
-            let service = match replace(&mut state.step, Step::Working) {
-                Step::Working => None,
-                Step::ToTask(service) => Some(service),
-                step => {
-                    state.step = step;
-                    return Some(Order::Wait);
-                }
-            };
-            let purpose = if take(&mut state.drives_first) {
-                Purpose::Drive
-            } else {
-                state.purpose
-            };
-            Some(Order::Poll { service, purpose })
-        })
+            if register(&mut state.task, cx, &mut fresh).is_some() {
+                let service = match replace(&mut state.step, Step::Working) {
+                    Step::Working => None,
+                    Step::ToTask(service) => Some(service),
+                    step => {
+                        state.step = step;
+                        return Order::Wait;
+                    }
+                };
+                let purpose = if take(&mut state.drives_first) {
+                    Purpose::Drive
+                } else {
+                    state.purpose
+                };
+                return Order::Poll { service, purpose };
+            }
+            drop(state);
+            fresh = Some(cx.waker().clone());
+        }
     }
 
     /// Gives the service, now ready, to the handle. `false` if it is to be driven first, and the task keeps it.
